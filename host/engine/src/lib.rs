@@ -1,0 +1,10 @@
+//! The pure core of Tidemill.
+//!
+//! No threads, no files, no sockets, no clock and no randomness: everything that happens outside is
+//! an argument, everything that should happen outside is a return value. Built for
+//! `wasm32-unknown-unknown` in CI to prove it. The rules it follows are numbered in the project's
+//! semantics and named in the code as `SEMANTICS n`.
+
+pub mod event;
+pub mod outbox;
+pub mod time;
