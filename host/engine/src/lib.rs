@@ -5,6 +5,15 @@
 //! `wasm32-unknown-unknown` in CI to prove it. The rules it follows are numbered in the project's
 //! semantics and named in the code as `SEMANTICS n`.
 
+pub mod bounds;
 pub mod event;
+pub mod gap;
+pub mod key;
+mod key_state;
+pub mod lane;
+pub mod letter;
 pub mod outbox;
+pub mod record;
+pub mod rule;
 pub mod time;
+pub mod watermark;

@@ -1,0 +1,26 @@
+//! Every bound of the engine in one place, with its reason.
+
+/// Parts of the key space; fixed for the life of a data directory (DESIGN 2). 1,024 allows 1,024 lanes
+/// or instances and keeps the table of image positions under 10 KiB.
+pub const KEY_GROUPS: u32 = 1024;
+/// Rows between two snapshots of a rule's state in a suffix (SEMANTICS 29): a late event costs at most this many steps more.
+pub const SNAPSHOT_ROWS: usize = 16;
+/// A long suffix takes fewer snapshots: at most this many in one turn, so that a hot key does not hold more state than events.
+pub const SNAPSHOTS_PER_TURN: usize = 64;
+/// Inputs in one call of a rule: large enough to spread the call's cost, small enough to stay in the second-level cache.
+pub const CALL_INPUTS: usize = 4096;
+/// Turns in one call of a rule.
+pub const CALL_TURNS: usize = 512;
+/// Rows that a lane takes in before it folds what is due: between barriers, with early output off and no lateness.
+pub const SWEEP_ROWS: usize = 1 << 17;
+/// Width of a bucket in the index of due times, as a power of two in ms: about a second.
+pub const DUE_BUCKET_BITS: u32 = 10;
+/// Events in one key's suffix by default (SEMANTICS 31).
+pub const KEY_EVENTS: usize = 1_000_000;
+/// A key's extension bytes: offsets into them are 32 bits.
+pub const KEY_EXT_BYTES: usize = 1 << 31;
+/// A dead letter's raw bytes: beyond it they are cut and marked, so that a letter stays below the record bound of every sink.
+pub const LETTER_RAW_BYTES: usize = 1 << 20;
+
+const _: () = assert!(SNAPSHOT_ROWS < CALL_INPUTS && KEY_GROUPS.is_power_of_two() && KEY_GROUPS == 1 << GROUP_BITS);
+pub(crate) const GROUP_BITS: u32 = 10;

@@ -1,0 +1,105 @@
+//! Dead letters: whatever was not used, with the reason, as one JSON line each.
+
+use crate::bounds::LETTER_RAW_BYTES;
+use crate::event::Position;
+use base64::Engine as _;
+use serde::Serialize;
+
+/// A record that was not used.
+#[derive(Clone, Debug, Default)]
+pub struct RecordLetter<'a> {
+    /// Why, as a word: `malformed_json`, `missing_field`, `late`, …
+    pub reason: &'a str,
+    /// Where: `decode`, `validate`, `time`, `fold`.
+    pub stage: &'a str,
+    /// The source's name.
+    pub source: &'a str,
+    /// The partition's name (a path).
+    pub partition: &'a str,
+    /// Where the record stands.
+    pub position: Option<Position>,
+    /// Why, for a reader.
+    pub message: &'a str,
+    /// The fields concerned.
+    pub fields: &'a [&'a str],
+    /// The key, as rows show it.
+    pub key: Option<&'a str>,
+    /// Event time, ms.
+    pub time_ms: Option<i64>,
+    /// The record.
+    pub raw: Option<&'a [u8]>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    kind: &'static str,
+    reason: &'a str,
+    stage: &'a str,
+    source: &'a str,
+    partition: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<Position>,
+    message: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    fields: &'a [&'a str],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_ms: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_bytes: Option<usize>,
+}
+
+impl RecordLetter<'_> {
+    /// Appends the letter as a JSON line. Bytes that are not UTF-8 go as `raw_base64`; a record beyond
+    /// [`LETTER_RAW_BYTES`] is cut and its full size given as `raw_bytes`.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let kept = self.raw.map(|r| &r[..r.len().min(LETTER_RAW_BYTES)]);
+        let text = kept.map(std::str::from_utf8);
+        let line = Line {
+            kind: "record",
+            reason: self.reason,
+            stage: self.stage,
+            source: self.source,
+            partition: self.partition,
+            position: self.position,
+            message: self.message,
+            fields: self.fields,
+            key: self.key,
+            time_ms: self.time_ms,
+            raw: text.and_then(Result::ok),
+            raw_base64: kept.filter(|_| text.is_some_and(|t| t.is_err())).map(base64),
+            raw_bytes: self.raw.map(<[u8]>::len).filter(|n| *n > LETTER_RAW_BYTES),
+        };
+        // Writing plain data into memory has no error to report.
+        if serde_json::to_writer(&mut *out, &line).is_ok() {
+            out.push(b'\n');
+        }
+    }
+}
+
+fn base64(b: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_bytes_are_text_or_base64() {
+        let mut out = Vec::new();
+        RecordLetter { reason: "late", raw: Some(b"a\"b"), ..Default::default() }.write(&mut out);
+        RecordLetter { reason: "late", raw: Some(b"\xff\x00"), ..Default::default() }.write(&mut out);
+        let lines: Vec<serde_json::Value> =
+            out.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).unwrap()).collect();
+        assert_eq!(lines[0]["raw"], "a\"b");
+        assert_eq!(lines[1]["raw_base64"], "/wA=");
+        assert_eq!(base64(b"abc"), "YWJj");
+        assert_eq!(base64(b"a"), "YQ==");
+    }
+}

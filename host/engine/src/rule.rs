@@ -1,0 +1,223 @@
+//! The turn contract (DESIGN 5): what a session rule is given and what it answers.
+//!
+//! Built-in rules and plugins stand behind the same trait. A call takes a batch of turns, each of one key: its state,
+//! its inputs in (time, id) order, and how far timers may fire. Bounds, counts and ids are the host's,
+//! taken from the indices in the answer. Everything is flat and reused, so that a call allocates nothing.
+
+use crate::time::EventTime;
+use std::ops::Range;
+
+/// A range of one of the flat vectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// First element.
+    pub at: u32,
+    /// Number of elements.
+    pub len: u32,
+}
+
+impl Span {
+    /// The range of the elements from `at` up to `end`.
+    #[must_use]
+    pub const fn between(at: usize, end: usize) -> Span {
+        Span { at: at as u32, len: (end - at) as u32 }
+    }
+    /// As a range of indices.
+    #[must_use]
+    pub const fn range(self) -> Range<usize> {
+        self.at as usize..(self.at + self.len) as usize
+    }
+}
+
+/// A pending timer: fires at `at`, before any event with a time at or after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timer {
+    /// When it is due, event time.
+    pub at: EventTime,
+    /// Its number in the rule's description.
+    pub number: u8,
+}
+
+/// The open session as the rule finds it.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenHead {
+    /// Time of the first event.
+    pub start: EventTime,
+    /// Time of the last event.
+    pub last: EventTime,
+    /// Number of events.
+    pub count: u64,
+}
+
+/// One event of a turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Input {
+    /// Event time.
+    pub time: EventTime,
+    /// Its extension (see [`crate::event::ext`]) in [`Turns::bytes`].
+    pub ext: Span,
+}
+
+/// One call's work for one key.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// The open session; `None`: nothing is open.
+    pub open: Option<OpenHead>,
+    /// The rule's state of the open session, in [`Turns::bytes`].
+    pub state: Span,
+    /// Pending timers of the open session, in [`Turns::timers`].
+    pub timers: Span,
+    /// The events, in [`Turns::inputs`].
+    pub inputs: Span,
+    /// After the last input, timers with T at or before this fire.
+    pub until: EventTime,
+    /// The input has ended: what is still open after its timers is closed.
+    pub at_end: bool,
+    /// The open session's fields are wanted.
+    pub report_open: bool,
+    /// Inputs (indices within the turn) after which the state is wanted too, in [`Turns::wanted`].
+    pub wanted: Span,
+}
+
+/// A batch of turns.
+#[derive(Default, Debug)]
+pub struct Turns {
+    /// The turns, each of another key.
+    pub turns: Vec<Turn>,
+    /// Inputs of all turns.
+    pub inputs: Vec<Input>,
+    /// Pending timers of all turns.
+    pub timers: Vec<Timer>,
+    /// Indices of inputs after which a snapshot is wanted.
+    pub wanted: Vec<u32>,
+    /// States and extensions.
+    pub bytes: Vec<u8>,
+}
+
+impl Turns {
+    /// Forgets the turns, keeps the memory.
+    pub fn clear(&mut self) {
+        self.turns.clear();
+        self.inputs.clear();
+        self.timers.clear();
+        self.wanted.clear();
+        self.bytes.clear();
+    }
+}
+
+/// Where a session's first or last event stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the state that the turn began with.
+    Carried,
+    /// The input with this index within the turn.
+    Input(u32),
+}
+
+/// What closed a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The input with this index.
+    Input(u32),
+    /// A timer.
+    Timer(Timer),
+    /// The end of the input, nothing pending.
+    End,
+}
+
+/// A session that ended in a turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Closing {
+    /// What closed it.
+    pub cause: Cause,
+    /// Whether it is discarded: a dead letter, no row.
+    pub discarded: bool,
+    /// Its first event.
+    pub first: Place,
+    /// Its last event.
+    pub last: Place,
+    /// Index into [`Description::reasons`].
+    pub reason: u16,
+    /// Its fields (JSON object) in [`Results::bytes`]; empty for `{}`.
+    pub fields: Span,
+}
+
+/// The rule's state at some point of a turn.
+#[derive(Clone, Copy, Debug)]
+pub struct StateAt {
+    /// First event of the open session; `None`: nothing is open.
+    pub first: Option<Place>,
+    /// The state, in [`Results::bytes`].
+    pub state: Span,
+    /// Pending timers, in [`Results::timers`].
+    pub timers: Span,
+}
+
+/// Why a turn failed. The other turns of the call stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What happened, for a reader.
+    pub message: String,
+    /// The input at hand, if it is known.
+    pub input: Option<u32>,
+}
+
+/// The answer for one turn.
+#[derive(Clone, Debug)]
+pub struct TurnResult {
+    /// The turn failed and the rest of the answer means nothing.
+    pub fault: Option<Fault>,
+    /// Sessions that ended, in order, in [`Results::closings`].
+    pub closings: Span,
+    /// The snapshots asked for, in [`Results::snapshots`].
+    pub snapshots: Span,
+    /// The state after everything.
+    pub end: StateAt,
+    /// Fields of the open session if asked for; empty for `{}`.
+    pub open_fields: Span,
+}
+
+/// The answers for a batch of turns.
+#[derive(Default, Debug)]
+pub struct Results {
+    /// One per turn, in order.
+    pub turns: Vec<TurnResult>,
+    /// Sessions that ended.
+    pub closings: Vec<Closing>,
+    /// Snapshots.
+    pub snapshots: Vec<StateAt>,
+    /// Pending timers.
+    pub timers: Vec<Timer>,
+    /// States and fields.
+    pub bytes: Vec<u8>,
+}
+
+impl Results {
+    /// Forgets the answers, keeps the memory.
+    pub fn clear(&mut self) {
+        self.turns.clear();
+        self.closings.clear();
+        self.snapshots.clear();
+        self.timers.clear();
+        self.bytes.clear();
+    }
+}
+
+/// What a rule says of itself.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// `name@version`.
+    pub plugin: String,
+    /// Declared fields, in the order of the extension.
+    pub fields: Vec<String>,
+    /// Close reasons.
+    pub reasons: Vec<String>,
+}
+
+/// A session rule: a pure function from turns to results.
+pub trait SessionRule: Send {
+    /// What it is and what it wants.
+    fn describe(&self) -> &Description;
+    /// Answers every turn, in order. Never panics; a turn that cannot be answered has a fault.
+    fn call(&mut self, turns: &Turns, out: &mut Results);
+}
