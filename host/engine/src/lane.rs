@@ -314,7 +314,9 @@ impl Lane {
         let e =
             Entry { state, due, bucket: NEVER, touched: false, dirty: false, persisted: false, live: true };
         let slot = if let Some(s) = self.free.pop() {
-            self.entries[s as usize] = e;
+            // The list of dirty keys may still name the slot.
+            let dirty = self.entries[s as usize].dirty;
+            self.entries[s as usize] = Entry { dirty, ..e };
             s
         } else {
             self.entries.push(e);
@@ -521,8 +523,9 @@ impl Lane {
         let closings = &results.closings[r.closings.range()];
         let start = Start { open: tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref()), p };
         if p.direct && tail.sent.is_empty() && tail.closed.is_empty() {
-            // Everything that closed here is final and settled, and nobody has heard of it before.
-            for c in closings {
+            // Everything that closed here is final and settled; what base lags behind was told before.
+            let settled_b = e.state.settled_b;
+            for c in closings.iter().filter(|c| !start.closed_before(&tail, c, settled_b)) {
                 start.with_closed(&tail, c, |c| emit.settled(&c));
             }
             advance_direct(&mut e.state.base, &mut tail, p, r, results);
@@ -762,6 +765,15 @@ impl Start<'_> {
         match last {
             Place::Input(j) => self.row(tail, j).time,
             Place::Carried => self.open.map_or(EventTime::BEGINNING, |o| o.last),
+        }
+    }
+
+    /// Whether the close was settled at the frontier `b` already.
+    fn closed_before(&self, tail: &Tail, c: &crate::rule::Closing, b: EventTime) -> bool {
+        match c.cause {
+            Cause::Input(i) => self.row(tail, i).time < b,
+            Cause::Timer(t) => t.at <= b,
+            Cause::End => false,
         }
     }
 
