@@ -1,2 +1,163 @@
-//! The project's own commands.
-fn main() {}
+//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`.
+//!
+//! This file reads the arguments; a command is a file. No workspace crate is used here: commands see the
+//! binary as a user does.
+
+mod bench;
+mod demo;
+mod rows;
+mod steps;
+mod suite;
+
+use std::process::ExitCode;
+use std::time::Duration;
+use steps::{Failure, say};
+
+const HELP: &str = "\
+The project's own commands.
+
+Usage: cargo xtask <COMMAND> [OPTIONS]
+
+Commands:
+  demo    Build tidemill, run it on made-up shop traffic, and show sessions appear and become final
+            --for TIME     end by itself after TIME (30s, 2m); without it, Ctrl-C ends it
+  test    Set up what the tests need and run all of them; stops at the first failure
+  bench   Compare with the yardstick, in pairs of runs; needs TIDEMILL_YARDSTICK=<its folder> and Linux
+            --events N     how many events (default 10000000)
+            --pairs N      how many pairs (default 3)
+            --no-sqlite    leave out the one run into SQLite
+
+Options:
+  -h, --help    Show this
+
+Environment:
+  TIDEMILL_TRIALS       folder of real logs, for the tests; without it they make up logs of the same quirks
+  TIDEMILL_YARDSTICK    folder of the yardstick's source, for bench
+
+Exit codes: 0 done, 2 usage, 3 the results differ (bench), else that of the step that failed.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match command(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(&format!("xtask: {}", failure.message));
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn command(arguments: &[String]) -> Result<(), Failure> {
+    if arguments.iter().any(|a| a == "-h" || a == "--help") {
+        say(HELP.trim_end());
+        return Ok(());
+    }
+    let Some((name, rest)) = arguments.split_first() else {
+        say(HELP.trim_end());
+        return Err(Failure::usage("name a command"));
+    };
+    let mut options = Options(rest.to_vec());
+    match name.as_str() {
+        "demo" => {
+            let length = options.value("--for")?.map(|t| duration(&t)).transpose()?;
+            options.finish()?;
+            demo::run(length)
+        }
+        "test" => {
+            options.finish()?;
+            suite::run()
+        }
+        "bench" => {
+            let events = options.number("--events", 10_000_000)?;
+            let pairs = options.number("--pairs", 3)?;
+            let sqlite = !options.flag("--no-sqlite");
+            options.finish()?;
+            bench::run(&bench::Options { events, pairs, sqlite })
+        }
+        other => Err(Failure::usage(&format!("no command `{other}`; there are demo, test and bench"))),
+    }
+}
+
+/// Arguments not yet asked for.
+struct Options(Vec<String>);
+
+impl Options {
+    fn flag(&mut self, name: &str) -> bool {
+        let before = self.0.len();
+        self.0.retain(|a| a != name);
+        self.0.len() < before
+    }
+
+    /// The value of `--name VALUE` or `--name=VALUE`.
+    fn value(&mut self, name: &str) -> Result<Option<String>, Failure> {
+        let assigned = format!("{name}=");
+        let Some(at) = self.0.iter().position(|a| a == name || a.starts_with(&assigned)) else {
+            return Ok(None);
+        };
+        let first = self.0.remove(at);
+        match first.strip_prefix(&assigned) {
+            Some(value) => Ok(Some(value.to_owned())),
+            None if at < self.0.len() => Ok(Some(self.0.remove(at))),
+            None => Err(Failure::usage(&format!("{name} needs a value"))),
+        }
+    }
+
+    fn number(&mut self, name: &str, default: u64) -> Result<u64, Failure> {
+        let Some(text) = self.value(name)? else { return Ok(default) };
+        match text.replace('_', "").parse() {
+            Ok(n) if n > 0 => Ok(n),
+            _ => Err(Failure::usage(&format!("{name} takes a whole number above 0, not `{text}`"))),
+        }
+    }
+
+    fn finish(self) -> Result<(), Failure> {
+        match self.0.first() {
+            Some(a) => Err(Failure::usage(&format!("`{a}` is not known here; see cargo xtask --help"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `30s`, `2m`, `500ms`, or seconds without a unit.
+fn duration(text: &str) -> Result<Duration, Failure> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit_ms = match &text[digits..] {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        _ => 0,
+    };
+    match text[..digits].parse::<u64>() {
+        Ok(n) if n > 0 && unit_ms > 0 => Ok(Duration::from_millis(n.saturating_mul(unit_ms))),
+        _ => Err(Failure::usage(&format!("`{text}` is not a time; write 30s or 2m"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(line: &str) -> Options {
+        Options(line.split_whitespace().map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn options_are_read_in_any_order_and_nothing_is_ignored() {
+        let mut o = options("--no-sqlite --events=5_000 --pairs 2");
+        assert_eq!(o.number("--pairs", 3).unwrap(), 2);
+        assert!(o.flag("--no-sqlite") && !o.flag("--no-sqlite"));
+        assert_eq!(o.number("--events", 1).unwrap(), 5_000);
+        o.finish().unwrap();
+        assert_eq!(options("--what").finish().unwrap_err().code, 2);
+        assert_eq!(options("--events").number("--events", 1).unwrap_err().code, 2);
+        assert_eq!(options("--events 0").number("--events", 1).unwrap_err().code, 2);
+    }
+
+    #[test]
+    fn times_have_units() {
+        let ms = |t| duration(t).map(|d| d.as_millis()).ok();
+        assert_eq!([ms("30s"), ms("2m"), ms("7"), ms("9ms")], [30_000, 120_000, 7_000, 9].map(Some));
+        assert_eq!([ms(""), ms("s"), ms("0s"), ms("3h"), ms("-1s")], [None; 5]);
+    }
+}

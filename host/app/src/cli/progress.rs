@@ -1,0 +1,191 @@
+//! What a run shows while it goes on: on a terminal a line a pipeline that renews itself, else one every ten seconds.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::text;
+use crate::run::progress::Progress;
+
+/// How often a terminal's lines are renewed: fast enough to look alive.
+const REDRAW: Duration = Duration::from_millis(200);
+/// How often a log gets a line.
+const LOG: Duration = Duration::from_secs(10);
+/// Over which time events per second are measured.
+const RATE: Duration = Duration::from_secs(1);
+
+/// Shows progress until it is dropped.
+pub(super) struct Watch {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Begins to show, unless `quiet`. `stdout_used`: a sink writes there, so a terminal that shows both gets
+    /// plain lines.
+    pub(super) fn start(list: &[Arc<Progress>], quiet: bool, stdout_used: bool) -> Watch {
+        if quiet {
+            return Watch { stop: None, thread: None };
+        }
+        let terminal = io::stderr().is_terminal() && !(stdout_used && io::stdout().is_terminal());
+        let (stop, stopped) = bounded::<()>(0);
+        let mut meters: Vec<Meter> = list.iter().map(Meter::new).collect();
+        let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(move || {
+            let bars = if terminal { Bars::new(&meters) } else { Bars::default() };
+            let every = if terminal { REDRAW } else { LOG };
+            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                let now_ms = text::now_ms();
+                if terminal {
+                    bars.redraw(&mut meters, now_ms);
+                } else {
+                    log(&mut meters, now_ms);
+                }
+            }
+            bars.clear();
+        });
+        Watch { stop: Some(stop), thread: thread.ok() }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // The thread waits for this end of the channel to go away.
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed; the run itself is not concerned.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn log(meters: &mut [Meter], now_ms: i64) {
+    let mut err = anstream::stderr().lock();
+    for meter in meters {
+        // Nobody is left to be told that stderr is gone.
+        let _ = writeln!(err, "{}", meter.line(now_ms));
+    }
+}
+
+#[derive(Default)]
+struct Bars {
+    all: MultiProgress,
+    each: Vec<ProgressBar>,
+}
+
+impl Bars {
+    fn new(meters: &[Meter]) -> Bars {
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let each = meters.iter().map(|_| all.add(ProgressBar::new_spinner())).collect();
+        Bars { all, each }
+    }
+
+    fn redraw(&self, meters: &mut [Meter], now_ms: i64) {
+        for (bar, meter) in self.each.iter().zip(meters) {
+            let (read, total) =
+                (meter.of.input_bytes.load(Relaxed), meter.of.input_bytes_total.load(Relaxed));
+            let template = if total > 0 {
+                "{spinner} {bar:16} {percent:>3}% {wide_msg}"
+            } else {
+                "{spinner} {wide_msg}"
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("━╸─"));
+            }
+            if total > 0 {
+                bar.set_length(total);
+                bar.set_position(read.min(total));
+            }
+            bar.set_message(meter.line(now_ms));
+            bar.tick();
+        }
+    }
+
+    fn clear(&self) {
+        for bar in &self.each {
+            bar.finish_and_clear();
+        }
+        // What stays on the screen is a matter of looks.
+        let _ = self.all.clear();
+    }
+}
+
+/// One pipeline's numbers, and how fast they grow.
+struct Meter {
+    of: Arc<Progress>,
+    since: Instant,
+    events: u64,
+    rate: Option<f64>,
+}
+
+impl Meter {
+    fn new(of: &Arc<Progress>) -> Meter {
+        Meter { of: of.clone(), since: Instant::now(), events: of.events.load(Relaxed), rate: None }
+    }
+
+    fn line(&mut self, now_ms: i64) -> String {
+        let elapsed = self.since.elapsed();
+        if elapsed >= RATE {
+            let events = self.of.events.load(Relaxed);
+            // The first totals of a recovered pipeline come in one go: they were not read just now.
+            let grown = if self.events == 0 && self.of.epoch.load(Relaxed) == 0 { 0 } else { self.events };
+            #[expect(clippy::cast_precision_loss, reason = "shown to three digits")]
+            let rate = events.saturating_sub(grown) as f64 / elapsed.as_secs_f64();
+            (self.rate, self.events, self.since) = (Some(rate), events, Instant::now());
+        }
+        line(&self.of, self.rate, now_ms)
+    }
+}
+
+/// A pipeline's numbers as one line.
+fn line(p: &Progress, rate: Option<f64>, now_ms: i64) -> String {
+    let n = |a: &std::sync::atomic::AtomicU64| text::count(a.load(Relaxed));
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate is finite and not negative"
+    )]
+    let rate = rate.map_or(String::new(), |r| format!(" ({}/s)", text::count(r.round() as u64)));
+    let fresh = match p.delivered_at_ms.load(Relaxed) {
+        0 => "nothing delivered yet".to_owned(),
+        at => format!("fresh {}", text::duration(text::between(at, now_ms))),
+    };
+    format!(
+        "{}: {} events{rate}, {} sessions, {} open, {} late, {} dead, watermark {}, {fresh}",
+        p.pipeline,
+        n(&p.events),
+        n(&p.finals),
+        n(&p.live_keys),
+        n(&p.late),
+        n(&p.dead),
+        text::instant(p.watermark_ms.load(Relaxed)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_it_all() {
+        let p = Progress { pipeline: "visits".to_owned(), ..Progress::default() };
+        p.events.store(12_345, Relaxed);
+        p.finals.store(7, Relaxed);
+        p.late.store(1, Relaxed);
+        p.dead.store(2, Relaxed);
+        p.live_keys.store(3, Relaxed);
+        p.watermark_ms.store(i64::MIN, Relaxed);
+        assert_eq!(
+            line(&p, Some(1000.4), 0),
+            "visits: 12,345 events (1,000/s), 7 sessions, 3 open, 1 late, 2 dead, watermark none yet, \
+             nothing delivered yet"
+        );
+        p.watermark_ms.store(1_431_857_103_000, Relaxed);
+        p.delivered_at_ms.store(1_000, Relaxed);
+        assert!(line(&p, None, 1_400).ends_with("watermark 2015-05-17T10:05:03Z, fresh 400ms"));
+    }
+}

@@ -1,0 +1,208 @@
+//! `run`: the pipelines of a config until their input is used up, or until somebody stops them.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tidemill_engine::outbox::Stage;
+
+use super::check::{outputs, outputs_json};
+use super::out::{self, BOLD, DIM, Failure};
+use super::progress::Watch;
+use super::{ConfigFile, text};
+use crate::config::{Plan, SinkKind};
+use crate::run::progress::Progress;
+use crate::run::{Outcome, RunError, RunOptions, Summary, run};
+
+const EXAMPLES: &str = "\
+Examples:
+  tidemill run visits.toml                    until the input is used up; SIGTERM or Ctrl-C stop it cleanly,
+                                              and the next run goes on where this one was
+  tidemill run visits.toml --fresh            forget what was stored and start over
+  tidemill run visits.toml --reopen           a finished pipeline goes on with new input
+  tidemill run visits.toml --resend live      send everything kept to sink `live` again
+  tidemill run visits.toml --quiet --json     for scripts: the summary as JSON on stdout, no progress";
+
+/// Run the pipelines of a config
+///
+/// Nothing leaves before it is stored, so a killed run loses and doubles nothing. A first SIGTERM or SIGINT stops
+/// reading, commits and delivers; a second one ends the process at once.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Forget all state and start over; rows of these pipelines are deleted from their sinks
+    #[arg(long, conflicts_with_all = ["reopen", "resend"])]
+    fresh: bool,
+    /// Go on with a pipeline that had finished
+    #[arg(long)]
+    reopen: bool,
+    /// Send what is kept to this sink again (may be given several times)
+    #[arg(long, value_name = "SINK")]
+    resend: Vec<String>,
+    /// Print the summary as JSON on stdout
+    #[arg(long)]
+    pub(super) json: bool,
+    /// No progress and no summary on stderr
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// Runs the command.
+pub(super) fn execute(args: &RunArgs) -> Result<u8, Failure> {
+    let plan = args.config.load()?;
+    let probed = plan.probe();
+    if probed.has_errors() {
+        return Err(Failure::Config(probed));
+    }
+    out::tell_problems(&probed);
+    check_resend(&plan, &args.resend)?;
+    let options = RunOptions { fresh: args.fresh, reopen: args.reopen, resend: args.resend.clone() };
+    let stdout_used = plan.sinks.iter().any(|s| s.kind == SinkKind::Stdout);
+    let summaries = run_watched(&plan, &options, args.quiet, stdout_used)?;
+    if args.json {
+        out::print_json(&summary_json(&plan, &summaries)?)?;
+    }
+    if !args.quiet && !args.json {
+        let mut err = anstream::stderr().lock();
+        for summary in &summaries {
+            // A summary that nobody can read does not undo the run.
+            let _ = tell_summary(&mut err, &plan, summary);
+        }
+    }
+    Ok(0)
+}
+
+fn check_resend(plan: &Plan, resend: &[String]) -> Result<(), Failure> {
+    let names: Vec<&str> = plan.sinks.iter().map(|s| s.name.as_str()).collect();
+    match resend.iter().find(|r| !names.contains(&r.as_str())) {
+        None => Ok(()),
+        Some(r) => {
+            let help = format!("the sinks are {}", names.join(", "));
+            Err(Failure::new(2, format!("--resend {r}: there is no such sink"), help))
+        }
+    }
+}
+
+/// Runs a plan with signals and progress in place.
+pub(super) fn run_watched(
+    plan: &Plan,
+    options: &RunOptions,
+    quiet: bool,
+    stdout_used: bool,
+) -> Result<Vec<Summary>, Failure> {
+    let stop =
+        stop_at_signals().map_err(|e| Failure::new(1, format!("signals cannot be caught: {e}"), None))?;
+    let progress: Vec<Arc<Progress>> = plan
+        .pipelines
+        .iter()
+        .map(|p| {
+            let fresh = Progress { pipeline: p.name.clone(), ..Progress::default() };
+            fresh.watermark_ms.store(i64::MIN, Relaxed);
+            Arc::new(fresh)
+        })
+        .collect();
+    let watch = Watch::start(&progress, quiet, stdout_used);
+    let result = run(plan, options, &progress, &stop);
+    drop(watch);
+    result.map_err(|e| failed(&e, &progress))
+}
+
+/// The first signal asks the run to stop, the second ends the process.
+fn stop_at_signals() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order: the first signal must not find its own mark.
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+/// A run that failed: what of it stands, if it is worth to be said.
+fn failed(e: &RunError, progress: &[Arc<Progress>]) -> Failure {
+    let committed: Vec<String> = progress
+        .iter()
+        .filter(|p| p.epoch.load(Relaxed) > 0)
+        .map(|p| format!("{} up to epoch {}", p.pipeline, text::count(p.epoch.load(Relaxed))))
+        .collect();
+    let help = (e.exit_code() == 1 && !committed.is_empty()).then(|| {
+        format!(
+            "everything before it is committed ({}); the next run goes on from there",
+            committed.join(", ")
+        )
+    });
+    Failure::Told { code: e.exit_code(), message: e.to_string(), help }
+}
+
+fn summary_json(plan: &Plan, summaries: &[Summary]) -> Result<Value, Failure> {
+    let mut list = Vec::new();
+    for summary in summaries {
+        let mut value = serde_json::to_value(summary).map_err(io::Error::from)?;
+        if let Some(pipeline) = plan.pipelines.iter().find(|p| p.name == summary.pipeline) {
+            value["outputs"] = outputs_json(plan, pipeline);
+        }
+        list.push(value);
+    }
+    Ok(json!({"pipelines": list, "exit_code": 0}))
+}
+
+/// What a run has done, since the pipeline's first start.
+fn tell_summary(to: &mut impl Write, plan: &Plan, summary: &Summary) -> io::Result<()> {
+    let outcome = match &summary.outcome {
+        Outcome::Finished => "finished: all input used, every session final",
+        Outcome::Held => "all input used; open sessions wait for the next run",
+        Outcome::Stopped => "stopped; the next run goes on from here",
+        Outcome::AlreadyFinished => {
+            "had finished before, nothing to do (--reopen goes on, --fresh starts over)"
+        }
+    };
+    let c = &summary.counters;
+    writeln!(to, "{BOLD}{}{BOLD:#}: {outcome}", summary.pipeline)?;
+    for note in &summary.notes {
+        writeln!(to, "  {note}")?;
+    }
+    writeln!(to, "  {} {}", label("records"), text::count(c.records))?;
+    writeln!(to, "  {} {}{}", label("events"), text::count(c.events), copies(c.fold.duplicates))?;
+    let stages = Stage::ALL.into_iter().zip(c.fold.revisions);
+    writeln!(to, "  {} {}", label("sessions"), listed(stages.map(|(s, n)| (s.name(), n))))?;
+    let dead: u64 = c.dead.values().sum();
+    let reasons = listed(c.dead.iter().map(|(reason, n)| (reason.as_str(), *n)));
+    let reasons = if dead > 0 { format!(" ({reasons})") } else { String::new() };
+    writeln!(to, "  {} {}{reasons}", label("dead letters"), text::count(dead))?;
+    let Some(pipeline) = plan.pipelines.iter().find(|p| p.name == summary.pipeline) else { return Ok(()) };
+    for output in outputs(plan, pipeline) {
+        writeln!(to, "  {} {output}", label("in"))?;
+    }
+    Ok(())
+}
+
+fn label(word: &str) -> String {
+    format!("{DIM}{word:<12}{DIM:#}")
+}
+
+fn copies(n: u64) -> String {
+    if n == 0 { String::new() } else { format!(" (and {} dropped as copies)", text::count(n)) }
+}
+
+/// `early 3, final 1,200`: what is not zero; "none" if all is.
+pub(super) fn listed<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> String {
+    let list: Vec<String> =
+        counts.filter(|(_, n)| *n > 0).map(|(word, n)| format!("{word} {}", text::count(n))).collect();
+    if list.is_empty() { "none".to_owned() } else { list.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_left_out() {
+        assert_eq!(listed([("early", 0), ("final", 1200)].into_iter()), "final 1,200");
+        assert_eq!(listed([("early", 0)].into_iter()), "none");
+    }
+}

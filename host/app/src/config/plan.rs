@@ -1,0 +1,610 @@
+//! The checked plan: plain values that say what will run, what of it the store must remember, and what a
+//! difference between the two means.
+//!
+//! Invariants: a `Plan` exists only if nothing in it is wrong by itself; indices point into the plan's own
+//! lists; durations are milliseconds and not negative; debug output shows no secret.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tidemill_engine::outbox::{Stage, Stages};
+
+use super::diagnose::{Problems, Spot};
+
+/// A whole config file, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// Where the process listens and keeps its data.
+    pub(crate) server: Server,
+    /// In the order of the file.
+    pub(crate) sources: Vec<Source>,
+    /// In the order of the file; at least one.
+    pub(crate) pipelines: Vec<Pipeline>,
+    /// In the order of the file.
+    pub(crate) sinks: Vec<Sink>,
+    /// Warnings of the check; never errors.
+    pub(crate) warnings: Problems,
+}
+
+/// `[server]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    /// host:port of the admin API.
+    pub(crate) listen: String,
+    /// Where epoch segments are kept; relative to the current directory.
+    pub(crate) data_dir: PathBuf,
+    /// Place of `data_dir`, or of nothing if it is the default.
+    pub(crate) data_dir_at: Spot,
+    /// Between two barriers.
+    pub(crate) epoch_ms: i64,
+}
+
+/// `[source.NAME]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// Its name.
+    pub(crate) name: String,
+    /// Place of the name.
+    pub(crate) at: Spot,
+    /// Where records come from.
+    pub(crate) kind: SourceKind,
+    /// How a record is written.
+    pub(crate) format: Format,
+    /// Whose sessions these are.
+    pub(crate) key: KeySpec,
+    /// Secret of HMAC-SHA-256 over the key; none: the key stays as it is.
+    pub(crate) key_hmac: Option<Secret>,
+    /// Where the event time is.
+    pub(crate) time: TimeSpec,
+    /// What makes two records one event.
+    pub(crate) id: IdSpec,
+    /// How far past an event's time to wait for earlier ones.
+    pub(crate) disorder_ms: i64,
+    /// After which silence a live partition stops holding the watermark.
+    pub(crate) idle_ms: i64,
+    /// How far one partition may be ahead of the slowest.
+    pub(crate) drift_ms: i64,
+    /// How far an event may be ahead of the clock; none: any distance.
+    pub(crate) far_future_ms: Option<i64>,
+    /// The name a plugin asks for -> where it is in this source.
+    pub(crate) fields: BTreeMap<String, String>,
+}
+
+impl Source {
+    /// Whether the source has no end by itself (SEMANTICS 5; stdin counts as live until it ends).
+    pub(crate) fn is_live(&self) -> bool {
+        match &self.kind {
+            SourceKind::File { follow, .. } => *follow,
+            SourceKind::Stdin => true,
+            SourceKind::Generator(g) => g.events.is_none(),
+        }
+    }
+
+    /// Where a field that a plugin names is in this source: as mapped, else under its own name.
+    pub(crate) fn path_of<'a>(&'a self, field: &'a str) -> &'a str {
+        self.fields.get(field).map_or(field, String::as_str)
+    }
+}
+
+/// Where records come from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum SourceKind {
+    /// Files of a shell pattern.
+    File {
+        /// The pattern, relative to the current directory.
+        pattern: String,
+        /// Place of the pattern.
+        at: Spot,
+        /// Whether the files grow.
+        follow: bool,
+    },
+    /// Standard input.
+    Stdin,
+    /// Made-up clicks.
+    Generator(Generator),
+}
+
+impl SourceKind {
+    /// The word in the config.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            SourceKind::File { .. } => "file",
+            SourceKind::Stdin => "stdin",
+            SourceKind::Generator(_) => "generator",
+        }
+    }
+}
+
+/// Settings of the generator.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Generator {
+    /// How many events; none: without end.
+    pub(crate) events: Option<u64>,
+    /// Events per second; none: as fast as they are taken.
+    pub(crate) rate: Option<f64>,
+    /// How many users.
+    pub(crate) users: u64,
+    /// Same seed, same events.
+    pub(crate) seed: u64,
+    /// Whether users follow stories (browse, buy, come back) rather than click evenly.
+    pub(crate) stories: bool,
+    /// Time of the first event, ms since the epoch; none: the generator's choice.
+    pub(crate) start_ms: Option<i64>,
+}
+
+/// How a record is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// JSON lines.
+    Json,
+    /// Comma-separated with a header.
+    Csv,
+    /// Tab-separated with a header.
+    Tsv,
+    /// Combined log format of web servers.
+    Combined,
+}
+
+impl Format {
+    /// The word in the config.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Format::Json => "json",
+            Format::Csv => "csv",
+            Format::Tsv => "tsv",
+            Format::Combined => "combined",
+        }
+    }
+}
+
+/// Whose sessions these are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum KeySpec {
+    /// One field.
+    One(String),
+    /// Several fields together, at least two.
+    Together(Vec<String>),
+}
+
+/// A string that debug output does not show.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    pub(crate) fn new(secret: String) -> Secret {
+        Secret(secret)
+    }
+
+    /// The secret itself, for the one place that hashes with it.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Enough to notice that the secret was changed (65,535 of 65,536 times), too little to guess it by:
+    /// this goes into the store, where a longer digest would let a weak secret be tried out.
+    fn trace(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(self.0.as_bytes()) & 0xffff
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Where the event time is, and how it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TimeSpec {
+    /// The field.
+    pub(crate) field: String,
+    /// How it is written.
+    pub(crate) form: TimeForm,
+}
+
+/// How an event time is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TimeForm {
+    /// As the format has it: RFC 3339 text, or the combined log's own.
+    Standard,
+    /// A number since the Unix epoch.
+    Unix(TimeUnit),
+    /// Text by a strptime format; `zone` (IANA name) for text that names none.
+    Text {
+        /// The format; none: RFC 3339 that may lack its zone.
+        format: Option<String>,
+        /// The zone.
+        zone: String,
+    },
+}
+
+/// Unit of a time that is a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TimeUnit {
+    /// Seconds.
+    S,
+    /// Milliseconds.
+    Ms,
+    /// Microseconds.
+    Us,
+}
+
+/// What makes two records one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum IdSpec {
+    /// Where the record stands.
+    Position,
+    /// The hash of its bytes.
+    Content,
+    /// These fields, at least one.
+    Fields(Vec<String>),
+}
+
+/// `[pipeline.NAME]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Pipeline {
+    /// Its name.
+    pub(crate) name: String,
+    /// Place of the name.
+    pub(crate) at: Spot,
+    /// Indices of its sources, at least one.
+    pub(crate) from: Vec<usize>,
+    /// Where sessions begin and end.
+    pub(crate) rule: GapRule,
+    /// What is sent before a session is final.
+    pub(crate) early: Early,
+    /// How long after the watermark a session may still be corrected.
+    pub(crate) lateness_ms: i64,
+    /// What happens when the input is used up.
+    pub(crate) end_of_input: EndOfInput,
+    /// Where sessions go, at least one.
+    pub(crate) to: Vec<Target>,
+    /// Index of the sink of dead letters; none: they are only counted.
+    pub(crate) dead: Option<usize>,
+    /// Bounds.
+    pub(crate) limits: Limits,
+}
+
+/// Config of `builtin:gap`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GapRule {
+    /// Silence that ends a session.
+    pub(crate) gap_ms: i64,
+    /// Whether an event exactly one gap later stays in the session (`inclusive`).
+    pub(crate) inclusive: bool,
+    /// Longest session.
+    pub(crate) max_ms: Option<i64>,
+    /// Events that always begin a session.
+    pub(crate) start: Option<Match>,
+    /// Events that are always the last of one.
+    pub(crate) end: Option<Match>,
+}
+
+/// True of an event whose field has one of the values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Match {
+    /// The field, as the rule names it.
+    pub(crate) field: String,
+    /// The values, at least one.
+    pub(crate) values: Vec<String>,
+}
+
+/// What is sent before a session is final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Early {
+    /// Changes at every barrier.
+    Epoch,
+    /// Changes at every so many ms, a multiple of the epoch.
+    Every(i64),
+    /// Nothing.
+    Off,
+}
+
+/// What happens when the input is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndOfInput {
+    /// All sessions close.
+    Close,
+    /// Open sessions wait for the next run.
+    Hold,
+}
+
+/// A sink and which revisions it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Index of the sink.
+    pub(crate) sink: usize,
+    /// Which revisions.
+    pub(crate) stages: Stages,
+}
+
+/// Bounds of a pipeline (SEMANTICS 31).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Events in one key's suffix.
+    pub(crate) events_per_key: u64,
+    /// Bytes in all suffixes.
+    pub(crate) suffix_bytes: u64,
+    /// Open sessions at once; none: no bound.
+    pub(crate) open_sessions: Option<u64>,
+    /// How far a sink may lag.
+    pub(crate) outbox_bytes: u64,
+}
+
+/// `[sink.NAME]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Sink {
+    /// Its name.
+    pub(crate) name: String,
+    /// Place of the name.
+    pub(crate) at: Spot,
+    /// Place of `path`, or of the name if there is none.
+    pub(crate) path_at: Spot,
+    /// What it is.
+    pub(crate) kind: SinkKind,
+}
+
+/// Where rows go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SinkKind {
+    /// Upsert into a table.
+    Sqlite {
+        /// The database file.
+        path: PathBuf,
+        /// The table.
+        table: String,
+    },
+    /// JSON lines, appended.
+    File {
+        /// The file.
+        path: PathBuf,
+    },
+    /// JSON lines on standard output.
+    Stdout,
+}
+
+impl SinkKind {
+    /// Its file, if it has one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            SinkKind::Sqlite { path, .. } | SinkKind::File { path } => Some(path),
+            SinkKind::Stdout => None,
+        }
+    }
+
+    fn facts(&self) -> Value {
+        match self {
+            SinkKind::Sqlite { path, table } => json!({"kind": "sqlite", "path": path, "table": table}),
+            SinkKind::File { path } => json!({"kind": "file", "path": path}),
+            SinkKind::Stdout => json!({"kind": "stdout"}),
+        }
+    }
+}
+
+/// What the store must remember of a pipeline, to be compared with the config at the next start.
+pub(crate) fn fingerprint(pipeline: &Pipeline, plan: &Plan) -> Value {
+    let sources: serde_json::Map<String, Value> = pipeline
+        .from
+        .iter()
+        .filter_map(|i| plan.sources.get(*i))
+        .map(|s| (s.name.clone(), source_facts(s, &pipeline.rule)))
+        .collect();
+    let sinks: serde_json::Map<String, Value> = pipeline
+        .to
+        .iter()
+        .filter_map(|t| plan.sinks.get(t.sink).map(|s| (s, t.stages)))
+        .map(|(s, stages)| {
+            let mut facts = s.kind.facts();
+            let words: Vec<&str> =
+                Stage::ALL.into_iter().filter(|x| stages.has(*x)).map(Stage::name).collect();
+            facts["stages"] = json!(words);
+            (s.name.clone(), facts)
+        })
+        .collect();
+    let dead = pipeline.dead.and_then(|i| plan.sinks.get(i));
+    json!({
+        "pipeline": pipeline.name,
+        "sources": sources,
+        "rule": rule_facts(&pipeline.rule),
+        "lateness_ms": pipeline.lateness_ms,
+        "early": match pipeline.early {
+            Early::Epoch => json!("epoch"),
+            Early::Every(ms) => json!({ "every_ms": ms }),
+            Early::Off => json!("off"),
+        },
+        "end_of_input": match pipeline.end_of_input { EndOfInput::Close => "close", EndOfInput::Hold => "hold" },
+        "sinks": sinks,
+        "dead": dead.map(|s| json!({"name": s.name, "to": s.kind.facts()})),
+        "limits": {
+            "events_per_key": pipeline.limits.events_per_key,
+            "suffix_bytes": pipeline.limits.suffix_bytes,
+            "open_sessions": pipeline.limits.open_sessions,
+            "outbox_bytes": pipeline.limits.outbox_bytes,
+        },
+    })
+}
+
+fn source_facts(s: &Source, rule: &GapRule) -> Value {
+    let time = match &s.time.form {
+        TimeForm::Standard => json!({"field": s.time.field}),
+        TimeForm::Unix(unit) => json!({
+            "field": s.time.field,
+            "unit": match unit { TimeUnit::S => "s", TimeUnit::Ms => "ms", TimeUnit::Us => "us" },
+        }),
+        TimeForm::Text { format, zone } => json!({"field": s.time.field, "format": format, "zone": zone}),
+    };
+    // Only the fields that the rule reads: mapping others changes nothing that was folded.
+    let read: BTreeMap<&str, &str> = [&rule.start, &rule.end]
+        .into_iter()
+        .flatten()
+        .map(|m| (m.field.as_str(), s.path_of(&m.field)))
+        .collect();
+    let generator = match &s.kind {
+        SourceKind::Generator(g) => {
+            json!({"users": g.users, "seed": g.seed, "stories": g.stories, "start_ms": g.start_ms})
+        }
+        _ => Value::Null,
+    };
+    json!({
+        "kind": s.kind.name(),
+        "format": s.format.name(),
+        "key": match &s.key { KeySpec::One(k) => json!(k), KeySpec::Together(k) => json!(k) },
+        "key_hmac": s.key_hmac.as_ref().map(Secret::trace),
+        "time": time,
+        "id": match &s.id {
+            IdSpec::Position => json!("position"),
+            IdSpec::Content => json!("content"),
+            IdSpec::Fields(f) => json!({ "fields": f }),
+        },
+        "disorder_ms": s.disorder_ms,
+        "fields": read,
+        "generator": generator,
+    })
+}
+
+fn rule_facts(rule: &GapRule) -> Value {
+    let matches = |m: &Option<Match>| m.as_ref().map(|m| json!({"field": m.field, "in": m.values}));
+    json!({
+        "plugin": "builtin:gap",
+        "gap_ms": rule.gap_ms,
+        "boundary": if rule.inclusive { "inclusive" } else { "exclusive" },
+        "max_ms": rule.max_ms,
+        "start": matches(&rule.start),
+        "end": matches(&rule.end),
+    })
+}
+
+/// What a difference between store and config means (DESIGN 4, "What wins").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChangeKind {
+    /// Takes effect at once.
+    Free,
+    /// Would need two versions of the rule side by side; this version of Tidemill refuses it.
+    Swap,
+    /// Would make stored sessions meaningless.
+    Refused,
+}
+
+/// One difference between store and config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Key path in the config.
+    pub(crate) what: String,
+    /// What it means.
+    pub(crate) kind: ChangeKind,
+    /// A sentence for the user, with the way out if it is refused.
+    pub(crate) message: String,
+}
+
+impl Change {
+    /// Whether the pipeline may start with it.
+    pub(crate) fn stops(&self) -> bool {
+        self.kind != ChangeKind::Free
+    }
+}
+
+/// Names every difference between what was run and what the config wants now.
+pub(crate) fn compare(stored: &Value, new: &Value) -> Vec<Change> {
+    let pipeline = new["pipeline"].as_str().unwrap_or_default();
+    let mut changes = Vec::new();
+    by_name(&stored["sources"], &new["sources"], |name, before, now| match (before, now) {
+        (Some(before), Some(now)) => source_changes(pipeline, name, before, now, &mut changes),
+        (None, _) => changes.push(free(
+            format!("source.{name}"),
+            format!("`{name}` is read from now on; its events before the watermark count as late"),
+        )),
+        (_, None) => changes.push(free(format!("source.{name}"), format!("`{name}` is no longer read"))),
+    });
+    by_name(&stored["rule"], &new["rule"], |name, before, now| {
+        if before.unwrap_or(&Value::Null) != now.unwrap_or(&Value::Null) {
+            changes.push(swap(pipeline, name, before, now));
+        }
+    });
+    for aspect in ["lateness_ms", "early", "end_of_input", "dead"] {
+        let key = aspect.trim_end_matches("_ms");
+        difference(&format!("pipeline.{pipeline}.{key}"), &stored[aspect], &new[aspect], &mut changes);
+    }
+    by_name(&stored["sinks"], &new["sinks"], |name, before, now| match (before, now) {
+        (None, _) => changes.push(free(
+            format!("sink.{name}"),
+            format!(
+                "`{name}` gets what is committed from now on; `--resend {name}` sends what is still kept"
+            ),
+        )),
+        (_, None) => changes.push(free(format!("sink.{name}"), format!("`{name}` gets nothing any more"))),
+        (Some(before), Some(now)) => difference(&format!("sink.{name}"), before, now, &mut changes),
+    });
+    by_name(&stored["limits"], &new["limits"], |name, before, now| {
+        let what = format!("pipeline.{pipeline}.limits.{name}");
+        difference(&what, before.unwrap_or(&Value::Null), now.unwrap_or(&Value::Null), &mut changes);
+    });
+    changes
+}
+
+/// Calls `each` for every name that either table has, in order.
+fn by_name(stored: &Value, new: &Value, mut each: impl FnMut(&str, Option<&Value>, Option<&Value>)) {
+    let names: std::collections::BTreeSet<&String> =
+        [stored, new].into_iter().filter_map(Value::as_object).flat_map(serde_json::Map::keys).collect();
+    for name in names {
+        each(name, stored.get(name), new.get(name));
+    }
+}
+
+fn source_changes(pipeline: &str, name: &str, before: &Value, now: &Value, changes: &mut Vec<Change>) {
+    for aspect in ["kind", "format", "key", "key_hmac", "time", "id", "generator"] {
+        if before[aspect] == now[aspect] {
+            continue;
+        }
+        let what = format!("source.{name}.{aspect}");
+        let was = match aspect {
+            // Neither the secret nor its trace belongs on a screen.
+            "key_hmac" => "the hashing of keys".to_owned(),
+            "generator" => "what the generator makes".to_owned(),
+            _ => format!("`{what}` from {} to {}", shown(&before[aspect]), shown(&now[aspect])),
+        };
+        let message = format!(
+            "{was} cannot change under stored sessions: `--fresh` starts `{pipeline}` over, \
+             or rename it and both stay apart"
+        );
+        changes.push(Change { what, kind: ChangeKind::Refused, message });
+    }
+    if before["fields"] != now["fields"] {
+        changes.push(swap(pipeline, "fields", Some(&before["fields"]), Some(&now["fields"])));
+    }
+    difference(&format!("source.{name}.disorder"), &before["disorder_ms"], &now["disorder_ms"], changes);
+}
+
+fn swap(pipeline: &str, name: &str, before: Option<&Value>, now: Option<&Value>) -> Change {
+    let value = |v: Option<&Value>| shown(v.unwrap_or(&Value::Null));
+    let name = name.trim_end_matches("_ms");
+    Change {
+        what: format!("pipeline.{pipeline}.session.{name}"),
+        kind: ChangeKind::Swap,
+        message: format!(
+            "`{name}` of the session rule goes from {} to {}: this version cannot swap a rule while sessions \
+             are stored; `--fresh` starts `{pipeline}` over, or rename it and both stay apart",
+            value(before),
+            value(now)
+        ),
+    }
+}
+
+fn free(what: String, message: String) -> Change {
+    Change { what, kind: ChangeKind::Free, message }
+}
+
+fn difference(what: &str, before: &Value, now: &Value, changes: &mut Vec<Change>) {
+    if before != now {
+        changes
+            .push(free(what.to_owned(), format!("`{what}` goes from {} to {}", shown(before), shown(now))));
+    }
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "nothing".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,12 @@
+//! `tidemill`: click streams in, sessions out. Here the rooms are named; what a command does stands in `cli`.
+
+mod cli;
+mod config;
+mod run;
+mod store;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

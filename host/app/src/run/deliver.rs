@@ -1,0 +1,78 @@
+//! One thread a sink: takes committed epochs in order, delivers them, keeps the cursor.
+
+use crate::store::log::{LogReader, RecordRef};
+use crossbeam_channel::Receiver;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tidemill_connect::Cursor;
+use tidemill_connect::sink::Sink;
+use tidemill_engine::outbox::Outbox;
+use tidemill_engine::record::Kind;
+
+use super::RunError;
+
+/// What an epoch sends, in memory.
+#[derive(Debug)]
+pub(crate) struct Sections {
+    pub(crate) rows: Vec<u8>,
+    pub(crate) letters: Vec<u8>,
+}
+
+/// A committed epoch on its way to a sink.
+#[derive(Clone, Debug)]
+pub(crate) struct Committed {
+    pub(crate) incarnation: u64,
+    pub(crate) at: RecordRef,
+    /// `None`: too much is waiting; read it from the log.
+    pub(crate) sections: Option<Arc<Sections>>,
+}
+
+/// How far the sinks are, shared by their threads and the committer.
+#[derive(Default, Debug)]
+pub(crate) struct Cursors(Mutex<BTreeMap<String, Cursor>>);
+
+impl Cursors {
+    pub(crate) fn set(&self, sink: &str, cursor: Cursor) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(sink.to_owned(), cursor);
+    }
+    pub(crate) fn all(&self) -> BTreeMap<String, Cursor> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// One sink's thread: ends when the committer hangs up and everything is delivered.
+pub(crate) struct Delivery {
+    pub(crate) name: String,
+    pub(crate) sink: Box<dyn Sink>,
+    pub(crate) queue: Receiver<Committed>,
+    /// Bytes committed and not delivered to this sink.
+    pub(crate) waiting_bytes: Arc<AtomicU64>,
+    pub(crate) log: LogReader,
+    pub(crate) cursors: Arc<Cursors>,
+}
+
+impl Delivery {
+    pub(crate) fn run(mut self) -> Result<(), RunError> {
+        while let Ok(committed) = self.queue.recv() {
+            let cursor = self.deliver(&committed)?;
+            self.cursors.set(&self.name, cursor);
+            self.waiting_bytes.fetch_sub(committed.at.len, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, c: &Committed) -> Result<Cursor, RunError> {
+        let read;
+        let (rows, letters): (&[u8], &[u8]) = match &c.sections {
+            Some(s) => (&s.rows, &s.letters),
+            None => {
+                read = self.log.read_sections(&c.at)?;
+                let of = |kind| read.iter().find(|s| s.0 == kind).map_or(&[][..], |s| &s.1);
+                (of(Kind::Rows), of(Kind::Letters))
+            }
+        };
+        let outbox = Outbox::new(c.incarnation, c.at.epoch, rows, letters);
+        self.sink.deliver(&outbox).map_err(|e| RunError::of(&format!("sink `{}`", self.name), e))
+    }
+}

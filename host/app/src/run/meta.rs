@@ -1,0 +1,70 @@
+//! The `Meta` section of an epoch record: everything durable but the keys' state. JSON, so that a human can read it.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use tidemill_connect::Cursor;
+use tidemill_connect::source::PartitionIdentity;
+use tidemill_engine::lane::LaneCounts;
+use tidemill_engine::time::EventTime;
+use tidemill_engine::watermark::PartitionTime;
+
+/// See the module's documentation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    /// What was run (`config::plan::fingerprint`).
+    pub(crate) fingerprint: serde_json::Value,
+    /// Host clock at the pipeline's first start: bounded input is held against it (SEMANTICS 5).
+    pub(crate) first_start_ms: i64,
+    /// Host clock when the epoch was sealed.
+    pub(crate) sealed_at_ms: i64,
+    /// The watermark.
+    pub(crate) watermark: EventTime,
+    /// All input was used up, all sessions closed.
+    pub(crate) finished: bool,
+    /// Sources in order of their number.
+    pub(crate) sources: Vec<SourceMeta>,
+    /// How far each sink has confirmed, as known when the epoch was sealed.
+    pub(crate) cursors: BTreeMap<String, Cursor>,
+    /// Since the pipeline's first start.
+    pub(crate) counters: Counters,
+    /// Keys with an open session or pending events.
+    pub(crate) live_keys: u64,
+    /// Bytes of pending events.
+    pub(crate) suffix_bytes: u64,
+    /// Keys that went over their cap, as rows show them; the last few.
+    pub(crate) hot_keys: Vec<String>,
+}
+
+/// A source and its partitions.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SourceMeta {
+    /// Its name; its number is its place in the list.
+    pub(crate) name: String,
+    /// Partitions in order of their number.
+    pub(crate) partitions: Vec<PartitionMeta>,
+}
+
+/// A partition and how far it was read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PartitionMeta {
+    /// What makes it this file.
+    pub(crate) identity: PartitionIdentity,
+    /// Where the next record starts, after decompression.
+    pub(crate) offset: u64,
+    /// Its progress in event time.
+    pub(crate) time: PartitionTime,
+}
+
+/// What happened.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Counters {
+    /// Records read.
+    pub(crate) records: u64,
+    /// Events taken into the fold; copies included.
+    pub(crate) events: u64,
+    /// Dead letters by reason.
+    pub(crate) dead: BTreeMap<String, u64>,
+    /// What the fold counted: revisions by stage, copies.
+    pub(crate) fold: LaneCounts,
+}

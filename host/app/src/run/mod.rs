@@ -1,0 +1,155 @@
+//! Running pipelines: the threads, the order in which an epoch becomes durable and leaves, and recovery.
+//!
+//! ```text
+//! reader ──batches, barriers──▶ lanes ──parts──▶ committer ──committed epochs──▶ one thread a sink
+//!    └───────────positions, letters────────────────▲   ◀──────────cursors──────────────┘
+//! ```
+//!
+//! Invariants: nothing reaches a sink before its epoch is durable; every queue is bounded; any storage
+//! error stops the process, which recovers at its next start.
+
+mod commit;
+mod deliver;
+mod ingest;
+pub(crate) mod meta;
+mod pipeline;
+pub(crate) mod progress;
+mod reader;
+
+use crate::config::plan::Plan;
+use crate::store::StoreError;
+use crate::store::claim::Claim;
+use crate::store::log::EpochLog;
+use serde::Serialize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tidemill_connect::ConnectError;
+
+/// How a run is to begin.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RunOptions {
+    /// Forget the pipelines' state and delete their rows.
+    pub(crate) fresh: bool,
+    /// Go on with a finished pipeline.
+    pub(crate) reopen: bool,
+    /// Sinks to which everything still kept is sent again.
+    pub(crate) resend: Vec<String>,
+}
+
+/// How a pipeline's run ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// All input used up, all sessions closed and delivered.
+    Finished,
+    /// All input used up; open sessions wait for the next run.
+    Held,
+    /// Asked to stop; open sessions stay open.
+    Stopped,
+    /// It had finished before, and there is nothing new.
+    AlreadyFinished,
+}
+
+/// What a pipeline's run did.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Summary {
+    /// The pipeline.
+    pub(crate) pipeline: String,
+    /// How it ended.
+    pub(crate) outcome: Outcome,
+    /// Since the pipeline's first start.
+    pub(crate) counters: meta::Counters,
+    /// Lines for the user.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Why a run failed, by what the caller must do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// The store: locked, damaged, or the disk failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A source, sink or the rule failed while running.
+    #[error("{0}")]
+    Failed(String),
+    /// The config asks for what the store or the world does not allow.
+    #[error("{0}")]
+    Refused(String),
+    /// Another program holds something, or a cursor contradicts the store.
+    #[error("{0}")]
+    Conflict(String),
+    /// A sink's storage failed.
+    #[error("{0}")]
+    Storage(String),
+}
+
+impl RunError {
+    /// The exit code of the process.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            RunError::Store(e) => e.exit_code(),
+            RunError::Failed(_) => 1,
+            RunError::Refused(_) => 4,
+            RunError::Storage(_) => 5,
+            RunError::Conflict(_) => 6,
+        }
+    }
+    /// Whether the whole process must stop, not only this pipeline.
+    fn stops_all(&self) -> bool {
+        matches!(self, RunError::Store(_) | RunError::Storage(_))
+    }
+    fn of(what: &str, e: ConnectError) -> RunError {
+        match e {
+            ConnectError::Config(m) => RunError::Refused(format!("{what}: {m}")),
+            ConnectError::Conflict(m) => RunError::Conflict(format!("{what}: {m}")),
+            ConnectError::Failed(m) => RunError::Failed(format!("{what}: {m}")),
+            ConnectError::Storage(m) => RunError::Storage(format!("{what}: {m}")),
+        }
+    }
+}
+
+/// Runs every pipeline of the plan until its input is used up or `stop` is set.
+pub(crate) fn run(
+    plan: &Plan,
+    options: &RunOptions,
+    progress: &[Arc<progress::Progress>],
+    stop: &Arc<AtomicBool>,
+) -> Result<Vec<Summary>, RunError> {
+    for name in &options.resend {
+        if !plan.sinks.iter().any(|s| s.name == *name) {
+            return Err(RunError::Refused(format!("--resend {name}: the config has no sink of this name")));
+        }
+    }
+    let mut claim = Claim::take(&plan.server.data_dir)?;
+    let incarnation = claim.next_incarnation()?;
+    let claim = &claim;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = plan
+            .pipelines
+            .iter()
+            .zip(progress)
+            .map(|(p, progress)| {
+                scope.spawn(move || {
+                    let dir = claim.pipeline_dir(&p.name);
+                    let r = pipeline::run(plan, p, options, incarnation, &dir, progress, stop);
+                    if r.as_ref().is_err_and(RunError::stops_all) {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    r
+                })
+            })
+            .collect();
+        let crashed = || Err(RunError::Failed("a pipeline's thread ended without an answer".into()));
+        let all: Vec<_> = threads.into_iter().map(|t| t.join().unwrap_or_else(|_| crashed())).collect();
+        all.into_iter().collect()
+    })
+}
+
+/// The newest epoch of a pipeline, read without a claim: (epoch, incarnation, meta); `None` if it never ran.
+pub(crate) fn peek(plan: &Plan, pipeline: &str) -> Result<Option<(u64, u64, meta::Meta)>, RunError> {
+    let dir = plan.server.data_dir.join("pipelines").join(pipeline);
+    let Some((record, bytes)) = EpochLog::newest(&dir)? else { return Ok(None) };
+    let meta = serde_json::from_slice(&bytes)
+        .map_err(|e| RunError::Refused(format!("{}: the newest epoch was written by another version: {e}", dir.display())))?;
+    Ok(Some((record.0, record.1, meta)))
+}

@@ -1,0 +1,427 @@
+//! One pipeline: recovery in its fixed order, then its threads, then an orderly end.
+
+use super::commit::{Committer, Ended, Outlet, no_images};
+use super::deliver::{Committed, Cursors, Delivery, Sections};
+use super::meta::Meta;
+use super::progress::Progress;
+use super::reader::{Batch, End, Outputs, Reader, ToLane};
+use super::{Outcome, RunError, RunOptions, Summary};
+use crate::config::plan::{self, EndOfInput, GapRule, KeySpec, Pipeline, Plan, Sink as SinkPlan, SinkKind};
+use crate::store::StoreError;
+use crate::store::log::{self, EpochLog, RecordRef};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::ScopedJoinHandle;
+use tidemill_connect::Cursor;
+use tidemill_connect::sink::Sink;
+use tidemill_connect::sink::jsonl::JsonlSink;
+use tidemill_connect::sink::sqlite::SqliteSink;
+use tidemill_connect::sink::stdout::StdoutSink;
+use tidemill_engine::bounds::SWEEP_ROWS;
+use tidemill_engine::event::Rows;
+use tidemill_engine::gap::{Boundary, Gap, GapConfig, Match};
+use tidemill_engine::key::KeyForm;
+use tidemill_engine::lane::{Lane, LaneConfig, LaneEpoch, Origin};
+use tidemill_engine::outbox::Stages;
+use tidemill_engine::record::{Kind, Record};
+use tidemill_engine::rule::SessionRule;
+
+/// Lanes of one pipeline; more would only split the work of one reader further.
+const LANES_MAX: usize = 8;
+/// Batches on their way to one lane: enough that neither side waits for the other's jitter.
+const BATCHES_MAX: usize = 16;
+/// Epochs sealed and not yet durable (DESIGN 4).
+const SEALED_MAX: usize = 3;
+
+fn gap_config(rule: &GapRule) -> GapConfig {
+    let matches = |m: &Option<plan::Match>| {
+        m.as_ref().map(|m| Match { field: m.field.clone(), values: m.values.clone() })
+    };
+    GapConfig {
+        gap_ms: rule.gap_ms,
+        boundary: if rule.inclusive { Boundary::Inclusive } else { Boundary::Exclusive },
+        max_ms: rule.max_ms,
+        start: matches(&rule.start),
+        end: matches(&rule.end),
+    }
+}
+
+fn lane_count() -> usize {
+    // One core for the reader, the others for lanes.
+    std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1)).clamp(1, LANES_MAX)
+}
+
+fn key_form(plan: &Plan, pipeline: &Pipeline) -> KeyForm {
+    let mut form = KeyForm::One;
+    for i in &pipeline.from {
+        let s = &plan.sources[*i];
+        if s.key_hmac.is_some() {
+            return KeyForm::Hashed;
+        }
+        if matches!(s.key, KeySpec::Together(_)) {
+            form = KeyForm::Together;
+        }
+    }
+    form
+}
+
+fn lanes(plan: &Plan, pipeline: &Pipeline) -> Vec<Lane> {
+    let n = lane_count();
+    let groups = super::ingest::lane_groups(n);
+    groups
+        .into_iter()
+        .map(|groups| {
+            let config = LaneConfig {
+                pipeline: pipeline.name.clone(),
+                key_form: key_form(plan, pipeline),
+                lateness_ms: pipeline.lateness_ms,
+                early: pipeline.early != plan::Early::Off,
+                events_per_key: usize::try_from(pipeline.limits.events_per_key).unwrap_or(usize::MAX),
+                suffix_bytes: usize::try_from(pipeline.limits.suffix_bytes).unwrap_or(usize::MAX) / n,
+                groups,
+            };
+            Lane::new(config, Box::new(Gap::new(&gap_config(&pipeline.rule))))
+        })
+        .collect()
+}
+
+/// A sink of this pipeline and what it takes.
+struct Opened {
+    name: String,
+    sink: Box<dyn Sink>,
+    cursor: Cursor,
+}
+
+fn make_sink(s: &SinkPlan, pipeline: &str, stages: Option<Stages>) -> Box<dyn Sink> {
+    match (&s.kind, stages) {
+        (SinkKind::Sqlite { path, table }, st) => Box::new(SqliteSink::new(
+            path.clone(),
+            table.clone(),
+            pipeline.to_owned(),
+            s.name.clone(),
+            st.unwrap_or(Stages::ALL),
+        )),
+        (SinkKind::File { path }, Some(st)) => Box::new(JsonlSink::sessions(path.clone(), st)),
+        (SinkKind::File { path }, None) => Box::new(JsonlSink::letters(path.clone())),
+        (SinkKind::Stdout, Some(st)) => Box::new(StdoutSink::new(st)),
+        (SinkKind::Stdout, None) => Box::new(StdoutSink::letters()),
+    }
+}
+
+fn all_sinks(plan: &Plan, pipeline: &Pipeline) -> Vec<(String, Box<dyn Sink>)> {
+    let to = pipeline.to.iter().map(|t| (t.sink, Some(t.stages)));
+    to.chain(pipeline.dead.map(|d| (d, None)))
+        .map(|(i, stages)| {
+            let s = &plan.sinks[i];
+            (s.name.clone(), make_sink(s, &pipeline.name, stages))
+        })
+        .collect()
+}
+
+/// What recovery found.
+struct Recovered {
+    log: EpochLog,
+    meta: Option<Meta>,
+    lanes: Vec<Lane>,
+    /// Every record still kept, oldest first: who wrote it and where it stands.
+    kept: Vec<(u64, RecordRef)>,
+    notes: Vec<String>,
+}
+
+fn recover(plan: &Plan, pipeline: &Pipeline, dir: &Path) -> Result<Recovered, RunError> {
+    let mut lanes = lanes(plan, pipeline);
+    let mut meta: Option<Meta> = None;
+    let mut kept = Vec::new();
+    let visit = |record: Record<'_>, at: RecordRef| {
+        let unreadable = |what: String| StoreError::Damaged {
+            file: dir.to_owned(),
+            offset: at.offset,
+            epoch: Some(at.epoch),
+            what,
+            hint: "the record is whole, so another version of tidemill wrote it: run that one, or start over with --fresh"
+                .into(),
+        };
+        let text = record.section(Kind::Meta).unwrap_or_default();
+        meta = Some(serde_json::from_slice(text).map_err(|e| unreadable(e.to_string()))?);
+        for section in record.sections_of(Kind::State) {
+            for lane in &mut lanes {
+                lane.load(section).map_err(|e| unreadable(e.to_string()))?;
+            }
+        }
+        kept.push((record.header.incarnation, at));
+        Ok(())
+    };
+    let (log, recovery) = EpochLog::open(dir, &[], visit)?;
+    let mut notes = Vec::new();
+    if let Some(t) = &recovery.dropped_tail {
+        notes.push(format!(
+            "pipeline `{}`: dropped {} bytes of an epoch that was never committed ({} from byte {})",
+            pipeline.name,
+            t.bytes,
+            t.file.display(),
+            t.offset
+        ));
+    }
+    if let Some(m) = &meta {
+        lanes.iter_mut().for_each(|l| l.loaded(m.watermark));
+    }
+    Ok(Recovered { log, meta, lanes, kept, notes })
+}
+
+/// Opens and fences the sinks, and checks their cursors against the store's (DESIGN 4, "What wins").
+fn open_sinks(
+    plan: &Plan,
+    pipeline: &Pipeline,
+    options: &RunOptions,
+    incarnation: u64,
+    r: &Recovered,
+) -> Result<Vec<Opened>, RunError> {
+    let mut opened = Vec::new();
+    for (name, mut sink) in all_sinks(plan, pipeline) {
+        let stored = r.meta.as_ref().and_then(|m| m.cursors.get(&name)).copied();
+        let resend = options.resend.contains(&name);
+        let start = Cursor { epoch: 0, length: 0 };
+        let from = if resend { Some(start) } else { stored };
+        let own = sink.open(incarnation, from).map_err(|e| RunError::of(&format!("sink `{name}`"), e))?;
+        let cursor = match (own, stored) {
+            (own, _) if resend => own.filter(|_| false).unwrap_or(start),
+            (Some(own), Some(stored)) if own.epoch < stored.epoch => {
+                return Err(RunError::Conflict(format!(
+                    "sink `{name}` stands at epoch {}, but was known to have epoch {}: it was replaced or put back; \
+                     `--resend {name}` sends again what is still kept",
+                    own.epoch, stored.epoch
+                )));
+            }
+            (None, Some(stored)) => {
+                return Err(RunError::Conflict(format!(
+                    "sink `{name}` has lost its cursor (it was known to have epoch {}); \
+                     `--resend {name}` sends again what is still kept",
+                    stored.epoch
+                )));
+            }
+            (Some(own), _) if own.epoch > r.log.last_epoch() => {
+                return Err(RunError::Store(StoreError::Damaged {
+                    file: plan.server.data_dir.join("pipelines").join(&pipeline.name),
+                    offset: 0,
+                    epoch: Some(r.log.last_epoch() + 1),
+                    what: format!(
+                        "sink `{name}` has confirmed epoch {}, but the log ends at epoch {}",
+                        own.epoch,
+                        r.log.last_epoch()
+                    ),
+                    hint: "put the newest copy of the log back, or start over with --fresh".into(),
+                }));
+            }
+            (Some(own), _) => own,
+            // A sink that is new to the pipeline gets what is committed from now on, or, at the first start, everything.
+            (None, None) => Cursor { epoch: r.log.last_epoch(), length: 0 },
+        };
+        opened.push(Opened { name, sink, cursor });
+    }
+    Ok(opened)
+}
+
+fn start_over(plan: &Plan, pipeline: &Pipeline, incarnation: u64, dir: &Path) -> Result<(), RunError> {
+    for (name, mut sink) in all_sinks(plan, pipeline) {
+        let of = |e| RunError::of(&format!("--fresh: sink `{name}`"), e);
+        sink.open(incarnation, Some(Cursor { epoch: 0, length: 0 })).map_err(of)?;
+        sink.delete_all().map_err(of)?;
+    }
+    Ok(log::destroy(dir)?)
+}
+
+/// Runs one pipeline until its input is used up or `stop` is set.
+pub(super) fn run(
+    plan: &Plan,
+    pipeline: &Pipeline,
+    options: &RunOptions,
+    incarnation: u64,
+    dir: &Path,
+    progress: &Arc<Progress>,
+    stop: &AtomicBool,
+) -> Result<Summary, RunError> {
+    if options.fresh {
+        start_over(plan, pipeline, incarnation, dir)?;
+    }
+    let mut r = recover(plan, pipeline, dir)?;
+    let fingerprint = plan::fingerprint(pipeline, plan);
+    let mut notes = std::mem::take(&mut r.notes);
+    notes.extend(compare(r.meta.as_ref(), &fingerprint)?);
+    let mut sinks = open_sinks(plan, pipeline, options, incarnation, &r)?;
+
+    let cursors = Arc::new(Cursors::default());
+    sinks.iter().for_each(|s| cursors.set(&s.name, s.cursor));
+    let fields = Gap::new(&gap_config(&pipeline.rule)).describe().fields.clone();
+    let waiting: Vec<(String, Arc<AtomicU64>)> =
+        sinks.iter().map(|s| (s.name.clone(), Arc::new(AtomicU64::new(0)))).collect();
+    let log_bytes = Arc::new(AtomicU64::new(r.log.bytes_retained()));
+    let (sealed_to, sealed) = bounded(SEALED_MAX);
+    let (spent_to, spent) = unbounded();
+    let (lane_queues, lane_inputs): (Vec<Sender<ToLane>>, Vec<Receiver<ToLane>>) =
+        r.lanes.iter().map(|_| bounded(BATCHES_MAX)).unzip();
+    let outputs = Outputs {
+        lanes: lane_queues,
+        spent,
+        sealed: sealed_to,
+        waiting: waiting.clone(),
+        log_bytes: log_bytes.clone(),
+    };
+    let was_finished = r.meta.as_ref().is_some_and(|m| m.finished);
+    let counts = r.meta.as_ref().map(|m| m.counters.fold).unwrap_or_default();
+    let mut reader =
+        Reader::new(plan, pipeline, fields, r.meta.as_ref(), fingerprint, outputs, progress.clone())?;
+    if was_finished && !options.reopen {
+        if reader.unread()? {
+            return Err(RunError::Conflict(format!(
+                "pipeline `{}` has finished, but there is input that it has not read: `--reopen` goes on with it, \
+                 `--fresh` starts over",
+                pipeline.name
+            )));
+        }
+        resend_now(&mut sinks, &r, &cursors)?;
+        let counters = r.meta.map(|m| m.counters).unwrap_or_default();
+        notes.push(format!("pipeline `{}` has finished before, and there is nothing new", pipeline.name));
+        let outcome = Outcome::AlreadyFinished;
+        return Ok(Summary { pipeline: pipeline.name.clone(), outcome, counters, notes });
+    }
+
+    std::thread::scope(|scope| {
+        let mut deliveries = Vec::new();
+        let mut outlets = Vec::new();
+        for (s, (_, waiting_bytes)) in sinks.into_iter().zip(waiting) {
+            let (to, queue) = unbounded();
+            for (by, at) in r.kept.iter().filter(|(_, at)| at.epoch > s.cursor.epoch) {
+                waiting_bytes.fetch_add(at.len, Ordering::Relaxed);
+                // The receiver is in our hands: it cannot have hung up.
+                let _ = to.send(Committed { incarnation: *by, at: *at, sections: None });
+            }
+            outlets.push(Outlet { queue: to, waiting_bytes: waiting_bytes.clone() });
+            let (log, cursors) = (r.log.reader(), cursors.clone());
+            let d = Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors };
+            deliveries.push(scope.spawn(move || stopping(stop, d.run())));
+        }
+        let mut lane_threads = Vec::new();
+        let mut parts = Vec::new();
+        for (lane, input) in r.lanes.into_iter().zip(lane_inputs) {
+            let (to, part) = bounded(SEALED_MAX);
+            parts.push(part);
+            let spent = spent_to.clone();
+            lane_threads.push(scope.spawn(move || stopping(stop, run_lane(lane, &input, &to, &spent))));
+        }
+        drop(spent_to);
+        let committer = Committer {
+            log: r.log,
+            incarnation,
+            sealed,
+            parts,
+            outlets,
+            cursors: cursors.clone(),
+            progress: progress.clone(),
+            log_bytes,
+            counts,
+            images: no_images(),
+            hot_keys: r.meta.as_ref().map(|m| m.hot_keys.clone()).unwrap_or_default(),
+        };
+        let committer = scope.spawn(move || stopping(stop, committer.run()));
+        let end = reader.run(stop);
+        let counters = reader.counters();
+        drop(reader);
+        // Every thread's answer is heard before the first error is given.
+        let ended = join(committer);
+        let delivered: Vec<Result<(), RunError>> = deliveries.into_iter().map(join).collect();
+        let folded: Vec<Result<(), RunError>> = lane_threads.into_iter().map(join).collect();
+        let ended: Ended = ended?;
+        folded.into_iter().collect::<Result<(), _>>()?;
+        delivered.into_iter().collect::<Result<(), _>>()?;
+        let mut counters = counters;
+        counters.fold = ended.counts;
+        if ended.counts.over_cap > 0 {
+            counters.dead.insert("key_over_cap".into(), ended.counts.over_cap);
+        }
+        ended.keep_cursors(&cursors)?;
+        let outcome = match (end?, pipeline.end_of_input) {
+            (End::InputUsedUp, EndOfInput::Close) => Outcome::Finished,
+            (End::InputUsedUp, EndOfInput::Hold) => Outcome::Held,
+            (End::Stopped | End::Hangup, _) => Outcome::Stopped,
+        };
+        Ok(Summary { pipeline: pipeline.name.clone(), outcome, counters, notes })
+    })
+}
+
+/// A thread that fails lets the reader stop, so that the others end in order.
+fn stopping<T>(stop: &AtomicBool, r: Result<T, RunError>) -> Result<T, RunError> {
+    if r.is_err() {
+        stop.store(true, Ordering::Relaxed);
+    }
+    r
+}
+
+fn join<T>(t: ScopedJoinHandle<'_, Result<T, RunError>>) -> Result<T, RunError> {
+    t.join().unwrap_or_else(|_| Err(RunError::Failed("a thread of the pipeline ended without an answer".into())))
+}
+
+fn compare(stored: Option<&Meta>, new: &serde_json::Value) -> Result<Vec<String>, RunError> {
+    let Some(m) = stored else { return Ok(Vec::new()) };
+    let changes = plan::compare(&m.fingerprint, new);
+    let stops: Vec<&str> = changes.iter().filter(|c| c.stops()).map(|c| c.message.as_str()).collect();
+    if !stops.is_empty() {
+        return Err(RunError::Refused(stops.join("\n")));
+    }
+    Ok(changes.into_iter().map(|c| format!("{}: {}", c.what, c.message)).collect())
+}
+
+/// Sends what a finished pipeline's sinks have not confirmed: a crash may have come between.
+fn resend_now(sinks: &mut [Opened], r: &Recovered, cursors: &Cursors) -> Result<(), RunError> {
+    for s in sinks {
+        for (by, at) in r.kept.iter().filter(|(_, at)| at.epoch > s.cursor.epoch) {
+            let sections = r.log.read_sections(at)?;
+            let of = |kind| sections.iter().find(|x| x.0 == kind).map(|x| x.1.clone()).unwrap_or_default();
+            let sections = Sections { rows: of(Kind::Rows), letters: of(Kind::Letters) };
+            let outbox =
+                tidemill_engine::outbox::Outbox::new(*by, at.epoch, &sections.rows, &sections.letters);
+            let cursor =
+                s.sink.deliver(&outbox).map_err(|e| RunError::of(&format!("sink `{}`", s.name), e))?;
+            cursors.set(&s.name, cursor);
+        }
+    }
+    Ok(())
+}
+
+fn run_lane(
+    mut lane: Lane,
+    input: &Receiver<ToLane>,
+    parts: &Sender<LaneEpoch>,
+    spent: &Sender<Rows>,
+) -> Result<(), RunError> {
+    let failed = |e: tidemill_engine::lane::LaneFault| RunError::Failed(e.to_string());
+    let mut since_sweep = 0;
+    while let Ok(message) = input.recv() {
+        match message {
+            ToLane::Batch(Batch { mut rows, block, watermark, source, partition }) => {
+                let origin = Origin { source: &source, partition: &partition, raw: &block.bytes };
+                lane.insert(&rows, watermark, origin);
+                since_sweep += rows.heads.len();
+                rows.clear();
+                // The reader may have ended; then nobody wants the buffer.
+                let _ = spent.send(rows);
+                if since_sweep >= SWEEP_ROWS && lane.sweeps() {
+                    since_sweep = 0;
+                    lane.sweep().map_err(failed)?;
+                }
+            }
+            ToLane::Barrier { barrier, image } => {
+                since_sweep = 0;
+                let mut part = lane.barrier(barrier).map_err(failed)?;
+                if let Some(groups) = image {
+                    lane.image(groups, &mut part.state);
+                }
+                if parts.send(part).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}

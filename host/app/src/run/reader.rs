@@ -1,0 +1,666 @@
+//! The reader: one thread of a pipeline that reads all its partitions in step, decodes, stamps batches
+//! with the watermark, and says when an epoch ends (SEMANTICS 5 to 9).
+
+use super::RunError;
+use super::commit::{IMAGE_GROUPS, Sealed, wants_images};
+use super::ingest::{Ingest, Intake, Judge, Letters, framing};
+use super::meta::{Counters, Meta, PartitionMeta, SourceMeta};
+use super::progress::Progress;
+use crate::config::plan::{Early, EndOfInput, Pipeline, Plan, Source, SourceKind};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tidemill_connect::source::file::{self, FilePartition, Rotation};
+use tidemill_connect::source::generator::{GeneratorPartition, GeneratorSpec};
+use tidemill_connect::source::stdin::StdinPartition;
+use tidemill_connect::source::{Block, Partition, PartitionIdentity, Read};
+use tidemill_engine::bounds::KEY_GROUPS;
+use tidemill_engine::event::Rows;
+use tidemill_engine::lane::Barrier;
+use tidemill_engine::time::EventTime;
+use tidemill_engine::watermark::{PartitionKey, PartitionTime, SourceTime, Watermarks};
+
+/// Files of one pipeline open at once (SEMANTICS 7): well below the usual limit of 1,024 descriptors.
+const OPEN_FILES_MAX: usize = 64;
+/// Rows in one epoch: bounds what the lanes hold between barriers, whatever the epoch's length.
+const EPOCH_ROWS_MAX: u64 = 2_000_000;
+/// Bytes of dead letters in one epoch.
+const EPOCH_LETTER_BYTES_MAX: usize = 32 << 20;
+/// How long to wait when no partition has anything: short beside an epoch, long beside a system call.
+const POLL: Duration = Duration::from_millis(5);
+/// Between two looks at the directory of a followed file.
+const LOOK_MS: i64 = 200;
+
+/// What goes to a lane.
+pub(crate) enum ToLane {
+    Batch(Batch),
+    Barrier { barrier: Barrier, image: Option<std::ops::Range<u32>> },
+}
+
+/// The rows of a block that belong to one lane.
+pub(crate) struct Batch {
+    pub(crate) rows: Rows,
+    pub(crate) block: Arc<Block>,
+    pub(crate) watermark: EventTime,
+    pub(crate) source: Arc<str>,
+    pub(crate) partition: Arc<str>,
+}
+
+/// Where the reader's output goes.
+pub(crate) struct Outputs {
+    pub(crate) lanes: Vec<Sender<ToLane>>,
+    /// Emptied row buffers come back here.
+    pub(crate) spent: Receiver<Rows>,
+    pub(crate) sealed: Sender<Sealed>,
+    /// Bytes committed and not delivered, by sink.
+    pub(crate) waiting: Vec<(String, Arc<AtomicU64>)>,
+    pub(crate) log_bytes: Arc<AtomicU64>,
+}
+
+enum Reading {
+    File(FilePartition),
+    Stdin(StdinPartition),
+    Generator(Box<GeneratorPartition>),
+}
+
+impl Reading {
+    fn partition(&mut self) -> &mut dyn Partition {
+        match self {
+            Reading::File(p) => p,
+            Reading::Stdin(p) => p,
+            Reading::Generator(p) => p.as_mut(),
+        }
+    }
+}
+
+struct Part {
+    key: PartitionKey,
+    source: usize,
+    name: Arc<str>,
+    source_name: Arc<str>,
+    identity: PartitionIdentity,
+    offset: u64,
+    reading: Option<Reading>,
+    ingest: Option<Ingest>,
+    looked_at_ms: i64,
+}
+
+/// See the module's documentation.
+pub(crate) struct Reader<'a> {
+    plan: &'a Plan,
+    pipeline: &'a Pipeline,
+    fields: Vec<String>,
+    parts: Vec<Part>,
+    source_names: Vec<String>,
+    old_partitions: BTreeMap<u32, Vec<PartitionMeta>>,
+    watermarks: Watermarks,
+    first_start_ms: i64,
+    records: u64,
+    events: u64,
+    letters: Letters,
+    fingerprint: serde_json::Value,
+    out: Outputs,
+    intake: Intake,
+    blocks: Vec<Arc<Block>>,
+    progress: Arc<Progress>,
+    epoch_began: Instant,
+    epoch_rows: u64,
+    epochs: u64,
+    changed: bool,
+    next_image: u32,
+    imaging: bool,
+    noted_lag: bool,
+}
+
+/// How reading ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    InputUsedUp,
+    Stopped,
+    /// Another thread has failed and says why.
+    Hangup,
+}
+
+pub(crate) fn clock_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
+}
+
+fn stdin_identity() -> PartitionIdentity {
+    PartitionIdentity { path: "-".into(), device: 0, inode: 0, head_hash: 0, head_len: 0 }
+}
+
+impl<'a> Reader<'a> {
+    /// Lists the partitions and finds again those that the store knows.
+    pub(crate) fn new(
+        plan: &'a Plan,
+        pipeline: &'a Pipeline,
+        fields: Vec<String>,
+        stored: Option<&Meta>,
+        fingerprint: serde_json::Value,
+        out: Outputs,
+        progress: Arc<Progress>,
+    ) -> Result<Reader<'a>, RunError> {
+        let now = clock_ms();
+        let mut source_names: Vec<String> =
+            stored.map_or_else(Vec::new, |m| m.sources.iter().map(|s| s.name.clone()).collect());
+        for i in &pipeline.from {
+            let name = &plan.sources[*i].name;
+            if !source_names.contains(name) {
+                source_names.push(name.clone());
+            }
+        }
+        let times = pipeline.from.iter().filter_map(|i| {
+            let s = &plan.sources[*i];
+            let number = source_names.iter().position(|n| *n == s.name)? as u32;
+            let time = SourceTime {
+                disorder_ms: s.disorder_ms,
+                idle_ms: s.idle_ms,
+                drift_ms: s.drift_ms,
+                far_future_ms: s.far_future_ms,
+            };
+            Some((number, time))
+        });
+        let saved = stored.map_or(EventTime::BEGINNING, |m| m.watermark);
+        let lanes = out.lanes.len();
+        let counters = stored.map(|m| m.counters.clone()).unwrap_or_default();
+        let mut reader = Reader {
+            plan,
+            pipeline,
+            fields,
+            parts: Vec::new(),
+            old_partitions: BTreeMap::new(),
+            watermarks: Watermarks::new(times.collect(), saved),
+            source_names,
+            first_start_ms: stored.map_or(now, |m| m.first_start_ms),
+            records: counters.records,
+            events: counters.events,
+            letters: Letters { lines: Vec::new(), by_reason: counters.dead },
+            fingerprint,
+            out,
+            intake: Intake::new(lanes),
+            blocks: Vec::new(),
+            progress,
+            epoch_began: Instant::now(),
+            epoch_rows: 0,
+            epochs: 0,
+            changed: stored.is_none(),
+            next_image: 0,
+            imaging: false,
+            noted_lag: false,
+        };
+        reader.letters.by_reason.remove("key_over_cap");
+        for m in stored.iter().flat_map(|m| m.sources.iter()) {
+            let number = reader.source_names.iter().position(|n| *n == m.name).unwrap_or(0) as u32;
+            reader.old_partitions.insert(number, m.partitions.clone());
+        }
+        for i in &pipeline.from {
+            reader.list(*i, now)?;
+        }
+        reader.look_ahead()?;
+        Ok(reader)
+    }
+
+    fn source(&self, i: usize) -> (&'a Source, u32) {
+        let s = &self.plan.sources[i];
+        (s, self.source_names.iter().position(|n| *n == s.name).unwrap_or(0) as u32)
+    }
+
+    fn failed(&self, source: usize, e: tidemill_connect::ConnectError) -> RunError {
+        RunError::of(&format!("source `{}`", self.plan.sources[source].name), e)
+    }
+
+    fn list(&mut self, i: usize, now: i64) -> Result<(), RunError> {
+        let (source, _) = self.source(i);
+        match &source.kind {
+            SourceKind::File { pattern, .. } => {
+                for path in file::list(pattern).map_err(|e| self.failed(i, e))? {
+                    self.add_file(i, &path, now)?;
+                }
+            }
+            // Each run's standard input is another stream.
+            SourceKind::Stdin => self.add(i, stdin_identity(), None, now),
+            SourceKind::Generator(_) => {
+                let identity = PartitionIdentity { path: "generator".into(), ..stdin_identity() };
+                let known = self.known(i, |p| p.identity.path == "generator");
+                self.add(i, identity, known, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn known(&self, i: usize, same: impl Fn(&PartitionMeta) -> bool) -> Option<u32> {
+        let (_, number) = self.source(i);
+        let taken = |n: usize| self.parts.iter().any(|p| p.key == (number, n as u32));
+        let old = self.old_partitions.get(&number)?;
+        old.iter().enumerate().rposition(|(n, p)| !taken(n) && same(p)).map(|n| n as u32)
+    }
+
+    fn add_file(&mut self, i: usize, path: &Path, now: i64) -> Result<(), RunError> {
+        let identity = file::identity(path).map_err(|e| self.failed(i, e))?;
+        let known = self.known(i, |p| file::same_file(&p.identity, path).unwrap_or(false));
+        self.add(i, identity, known, now);
+        Ok(())
+    }
+
+    /// Adds a partition under its old number, or the next free one.
+    fn add(&mut self, i: usize, identity: PartitionIdentity, known: Option<u32>, now: i64) {
+        let (source, number) = self.source(i);
+        let old = self.old_partitions.entry(number).or_default();
+        let fresh = PartitionTime {
+            max: EventTime::BEGINNING,
+            live: source.is_live(),
+            finished: false,
+            idle: false,
+            last_record_ms: now,
+        };
+        let n = known.unwrap_or(old.len() as u32);
+        if known.is_none() {
+            old.push(PartitionMeta { identity: identity.clone(), offset: 0, time: fresh });
+        }
+        let meta = &mut old[n as usize];
+        meta.identity = identity.clone();
+        // Whether there is more in it shows when it is read.
+        let time = PartitionTime { finished: false, live: source.is_live(), ..meta.time };
+        let name: Arc<str> = identity.path.as_str().into();
+        self.watermarks.add((number, n), time, now);
+        self.parts.push(Part {
+            key: (number, n),
+            source: i,
+            name,
+            source_name: source.name.as_str().into(),
+            identity,
+            offset: meta.offset,
+            reading: None,
+            ingest: None,
+            looked_at_ms: now,
+        });
+    }
+
+    /// Of each listed file the first event is read ahead; its time is the file's first maximum (SEMANTICS 7).
+    fn look_ahead(&mut self) -> Result<(), RunError> {
+        let several = self.parts.len() > 1;
+        for p in 0..self.parts.len() {
+            let part = &self.parts[p];
+            let known = self.watermarks.get(part.key).is_some_and(|t| t.max != EventTime::BEGINNING);
+            let is_file = matches!(self.plan.sources[part.source].kind, SourceKind::File { .. });
+            if !several || known || !is_file {
+                continue;
+            }
+            self.open(p)?;
+            let mut block = Block::default();
+            let key = self.parts[p].key;
+            let part = &mut self.parts[p];
+            if let (Some(r), Some(ingest)) = (&mut part.reading, &mut part.ingest) {
+                let mut found = None;
+                while found.is_none() {
+                    block.clear();
+                    match r.partition().read(&mut block) {
+                        Ok(Read::Data) => found = ingest.first_time(&block),
+                        Ok(_) => break,
+                        // The same error comes again when the file is read, after what precedes it.
+                        Err(_) => break,
+                    }
+                }
+                if let Some(t) = found {
+                    self.watermarks.observe(key, t, clock_ms());
+                }
+            }
+            self.parts[p].reading = None;
+            self.parts[p].ingest = None;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, p: usize) -> Result<(), RunError> {
+        let part = &self.parts[p];
+        let source = &self.plan.sources[part.source];
+        let (how, has_header) = framing(source.format);
+        let reading = match &source.kind {
+            SourceKind::File { follow, .. } => {
+                FilePartition::open(&part.identity.path, how, has_header, part.offset, *follow).map(Reading::File)
+            }
+            SourceKind::Stdin => StdinPartition::new(how, has_header, 0).map(Reading::Stdin),
+            SourceKind::Generator(g) => Ok(Reading::Generator(Box::new(GeneratorPartition::new(GeneratorSpec {
+                events: g.events,
+                rate: g.rate,
+                users: g.users,
+                seed: g.seed,
+                stories: g.stories,
+                start_ms: g.start_ms.unwrap_or(self.first_start_ms),
+                skip_to_offset: part.offset,
+            }, clock_ms)))),
+        };
+        let mut reading = reading.map_err(|e| self.failed(part.source, e))?;
+        let lanes = self.out.lanes.len();
+        let mut ingest = Ingest::new(source, &part.identity.path, part.key, &self.fields, lanes)
+            .map_err(|m| RunError::Refused(format!("source `{}`: {m}", source.name)))?;
+        if let Some(header) = reading.partition().header() {
+            ingest
+                .header(header)
+                .map_err(|m| RunError::Failed(format!("{}: header: {}", part.identity.path, m.message)))?;
+        }
+        let part = &mut self.parts[p];
+        part.reading = Some(reading);
+        part.ingest = Some(ingest);
+        Ok(())
+    }
+
+    /// Whether anything is there to be read that no epoch holds: asked of a finished pipeline.
+    pub(crate) fn unread(&mut self) -> Result<bool, RunError> {
+        for p in 0..self.parts.len() {
+            self.open(p)?;
+            let mut block = Block::default();
+            let found = match &mut self.parts[p].reading {
+                Some(Reading::Stdin(_)) | None => false,
+                Some(r) => matches!(r.partition().read(&mut block), Ok(Read::Data)),
+            };
+            self.parts[p].reading = None;
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What was counted so far.
+    pub(crate) fn counters(&self) -> Counters {
+        Counters {
+            records: self.records,
+            events: self.events,
+            dead: self.letters.by_reason.clone(),
+            fold: tidemill_engine::lane::LaneCounts::default(),
+        }
+    }
+
+    /// Reads until the input is used up or `stop` is set, then ends the last epoch.
+    pub(crate) fn run(&mut self, stop: &AtomicBool) -> Result<End, RunError> {
+        let outcome = self.read_all(stop);
+        let end = match &outcome {
+            Ok(end) => *end,
+            // A source failed: all before it is committed, and the pipeline is not finished.
+            Err(_) => End::Stopped,
+        };
+        if end != End::Hangup {
+            let closes = end == End::InputUsedUp && self.pipeline.end_of_input == EndOfInput::Close;
+            if self.barrier(closes).is_err() {
+                return outcome.and(Ok(End::Hangup));
+            }
+        }
+        outcome
+    }
+
+    fn read_all(&mut self, stop: &AtomicBool) -> Result<End, RunError> {
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(End::Stopped);
+            }
+            if self.epoch_is_over() && self.barrier(false).is_err() {
+                return Ok(End::Hangup);
+            }
+            if self.sinks_lag() {
+                std::thread::sleep(POLL);
+                continue;
+            }
+            match self.read_some()? {
+                Some(true) => {}
+                Some(false) => std::thread::sleep(POLL),
+                None if self.parts.iter().all(|p| self.is_finished(p.key)) => return Ok(End::InputUsedUp),
+                None => return Ok(End::Hangup),
+            }
+        }
+    }
+
+    fn is_finished(&self, key: PartitionKey) -> bool {
+        self.watermarks.get(key).is_some_and(|t| t.finished)
+    }
+
+    fn epoch_is_over(&self) -> bool {
+        self.epoch_began.elapsed().as_millis() as i64 >= self.plan.server.epoch_ms
+            || self.epoch_rows >= EPOCH_ROWS_MAX
+            || self.letters.lines.len() >= EPOCH_LETTER_BYTES_MAX
+    }
+
+    /// Whether a sink is so far behind that the sources must wait.
+    fn sinks_lag(&mut self) -> bool {
+        let max = self.pipeline.limits.outbox_bytes;
+        let lagging = self.out.waiting.iter().any(|(_, w)| w.load(Ordering::Relaxed) > max);
+        self.noted_lag = lagging;
+        lagging
+    }
+
+    /// Reads one block of the partition that is furthest behind. `Some(false)`: nothing anywhere now.
+    /// `None`: every partition has ended, or a thread has.
+    fn read_some(&mut self) -> Result<Option<bool>, RunError> {
+        let max = |k| self.watermarks.get(k).map_or(EventTime::BEGINNING, |t| t.max);
+        let mut order: Vec<usize> = (0..self.parts.len()).filter(|p| !self.is_finished(self.parts[*p].key)).collect();
+        order.sort_by_key(|p| max(self.parts[*p].key));
+        if order.is_empty() {
+            return Ok(None);
+        }
+        for p in order {
+            if !self.watermarks.may_read(self.parts[p].key) {
+                continue;
+            }
+            match self.read_part(p)? {
+                Read::Data => return Ok(if self.send(p) { Some(true) } else { None }),
+                Read::End => {
+                    self.end_part(p);
+                    return Ok(Some(true));
+                }
+                Read::Pending => {}
+            }
+        }
+        Ok(Some(false))
+    }
+
+    fn read_part(&mut self, p: usize) -> Result<Read, RunError> {
+        if self.parts[p].reading.is_none() {
+            self.close_one_too_many();
+            self.open(p)?;
+        }
+        let mut block = self.spare_block();
+        let Some(b) = Arc::get_mut(&mut block) else { return Ok(Read::Pending) };
+        b.clear();
+        let part = &mut self.parts[p];
+        let read = match &mut part.reading {
+            Some(r) => r.partition().read(b),
+            None => Ok(Read::End),
+        };
+        let source = part.source;
+        self.blocks.push(block);
+        let read = read.map_err(|e| self.failed(source, e))?;
+        if read == Read::Pending { self.look_for_rotation(p) } else { Ok(read) }
+    }
+
+    /// A block that no lane holds any more; it ends up last in `blocks`.
+    fn spare_block(&mut self) -> Arc<Block> {
+        match self.blocks.iter().position(|b| Arc::strong_count(b) == 1) {
+            Some(i) => self.blocks.swap_remove(i),
+            None => Arc::new(Block::default()),
+        }
+    }
+
+    fn close_one_too_many(&mut self) {
+        let open: Vec<usize> = (0..self.parts.len())
+            .filter(|p| matches!(&self.parts[*p].reading, Some(Reading::File(_))))
+            .collect();
+        if open.len() < OPEN_FILES_MAX {
+            return;
+        }
+        let max = |p: &usize| self.watermarks.get(self.parts[*p].key).map(|t| t.max);
+        if let Some(furthest) = open.into_iter().max_by_key(max) {
+            self.parts[furthest].reading = None;
+            self.parts[furthest].ingest = None;
+        }
+    }
+
+    /// A followed file has no more for now: was it renamed or cut?
+    fn look_for_rotation(&mut self, p: usize) -> Result<Read, RunError> {
+        let now = clock_ms();
+        let part = &mut self.parts[p];
+        if now - part.looked_at_ms < LOOK_MS {
+            return Ok(Read::Pending);
+        }
+        part.looked_at_ms = now;
+        let (source, path) = (part.source, part.identity.path.clone());
+        let Some(Reading::File(f)) = &mut part.reading else { return Ok(Read::Pending) };
+        match f.rotated() {
+            Ok(Rotation::No) => {}
+            Ok(Rotation::Renamed) => {
+                f.finish();
+                self.add_file(source, Path::new(&path), now)?;
+            }
+            Ok(Rotation::Truncated) => {
+                self.end_part(p);
+                self.add_file(source, Path::new(&path), now)?;
+            }
+            Err(e) => return Err(self.failed(source, e)),
+        }
+        if let SourceKind::File { pattern, .. } = &self.plan.sources[source].kind {
+            self.look_for_new_files(source, pattern, now)?;
+        }
+        Ok(Read::Pending)
+    }
+
+    fn look_for_new_files(&mut self, source: usize, pattern: &str, now: i64) -> Result<(), RunError> {
+        // Between a rename and the new file the pattern may match nothing.
+        for path in file::list(pattern).unwrap_or_default() {
+            let text = path.to_string_lossy();
+            if !self.parts.iter().any(|p| p.source == source && *p.identity.path == *text) {
+                self.add_file(source, &path, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end_part(&mut self, p: usize) {
+        self.watermarks.finish(self.parts[p].key);
+        self.parts[p].reading = None;
+        self.parts[p].ingest = None;
+        self.changed = true;
+    }
+
+    /// Decodes the block that was read last and hands its rows to the lanes; false: a lane hung up.
+    fn send(&mut self, p: usize) -> bool {
+        let now = clock_ms();
+        let watermark = self.watermarks.advance(now);
+        let part = &mut self.parts[p];
+        let source = &self.plan.sources[part.source];
+        let clock = if source.is_live() { now } else { self.first_start_ms };
+        let far = source.far_future_ms.map_or(EventTime::INFINITY, |f| EventTime::from_ms(clock).plus(f));
+        let judge = Judge { frontier: watermark.minus(self.pipeline.lateness_ms), far_future: far };
+        let (Some(block), Some(ingest)) = (self.blocks.last(), &mut part.ingest) else { return true };
+        self.intake.clear();
+        ingest.take(block, judge, &mut self.intake, &mut self.letters);
+        part.offset = block.next_offset;
+        self.changed = true;
+        self.records += self.intake.records;
+        self.events += self.intake.events;
+        self.epoch_rows += self.intake.events;
+        if self.intake.max != EventTime::BEGINNING {
+            self.watermarks.observe(part.key, self.intake.max, now);
+        }
+        let (block, source_name, name) = (block.clone(), part.source_name.clone(), part.name.clone());
+        self.show(watermark);
+        for (lane, rows) in self.out.lanes.iter().zip(&mut self.intake.lanes) {
+            if rows.heads.is_empty() {
+                continue;
+            }
+            let spare = match self.out.spent.try_recv() {
+                Ok(r) => r,
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => Rows::default(),
+            };
+            let batch = Batch {
+                rows: std::mem::replace(rows, spare),
+                block: block.clone(),
+                watermark,
+                source: source_name.clone(),
+                partition: name.clone(),
+            };
+            if lane.send(ToLane::Batch(batch)).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn show(&self, watermark: EventTime) {
+        let p = &self.progress;
+        p.records.store(self.records, Ordering::Relaxed);
+        p.events.store(self.events, Ordering::Relaxed);
+        p.late.store(self.letters.by_reason.get("late").copied().unwrap_or(0), Ordering::Relaxed);
+        p.dead.store(self.letters.total(), Ordering::Relaxed);
+        p.watermark_ms.store(watermark.ms(), Ordering::Relaxed);
+    }
+
+    /// Ends the epoch. `Err`: another thread has failed and says why.
+    fn barrier(&mut self, at_end: bool) -> Result<(), ()> {
+        let now = clock_ms();
+        self.epoch_began = Instant::now();
+        self.epochs += 1;
+        self.epoch_rows = 0;
+        let watermark = self.watermarks.advance(now);
+        self.show(watermark);
+        let early_tick = match self.pipeline.early {
+            Early::Off => false,
+            Early::Epoch => true,
+            Early::Every(ms) => at_end || self.epochs.is_multiple_of((ms / self.plan.server.epoch_ms).max(1) as u64),
+        };
+        let image = self.image();
+        let to_lane = if at_end { EventTime::INFINITY } else { watermark };
+        let barrier = Barrier { watermark: to_lane, early_tick: early_tick && !at_end, at_end };
+        for lane in &self.out.lanes {
+            lane.send(ToLane::Barrier { barrier, image: image.clone() }).map_err(drop)?;
+        }
+        let letters = std::mem::take(&mut self.letters.lines);
+        let sealed = Sealed { meta: self.meta(now, watermark, at_end), letters, changed: self.changed || at_end, image };
+        self.changed = false;
+        self.out.sealed.send(sealed).map_err(drop)
+    }
+
+    fn image(&mut self) -> Option<std::ops::Range<u32>> {
+        if !self.imaging && wants_images(self.out.log_bytes.load(Ordering::Relaxed)) {
+            self.imaging = true;
+        }
+        if !self.imaging {
+            return None;
+        }
+        let at = self.next_image;
+        self.next_image = (at + IMAGE_GROUPS) % KEY_GROUPS;
+        self.imaging = self.next_image != 0;
+        Some(at..at + IMAGE_GROUPS)
+    }
+
+    fn meta(&mut self, now: i64, watermark: EventTime, finished: bool) -> Meta {
+        for p in &self.parts {
+            if let Some(old) = self.old_partitions.get_mut(&p.key.0)
+                && let Some(m) = old.get_mut(p.key.1 as usize)
+            {
+                m.offset = p.offset;
+                if let Some(t) = self.watermarks.get(p.key) {
+                    m.time = *t;
+                }
+            }
+        }
+        let sources = self.source_names.iter().enumerate().map(|(n, name)| SourceMeta {
+            name: name.clone(),
+            partitions: self.old_partitions.get(&(n as u32)).cloned().unwrap_or_default(),
+        });
+        Meta {
+            fingerprint: self.fingerprint.clone(),
+            first_start_ms: self.first_start_ms,
+            sealed_at_ms: now,
+            watermark,
+            finished,
+            sources: sources.collect(),
+            cursors: BTreeMap::new(),
+            counters: self.counters(),
+            live_keys: 0,
+            suffix_bytes: 0,
+            hot_keys: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The claim on a data directory, and the register of incarnations that goes with it (SEMANTICS 23).
+//!
+//! Invariants: at most one living `Claim` for a directory, held by an exclusive `flock` on `LOCK`,
+//! which the kernel gives back when the process ends in any way; `LOCK` is never deleted, since a
+//! second process could then lock a new file of that name. The register stands outside the epoch
+//! chain and only rises: going back to an older epoch never gives an old incarnation out again.
+
+use super::{StoreError, create_dir_durably, read_if_there, sync_dir};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The exclusive right to a data directory; ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    data_dir: PathBuf,
+    /// Open for as long as the claim lives: closing it is what unlocks.
+    _lock: File,
+}
+
+impl Claim {
+    /// Takes the directory, creating it (for its owner only) if it is missing.
+    ///
+    /// # Errors
+    /// `Locked` if another process has it, `Storage` if the file system refuses.
+    pub(crate) fn take(data_dir: &Path) -> Result<Claim, StoreError> {
+        create_dir_durably(data_dir)?;
+        let path = data_dir.join("LOCK");
+        // Not truncated on opening: until we hold the lock, the text in it is the holder's.
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(StoreError::storage("open", &path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                // Who holds it is a courtesy; that somebody does is already known.
+                let pid = lock.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+                return Err(StoreError::Locked { file: path, pid });
+            }
+            Err(e) => return Err(StoreError::storage("lock", &path)(e.into())),
+        }
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(StoreError::storage("write", &path))?;
+        Ok(Claim { data_dir: data_dir.to_owned(), _lock: lock })
+    }
+
+    /// Where the log of a pipeline stands. The name is one that the config check has accepted.
+    pub(crate) fn pipeline_dir(&self, name: &str) -> PathBuf {
+        self.data_dir.join("pipelines").join(name)
+    }
+
+    /// Takes the next incarnation: greater than every one taken before, and durable before it is returned.
+    ///
+    /// # Errors
+    /// `Damaged` if the register cannot be read, or is missing beside logs that were written under it.
+    pub(crate) fn next_incarnation(&mut self) -> Result<u64, StoreError> {
+        self.raise_incarnation(self.last_incarnation()?)
+    }
+
+    /// Sets a lost register to the incarnation after `above`, and returns that one. For the recovery command, which takes
+    /// `above` from the logs and the sinks; a readable register is never lowered by it.
+    ///
+    /// # Errors
+    /// `Storage` if the file system refuses.
+    pub(crate) fn reset_incarnation(&mut self, above: u64) -> Result<u64, StoreError> {
+        let readable = self.last_incarnation().unwrap_or(0);
+        self.raise_incarnation(readable.max(above))
+    }
+
+    fn register(&self) -> PathBuf {
+        self.data_dir.join("incarnation")
+    }
+
+    fn damaged(&self, what: &str) -> StoreError {
+        StoreError::Damaged {
+            file: self.register(),
+            offset: 0,
+            epoch: None,
+            what: what.to_owned(),
+            hint: "Put back the newest copy of this file, or let `tidemill recover` write a new one above \
+                   every incarnation that the logs and sinks have seen"
+                .to_owned(),
+        }
+    }
+
+    fn last_incarnation(&self) -> Result<u64, StoreError> {
+        if let Some(bytes) = read_if_there(&self.register())? {
+            return parse(&bytes).ok_or_else(|| {
+                self.damaged("the register of incarnations is not a number with its checksum")
+            });
+        }
+        // Only a directory without any log may begin to count: otherwise rows of this start would
+        // lose against rows of an earlier one.
+        let logs = self.data_dir.join("pipelines");
+        let any_log = match fs::read_dir(&logs) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+            Err(e) => return Err(StoreError::storage("list", &logs)(e)),
+        };
+        if any_log {
+            return Err(self.damaged("the register of incarnations is missing, but there are epoch logs"));
+        }
+        Ok(0)
+    }
+
+    fn raise_incarnation(&mut self, last: u64) -> Result<u64, StoreError> {
+        let next =
+            last.checked_add(1).ok_or_else(|| self.damaged("the register stands at its greatest number"))?;
+        let temporary = self.data_dir.join("incarnation.tmp");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(StoreError::storage("create", &temporary))?;
+        file.write_all(format(next).as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(StoreError::storage("write", &temporary))?;
+        fs::rename(&temporary, self.register()).map_err(StoreError::storage("rename", &temporary))?;
+        sync_dir(&self.data_dir)?;
+        Ok(next)
+    }
+}
+
+fn format(incarnation: u64) -> String {
+    let number = incarnation.to_string();
+    let checksum = xxh3_64(number.as_bytes());
+    format!("{number}\nxxh3 {checksum:016x}\n")
+}
+
+/// Strict: only the exact text that `format` writes is a register.
+fn parse(bytes: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let incarnation = text.lines().next()?.parse().ok()?;
+    (format(incarnation) == text).then_some(incarnation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_second_claim_names_the_holder() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("a/b");
+        let first = Claim::take(&dir).unwrap();
+        assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+        let error = Claim::take(&dir).unwrap_err();
+        assert!(
+            matches!(error, StoreError::Locked { pid: Some(pid), .. } if pid == std::process::id()),
+            "{error}"
+        );
+        assert_eq!(error.exit_code(), 6);
+        assert!(error.to_string().contains(&std::process::id().to_string()));
+        drop(first);
+        Claim::take(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_incarnation_rises_and_survives() {
+        let tmp = tempfile::tempdir().unwrap();
+        for start in 0..3 {
+            let mut claim = Claim::take(tmp.path()).unwrap();
+            assert_eq!(claim.next_incarnation().unwrap(), 2 * start + 1);
+            assert_eq!(claim.next_incarnation().unwrap(), 2 * start + 2);
+        }
+        let mut claim = Claim::take(tmp.path()).unwrap();
+        assert_eq!(claim.reset_incarnation(3).unwrap(), 7, "never lowered");
+        assert_eq!(claim.reset_incarnation(40).unwrap(), 41);
+        assert_eq!(claim.next_incarnation().unwrap(), 42);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_cut_of_the_register_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut claim = Claim::take(tmp.path()).unwrap();
+        claim.next_incarnation().unwrap();
+        let register = tmp.path().join("incarnation");
+        let good = fs::read(&register).unwrap();
+        assert_eq!(parse(&good), Some(1));
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(parse(&bad), None, "bit {bit}");
+        }
+        for cut in 0..good.len() {
+            fs::write(&register, &good[..cut]).unwrap();
+            let error = claim.next_incarnation().unwrap_err();
+            assert!(matches!(&error, StoreError::Damaged { file, .. } if *file == register), "{error}");
+            assert!(error.to_string().contains("tidemill recover"), "{error}");
+            assert_eq!(fs::read(&register).unwrap(), &good[..cut], "nothing changed");
+        }
+    }
+
+    #[test]
+    fn a_register_missing_beside_logs_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut claim = Claim::take(tmp.path()).unwrap();
+        fs::create_dir_all(claim.pipeline_dir("clicks")).unwrap();
+        assert!(matches!(claim.next_incarnation(), Err(StoreError::Damaged { .. })));
+        assert_eq!(claim.reset_incarnation(9).unwrap(), 10);
+    }
+
+    /// Format 1 of the register.
+    #[test]
+    fn frozen_text() {
+        assert_eq!(format(12), "12\nxxh3 7ecd2e572c949f74\n");
+    }
+}

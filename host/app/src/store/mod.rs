@@ -1,0 +1,149 @@
+//! The store: what survives the process. One claim for the data directory, one epoch log for each pipeline.
+//!
+//! ```text
+//! DATA_DIR/LOCK                          held by the one process that uses the directory (claim.rs)
+//! DATA_DIR/incarnation                   the register of starts; only rises (claim.rs)
+//! DATA_DIR/pipelines/NAME/*.seg          segments of epoch records (log.rs)
+//! DATA_DIR/pipelines/NAME/COMMITTED      how far the log is known to be durable (log.rs)
+//! ```
+//!
+//! Here stand the errors, by what the caller must do, and the few file operations that both share.
+//! Invariant: a name in a directory counts as written only after that directory was synced.
+
+pub(crate) mod claim;
+pub(crate) mod log;
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Why the store cannot go on. None of these is worth a retry by the process itself.
+#[derive(Debug)]
+pub(crate) enum StoreError {
+    /// Another process has the data directory: stop it, or name another directory.
+    Locked {
+        /// The lock file.
+        file: PathBuf,
+        /// Who holds it, if it has said so.
+        pid: Option<u32>,
+    },
+    /// What is on disk is not what was committed: a human decides. Nothing on disk was changed.
+    Damaged {
+        /// The damaged file, or the one that should have gone on.
+        file: PathBuf,
+        /// Where the damage begins, bytes from the start of the file.
+        offset: u64,
+        /// The first epoch that cannot be read, or that is contradicted.
+        epoch: Option<u64>,
+        /// What is wrong, and what shows that it matters.
+        what: String,
+        /// What a human can do.
+        hint: String,
+    },
+    /// The file system refused: fix the disk, then start again; the start recovers.
+    Storage {
+        /// What was being done, as in "cannot {doing} {file}".
+        doing: &'static str,
+        /// To which file.
+        file: PathBuf,
+        /// For which epoch, where there is one.
+        epoch: Option<u64>,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// The exit code of a process that stops for this.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            StoreError::Locked { .. } => 6,
+            StoreError::Damaged { .. } | StoreError::Storage { .. } => 5,
+        }
+    }
+
+    /// For `map_err`: an I/O error without an epoch.
+    fn storage(doing: &'static str, file: &Path) -> impl FnOnce(io::Error) -> StoreError {
+        Self::storage_at(doing, file, None)
+    }
+
+    /// For `map_err`: an I/O error while an epoch was in hand.
+    fn storage_at(
+        doing: &'static str,
+        file: &Path,
+        epoch: Option<u64>,
+    ) -> impl FnOnce(io::Error) -> StoreError {
+        move |source| StoreError::Storage { doing, file: file.to_owned(), epoch, source }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Locked { file, pid: Some(pid) } => {
+                write!(f, "process {pid} already uses this data directory ({} is locked)", file.display())
+            }
+            StoreError::Locked { file, pid: None } => {
+                write!(f, "another process already uses this data directory ({} is locked)", file.display())
+            }
+            StoreError::Damaged { file, offset, epoch, what, hint } => {
+                write!(f, "{} is damaged at byte {offset}", file.display())?;
+                if let Some(epoch) = epoch {
+                    write!(f, " (epoch {epoch})")?;
+                }
+                write!(f, ": {what}; nothing was changed. {hint}")
+            }
+            StoreError::Storage { doing, file, epoch, source } => {
+                write!(f, "cannot {doing} {}", file.display())?;
+                if let Some(epoch) = epoch {
+                    write!(f, " for epoch {epoch}")?;
+                }
+                write!(f, ": {source}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StoreError::Storage { source, .. } => Some(source),
+            StoreError::Locked { .. } | StoreError::Damaged { .. } => None,
+        }
+    }
+}
+
+/// Makes the names in a directory durable.
+fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(StoreError::storage("sync the directory", dir))
+}
+
+/// The directory that holds `path`; the current one for a bare name.
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Creates a directory and its missing parents, for the owner only, each durable before the next.
+fn create_dir_durably(dir: &Path) -> Result<(), StoreError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = parent_of(dir);
+    create_dir_durably(parent)?;
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+        made => made.map_err(StoreError::storage("create the directory", dir))?,
+    }
+    sync_dir(parent)
+}
+
+/// The whole file, or `None` if there is none.
+fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    match fs::read(file) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(StoreError::storage("read", file)(e)),
+    }
+}

@@ -1,0 +1,34 @@
+//! Sources, formats and sinks: one file each behind small traits. Knows the engine's values, nothing
+//! of lanes, epochs or config files.
+
+pub mod format;
+pub mod sink;
+pub mod source;
+
+use serde::{Deserialize, Serialize};
+
+/// Whose move it is when a connector fails (kinds by what the caller must do).
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The input or output as configured cannot be used: missing, unreadable, read-only, wrong table.
+    #[error("{0}")]
+    Config(String),
+    /// Another program or another tidemill holds it, or the cursor contradicts the store.
+    #[error("{0}")]
+    Conflict(String),
+    /// The service or file failed while in use.
+    #[error("{0}")]
+    Failed(String),
+    /// Storage failed; the process must stop and recover.
+    #[error("{0}")]
+    Storage(String),
+}
+
+/// How far a sink has confirmed. `length` is the file's length for sinks that are cut back to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Cursor {
+    /// The last epoch confirmed; 0 before the first.
+    pub epoch: u64,
+    /// Bytes in the file after that epoch; 0 for sinks that are not files.
+    pub length: u64,
+}

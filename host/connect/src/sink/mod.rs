@@ -1,0 +1,25 @@
+//! Where revisions and dead letters go.
+
+pub mod jsonl;
+mod line;
+pub mod sqlite;
+pub mod stdout;
+
+use crate::{ConnectError, Cursor};
+use tidemill_engine::outbox::Outbox;
+
+/// A sink of one pipeline. Called from one thread, epoch by epoch, in order; an epoch may be offered again after a crash.
+pub trait Sink: Send {
+    /// Opens and fences: from now on nothing of a lower incarnation may be written. `stored` is the
+    /// cursor that the store kept (`None`: the store has never used this sink). A file is cut back to it. Returns the
+    /// sink's own cursor where it keeps one (SQLite), else `stored`.
+    fn open(&mut self, incarnation: u64, stored: Option<Cursor>) -> Result<Option<Cursor>, ConnectError>;
+    /// Writes one epoch and makes it durable; returns the cursor to keep.
+    fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError>;
+    /// Deletes every row of this pipeline (`--fresh`); `Err(Config)` where the sink cannot list them.
+    fn delete_all(&mut self) -> Result<(), ConnectError>;
+    /// Whether a resend after a crash may show a row twice (stdout).
+    fn at_least_once(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,89 @@
+//! Where records come from: blocks of whole records with their offsets.
+
+pub mod compression;
+pub mod file;
+pub mod framing;
+pub mod generator;
+pub mod stdin;
+
+use crate::ConnectError;
+use serde::{Deserialize, Serialize};
+
+/// One record of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Start in [`Block::bytes`].
+    pub at: u32,
+    /// Length in bytes, without the line end.
+    pub len: u32,
+    /// Byte of the record's start in the partition, after decompression.
+    pub offset: u64,
+}
+
+/// Whole records read from one partition. Reused: `clear` keeps the memory.
+#[derive(Default, Debug)]
+pub struct Block {
+    /// The bytes, line ends included.
+    pub bytes: Vec<u8>,
+    /// The records in order. Empty lines are no records.
+    pub spans: Vec<Span>,
+    /// Where the next block starts: the position to keep once these records are in an epoch.
+    pub next_offset: u64,
+}
+
+impl Block {
+    /// Forgets the records, keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.spans.clear();
+    }
+    /// The bytes of a record.
+    #[must_use]
+    pub fn record(&self, s: Span) -> &[u8] {
+        &self.bytes[s.at as usize..(s.at + s.len) as usize]
+    }
+}
+
+/// How records stand in the bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Framing {
+    /// One record a line (`\n` or `\r\n`).
+    Lines,
+    /// CSV: a line end inside quotes belongs to the record.
+    Csv,
+}
+
+/// What a read found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Read {
+    /// At least one record is in the block.
+    Data,
+    /// Nothing now; there may be more later (live partitions only).
+    Pending,
+    /// No more will come.
+    End,
+}
+
+/// What identifies a partition across restarts (SEMANTICS 2).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PartitionIdentity {
+    /// Path when last seen; "-" for stdin.
+    pub path: String,
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Hash of the first bytes of the file (of the file itself, before decompression).
+    pub head_hash: u64,
+    /// How many bytes `head_hash` covers, at most 1024.
+    pub head_len: u64,
+}
+
+/// One partition being read.
+pub trait Partition: Send {
+    /// Fills the (cleared) block with whole records; about 256 KiB. A truncated gzip or a read error is
+    /// `Err(Failed)`, given only after every record before it has been handed out.
+    fn read(&mut self, block: &mut Block) -> Result<Read, ConnectError>;
+    /// The header record (CSV and TSV), read at open even when reading resumes behind it.
+    fn header(&self) -> Option<&[u8]>;
+}

@@ -1,0 +1,78 @@
+/* Kills the process with SIGKILL at a chosen fdatasync of a segment, so that tests can crash between append and
+ * sync, and between commit and delivery. Loaded with LD_PRELOAD.
+ *
+ * FAULT_BEFORE=n  before the n-th call; FAULT_NOTE names the file that then gets two lines: the segment's path, and
+ *                 its length when this process last synced it (-1: never), for the harness to cut it back to.
+ * FAULT_AFTER=n   after the n-th call, when its epoch is committed and not yet delivered. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define FILES_MAX 4096
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static long calls;
+static struct { ino_t inode; long length; } synced[FILES_MAX];
+static int files;
+
+static long number(const char *name) {
+    const char *text = getenv(name);
+    return text ? atol(text) : 0;
+}
+
+static void die(void) {
+    kill(getpid(), SIGKILL);
+    for (;;) pause();
+}
+
+static int slot(ino_t inode) {
+    for (int i = 0; i < files; i++)
+        if (synced[i].inode == inode) return i;
+    /* A full table overwrites its last entry: then only the cut is shorter than it might be. */
+    int i = files < FILES_MAX ? files++ : FILES_MAX - 1;
+    synced[i].inode = inode;
+    synced[i].length = -1;
+    return i;
+}
+
+static int on_sync(int fd, int (*real)(int)) {
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n < 4) return real(fd);
+    path[n] = 0;
+    struct stat st;
+    if (strcmp(path + n - 4, ".seg") != 0 || fstat(fd, &st) != 0) return real(fd);
+
+    pthread_mutex_lock(&lock);
+    calls++;
+    int at = slot(st.st_ino);
+    if (calls == number("FAULT_BEFORE")) {
+        const char *note = getenv("FAULT_NOTE");
+        FILE *f = note ? fopen(note, "w") : NULL;
+        if (f) {
+            fprintf(f, "%s\n%ld\n", path, synced[at].length);
+            fclose(f);
+        }
+        die();
+    }
+    long mine = calls;
+    int result = real(fd);
+    if (result == 0) synced[at].length = st.st_size;
+    if (mine == number("FAULT_AFTER")) die();
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+int fdatasync(int fd) {
+    static int (*real)(int);
+    if (!real) real = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
+    return on_sync(fd, real);
+}

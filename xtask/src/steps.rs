@@ -1,0 +1,82 @@
+//! Starting other programs, and saying what they are for and how long they took.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// Why a command ended without success.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// The exit code.
+    pub(crate) code: u8,
+    /// A sentence for the user.
+    pub(crate) message: String,
+}
+
+impl Failure {
+    /// The command line is wrong.
+    pub(crate) fn usage(message: &str) -> Failure {
+        Failure { code: 2, message: message.to_owned() }
+    }
+    /// Something else went wrong.
+    pub(crate) fn new(message: impl Into<String>) -> Failure {
+        Failure { code: 1, message: message.into() }
+    }
+    /// The program `what` ended with this status.
+    pub(crate) fn of(what: &str, status: ExitStatus) -> Failure {
+        // A program killed by a signal has no code; 1 says no more than that it failed.
+        let code = status.code().and_then(|c| u8::try_from(c).ok()).filter(|c| *c != 0).unwrap_or(1);
+        Failure { code, message: format!("{what}: {status}") }
+    }
+}
+
+/// Adds to an I/O error what was being done.
+pub(crate) fn doing<T>(what: &str, result: std::io::Result<T>) -> Result<T, Failure> {
+    result.map_err(|e| Failure::new(format!("{what}: {e}")))
+}
+
+/// One line to the user. A reader that went away is no reason to stop.
+pub(crate) fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
+
+/// The workspace's folder.
+pub(crate) fn workspace() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_path_buf()
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_dir() -> PathBuf {
+    workspace().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| OsString::from("target")))
+}
+
+/// The tool chain's cargo, in the workspace's folder. Its own folder comes first in the path, so that
+/// clippy and rustfmt are found on a machine that has nothing else there.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(&cargo);
+    command.args(arguments).current_dir(workspace());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own = Path::new(&cargo).parent().filter(|p| p.is_absolute()).map(Path::to_path_buf);
+    if let Ok(path) = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path))) {
+        command.env("PATH", path);
+    }
+    command
+}
+
+/// Runs a program to its end; its output goes where ours goes.
+pub(crate) fn run(what: &str, command: &mut Command) -> Result<Duration, Failure> {
+    let begun = Instant::now();
+    let status = command.status().map_err(|e| Failure::new(format!("{what}: cannot be started: {e}")))?;
+    if status.success() { Ok(begun.elapsed()) } else { Err(Failure::of(what, status)) }
+}
+
+/// `12.3 s`.
+pub(crate) fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
