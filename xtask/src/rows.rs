@@ -38,7 +38,8 @@ pub(crate) fn value<'a>(object: &'a str, field: &str) -> Option<&'a str> {
         let at = rest.find(field)?;
         let before = rest[..at].ends_with('"') && !rest[..at].ends_with("\\\"");
         rest = &rest[at + field.len()..];
-        if before && let Some(behind) = rest.strip_prefix('"')
+        if before
+            && let Some(behind) = rest.strip_prefix('"')
             && let Some(value) = behind.trim_start().strip_prefix(':')
         {
             return scalar(value.trim_start());

@@ -35,17 +35,15 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
         &mut cargo(&["build", "--locked", "-p", "tidemill", "--profile", "trial"]),
     )?;
     let binary = target_dir().join("trial").join("tidemill");
-    list.step(
-        "every test",
-        cargo(&["test", "--locked", "--workspace"]).env("TIDEMILL_BIN", binary),
-    )
+    list.step("every test", cargo(&["test", "--locked", "--workspace"]).env("TIDEMILL_BIN", binary))
 }
 
 /// Whether the tool chain has the target's library already; rustup may be out of reach.
 fn has_target() -> bool {
-    let rustc = cargo(&["rustc", "-p", "tidemill-engine", "--target", PURE_TARGET, "--print", "target-libdir"])
-        .env_remove("RUSTC_WRAPPER")
-        .output();
+    let rustc =
+        cargo(&["rustc", "-p", "tidemill-engine", "--target", PURE_TARGET, "--print", "target-libdir"])
+            .env_remove("RUSTC_WRAPPER")
+            .output();
     rustc.is_ok_and(|o| {
         o.status.success() && std::path::Path::new(String::from_utf8_lossy(&o.stdout).trim()).is_dir()
     })

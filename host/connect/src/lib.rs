@@ -24,11 +24,12 @@ pub enum ConnectError {
     Storage(String),
 }
 
-/// How far a sink has confirmed. `length` is the file's length for sinks that are cut back to it.
+/// How far a sink has confirmed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Cursor {
     /// The last epoch confirmed; 0 before the first.
     pub epoch: u64,
-    /// Bytes in the file after that epoch; 0 for sinks that are not files.
+    /// A file: bytes in it after that epoch. A table: the last epoch that brought rows, which is the one that
+    /// the table's own cursor names.
     pub length: u64,
 }

@@ -374,7 +374,7 @@ fn check_paths(f: &Field<'_>, combined: bool, p: &mut Problems) -> Option<Vec<St
 fn check_key(s: &mut Section<'_>, generated: bool, combined: bool, p: &mut Problems) -> Option<KeySpec> {
     let help = "write `key = \"user_id\"`: the field whose value names the visitor";
     let field = match s.get("key") {
-        None if generated => return Some(KeySpec::One("user".to_owned())),
+        None if generated => return Some(KeySpec::One("user_id".to_owned())),
         Some(f) => f,
         None => return s.need("key", help, p).and(None),
     };
@@ -398,7 +398,12 @@ fn check_secret(s: &mut Section<'_>, p: &mut Problems) -> Option<Secret> {
 }
 
 fn check_time(s: &mut Section<'_>, optional: bool, combined: bool, p: &mut Problems) -> Option<TimeSpec> {
-    let default = TimeSpec { field: "time".to_owned(), form: TimeForm::Standard };
+    // As the generator writes it, and as the combined log has it.
+    let default = if optional {
+        TimeSpec { field: "ts".to_owned(), form: TimeForm::Unix(TimeUnit::Ms) }
+    } else {
+        TimeSpec { field: "time".to_owned(), form: TimeForm::Standard }
+    };
     let help = "write `time = { field = \"ts\", unit = \"ms\" }`, or `{ field = \"ts\" }` for RFC 3339 text";
     let field = match s.get("time") {
         None if optional || combined => return Some(default),

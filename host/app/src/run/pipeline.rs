@@ -186,14 +186,7 @@ fn open_sinks(
         let from = if resend { Some(start) } else { stored };
         let own = sink.open(incarnation, from).map_err(|e| RunError::of(&format!("sink `{name}`"), e))?;
         let cursor = match (own, stored) {
-            (own, _) if resend => own.filter(|_| false).unwrap_or(start),
-            (Some(own), Some(stored)) if own.epoch < stored.epoch => {
-                return Err(RunError::Conflict(format!(
-                    "sink `{name}` stands at epoch {}, but was known to have epoch {}: it was replaced or put back; \
-                     `--resend {name}` sends again what is still kept",
-                    own.epoch, stored.epoch
-                )));
-            }
+            (own, _) if resend => own.unwrap_or(start),
             (None, Some(stored)) => {
                 return Err(RunError::Conflict(format!(
                     "sink `{name}` has lost its cursor (it was known to have epoch {}); \

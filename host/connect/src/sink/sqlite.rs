@@ -135,6 +135,23 @@ impl SqliteSink {
         Ok(epoch.map(|e| e.max(0) as u64))
     }
 
+    /// The table's own cursor beside the store's. The table's is written only together with rows, so it may lie
+    /// behind the epoch that the store knows, but not behind the last one that brought rows.
+    fn against(&self, own: u64, stored: Option<Cursor>) -> Result<Cursor, ConnectError> {
+        let stored = stored.unwrap_or_default();
+        if own < stored.length {
+            return Err(ConnectError::Conflict(format!(
+                "{}: table {} stands at epoch {own}, but was known to have epoch {}: it was replaced or put back; \
+                 `--resend {}` sends again what is still kept",
+                self.path.display(),
+                self.table,
+                stored.length,
+                self.sink
+            )));
+        }
+        Ok(Cursor { epoch: own.max(stored.epoch), length: own })
+    }
+
     /// One epoch in one transaction, whatever the cursor says.
     fn apply(&mut self, outbox: &Outbox<'_>) -> Result<(), ConnectError> {
         let (path, wait) = (&self.path, self.busy_wait);
@@ -180,7 +197,7 @@ impl Sink for SqliteSink {
         create_table(&tx, &self.path, &self.table, self.busy_wait)?;
         let epoch = self.claim(&tx, incarnation, stored)?;
         tx.commit().map_err(err)?;
-        let found = epoch.map(|epoch| Cursor { epoch, length: 0 });
+        let found = epoch.map(|own| self.against(own, stored)).transpose()?;
         self.open = Some(Open {
             db,
             incarnation,
@@ -198,11 +215,13 @@ impl Sink for SqliteSink {
         if outbox.epoch <= open.cursor.epoch && !ours_and_new {
             return Ok(open.cursor);
         }
+        let mut with_rows = open.cursor.length;
         if outbox.sessions(self.stages).next().is_some() {
             self.apply(outbox)?;
+            with_rows = outbox.epoch;
         }
         let Some(open) = &mut self.open else { return Err(not_open(&self.path)) };
-        open.cursor = Cursor { epoch: outbox.epoch, length: 0 };
+        open.cursor = Cursor { epoch: outbox.epoch, length: with_rows };
         if outbox.incarnation == open.incarnation {
             open.own_epoch = outbox.epoch;
         }

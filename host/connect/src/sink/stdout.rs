@@ -11,7 +11,8 @@ use tidemill_engine::outbox::{Outbox, Stages};
 /// Writes JSON lines, in the form of the JSON-lines file, to standard output.
 pub struct StdoutSink {
     out: Box<dyn Write + Send>,
-    stages: Stages,
+    /// `None`: dead letters.
+    stages: Option<Stages>,
     cursor: Cursor,
     buf: Vec<u8>,
 }
@@ -20,10 +21,16 @@ impl StdoutSink {
     /// A sink for the revisions with these stages.
     #[must_use]
     pub fn new(stages: Stages) -> StdoutSink {
-        StdoutSink::over(Box::new(std::io::stdout()), stages)
+        StdoutSink::over(Box::new(std::io::stdout()), Some(stages))
     }
 
-    fn over(out: Box<dyn Write + Send>, stages: Stages) -> StdoutSink {
+    /// A sink for dead letters.
+    #[must_use]
+    pub fn letters() -> StdoutSink {
+        StdoutSink::over(Box::new(std::io::stdout()), None)
+    }
+
+    fn over(out: Box<dyn Write + Send>, stages: Option<Stages>) -> StdoutSink {
         StdoutSink { out, stages, cursor: Cursor::default(), buf: Vec::new() }
     }
 }
@@ -39,8 +46,12 @@ impl Sink for StdoutSink {
             return Ok(self.cursor);
         }
         let out = &mut self.out;
-        line::each_block(outbox, self.stages, &mut self.buf, |b| out.write_all(b))
-            .and_then(|_| out.flush())
+        let written = match self.stages {
+            Some(stages) => line::each_block(outbox, stages, &mut self.buf, |b| out.write_all(b)).map(drop),
+            None => out.write_all(outbox.letters()),
+        };
+        written
+            .and_then(|()| out.flush())
             .map_err(|e| match e.kind() {
                 ErrorKind::BrokenPipe => ConnectError::Failed("stdout was closed".into()),
                 _ => ConnectError::Failed(format!("cannot write to stdout: {e}")),
@@ -116,7 +127,7 @@ mod tests {
     #[test]
     fn writes_the_stages_asked_for_once_an_epoch() {
         let out = Shared::default();
-        let mut s = StdoutSink::over(Box::new(out.clone()), Stages::of(&[Stage::Final, Stage::Retracted]));
+        let mut s = StdoutSink::over(Box::new(out.clone()), Some(Stages::of(&[Stage::Final, Stage::Retracted])));
         assert_eq!(s.open(1, None).unwrap(), None);
         let rows = rows();
         for epoch in [1, 1, 2] {
@@ -136,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_closed_pipe_is_named() {
-        let mut s = StdoutSink::over(Box::new(Closed), Stages::ALL);
+        let mut s = StdoutSink::over(Box::new(Closed), Some(Stages::ALL));
         match s.deliver(&Outbox::new(1, 1, &rows(), b"")) {
             Err(ConnectError::Failed(m)) => assert_eq!(m, "stdout was closed"),
             other => panic!("{other:?}"),
