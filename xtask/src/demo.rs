@@ -12,16 +12,16 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Between two looks at the table.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Sessions shown at a look, of each kind.
 const SHOWN: usize = 4;
-/// The traffic begins this long ago, so that the first sessions become final soon.
-const BACKLOG: Duration = Duration::from_secs(30);
 /// How long the run may take to stop; it promises to deliver for at most 30 s.
 const STOP_MAX: Duration = Duration::from_secs(40);
+/// Rows asked for: more than the demo can make in a day.
+const LIMIT: &str = "100000000";
 /// Its place below `demo/`.
 const CONFIG: &str = "pipeline.toml";
 /// Beginnings of the users to look out for, and what they are.
@@ -47,7 +47,9 @@ pub(crate) fn run(length: Option<Duration>) -> Result<(), Failure> {
     let built = steps::run("cargo build", &mut build)?;
     say(&format!("   built in {}", seconds(built)));
     let demo = Demo::prepare()?;
-    say("2. demo/pipeline.toml: 2,000 made-up clicks a second, sessions end after 20 s of silence;");
+    say(
+        "2. demo/pipeline.toml: 2,000 made-up clicks a second; a purchase or 20 s of silence ends a session;",
+    );
     say("   rows go to demo/sessions.db, what cannot be used to demo/dead.jsonl. Look out for");
     for (user, what) in STORIES {
         say(&format!("     {user:<9} {what}"));
@@ -83,10 +85,9 @@ impl Demo {
             _ => {}
         }
         doing("demo/ cannot be made", fs::create_dir_all(&folder))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let start_ms = now.saturating_sub(BACKLOG).as_millis();
-        let config = config(start_ms);
-        doing("demo/pipeline.toml", fs::write(folder.join(CONFIG), config))?;
+        // What is made here is nobody's source.
+        doing("demo/.gitignore", fs::write(folder.join(".gitignore"), "*\n"))?;
+        doing("demo/pipeline.toml", fs::write(folder.join(CONFIG), config()))?;
         let binary = target_dir().join("demo").join("tidemill");
         Ok(Demo { folder, binary })
     }
@@ -129,7 +130,7 @@ impl Demo {
 
     /// The table as `tidemill sessions` shows it; empty while there is none.
     fn sessions(&self) -> String {
-        let output = self.tidemill(&["sessions", CONFIG, "--all", "--json"]).output();
+        let output = self.tidemill(&["sessions", CONFIG, "--json", "--limit", LIMIT]).output();
         output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default()
     }
 
@@ -244,12 +245,9 @@ fn stop_child(child: &mut Child) -> Result<Duration, Failure> {
     }
 }
 
-/// The config: `examples/demo.toml` with paths inside `demo/` and the backlog's start.
-fn config(start_ms: u128) -> String {
-    include_str!("../../examples/demo.toml").replace("\"demo/", "\"").replace(
-        "stories  = true",
-        &format!("start    = {start_ms}           # half a minute before the demo began\nstories  = true"),
-    )
+/// The config: `examples/demo.toml` with paths from inside `demo/`.
+fn config() -> String {
+    include_str!("../../examples/demo.toml").replace("\"demo/", "\"")
 }
 
 #[cfg(test)]
@@ -257,10 +255,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_config_is_the_example_with_its_own_paths_and_a_start() {
-        let text = config(17);
+    fn the_config_is_the_example_with_its_own_paths() {
+        let text = config();
         assert_eq!(text.matches("\"demo/").count(), 0);
-        assert!(text.contains("\nstart    = 17 ") && text.contains("path  = \"sessions.db\""));
+        assert!(text.contains("path  = \"sessions.db\"") && text.contains("data_dir = \"state\""));
     }
 
     #[test]

@@ -55,14 +55,22 @@ pub(crate) fn target_dir() -> PathBuf {
     workspace().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| OsString::from("target")))
 }
 
-/// The tool chain's cargo, in the workspace's folder. Its own folder comes first in the path, so that
-/// clippy and rustfmt are found on a machine that has nothing else there.
+/// The tool chain's cargo, in the workspace's folder.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let mut command = Command::new(&cargo);
-    command.args(arguments).current_dir(workspace());
+    let mut command = tool("cargo");
+    command.args(arguments);
+    command
+}
+
+/// A program of the tool chain that runs us, in the workspace's folder. The tool chain's own folder comes
+/// first in the path, so that clippy and rustfmt are found on a machine that has nothing else there.
+pub(crate) fn tool(name: &str) -> Command {
+    let cargo = std::env::var_os("CARGO").map(PathBuf::from);
+    let own = cargo.as_deref().and_then(Path::parent).filter(|p| p.is_absolute()).map(Path::to_path_buf);
+    let program = own.as_ref().map(|p| p.join(name)).filter(|p| p.exists());
+    let mut command = Command::new(program.unwrap_or_else(|| PathBuf::from(name)));
+    command.current_dir(workspace());
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let own = Path::new(&cargo).parent().filter(|p| p.is_absolute()).map(Path::to_path_buf);
     if let Ok(path) = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path))) {
         command.env("PATH", path);
     }

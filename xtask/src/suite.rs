@@ -1,6 +1,6 @@
 //! `cargo xtask test`: all set-up and every test, one step after the other.
 
-use crate::steps::{Failure, cargo, run, say, seconds, target_dir};
+use crate::steps::{self, Failure, cargo, say, seconds, target_dir};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -40,10 +40,7 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
 
 /// Whether the tool chain has the target's library already; rustup may be out of reach.
 fn has_target() -> bool {
-    let rustc =
-        cargo(&["rustc", "-p", "tidemill-engine", "--target", PURE_TARGET, "--print", "target-libdir"])
-            .env_remove("RUSTC_WRAPPER")
-            .output();
+    let rustc = steps::tool("rustc").args(["--print", "target-libdir", "--target", PURE_TARGET]).output();
     rustc.is_ok_and(|o| {
         o.status.success() && std::path::Path::new(String::from_utf8_lossy(&o.stdout).trim()).is_dir()
     })
@@ -58,7 +55,7 @@ struct Steps {
 impl Steps {
     fn step(&mut self, what: &str, command: &mut Command) -> Result<(), Failure> {
         say(&format!("\n==> {what}"));
-        let time = run(what, command)?;
+        let time = steps::run(what, command)?;
         self.done.push((what.to_owned(), time));
         Ok(())
     }

@@ -22,5 +22,6 @@ pub const KEY_EXT_BYTES: usize = 1 << 31;
 /// A dead letter's raw bytes: beyond it they are cut and marked, so that a letter stays below the record bound of every sink.
 pub const LETTER_RAW_BYTES: usize = 1 << 20;
 
-const _: () = assert!(SNAPSHOT_ROWS < CALL_INPUTS && KEY_GROUPS.is_power_of_two() && KEY_GROUPS == 1 << GROUP_BITS);
+const _: () =
+    assert!(SNAPSHOT_ROWS < CALL_INPUTS && KEY_GROUPS.is_power_of_two() && KEY_GROUPS == 1 << GROUP_BITS);
 pub(crate) const GROUP_BITS: u32 = 10;

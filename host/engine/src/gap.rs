@@ -184,7 +184,11 @@ fn state_at(open: Option<Open>, out: &mut Results) -> StateAt {
             out.timers.push(Timer { at: o.max, number: MAX });
         }
     }
-    StateAt { first: open.map(|o| o.first), state: Span::default(), timers: Span::between(at, out.timers.len()) }
+    StateAt {
+        first: open.map(|o| o.first),
+        state: Span::default(),
+        timers: Span::between(at, out.timers.len()),
+    }
 }
 
 impl SessionRule for Gap {

@@ -103,7 +103,6 @@ pub(crate) struct Closed {
     pub(crate) discarded: bool,
     pub(crate) first: Ident,
     pub(crate) last: EventTime,
-    pub(crate) last_position: Position,
     pub(crate) count: u64,
     pub(crate) reason: u16,
     pub(crate) fields: Box<str>,
@@ -161,7 +160,10 @@ impl Tail {
         self.dropped_through = None;
     }
     pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.sent.is_empty() && self.closed.is_empty() && self.dropped_through.is_none()
+        self.rows.is_empty()
+            && self.sent.is_empty()
+            && self.closed.is_empty()
+            && self.dropped_through.is_none()
     }
 
     /// Sorts the new rows in, drops copies (the first wins, SEMANTICS 3), and voids what the folded
@@ -188,7 +190,8 @@ impl Tail {
             sorted
         };
         let mut kept = changed.max(1);
-        for i in kept..self.rows.len() {
+        let from = kept;
+        for i in from..self.rows.len() {
             let (row, before) = (self.rows[i], self.rows[kept - 1]);
             if before.order(&row, bytes) == Ordering::Equal {
                 copies.duplicates += 1;

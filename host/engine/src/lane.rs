@@ -12,7 +12,9 @@ use crate::key_state::codec::{self, Extent};
 use crate::key_state::{Closed, Ident, KeyState, Open, Row, Sent, Snapshot, Tail};
 use crate::letter::RecordLetter;
 use crate::outbox::{SessionRow, Stage};
-use crate::rule::{Cause, Fault, Input, OpenHead, Place, Results, SessionRule, Span, StateAt, Turn, TurnResult, Turns};
+use crate::rule::{
+    Cause, Fault, Input, OpenHead, Place, Results, SessionRule, Span, StateAt, Turn, TurnResult, Turns,
+};
 use crate::time::EventTime;
 use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
@@ -171,6 +173,11 @@ pub struct Lane {
     due: BTreeMap<i64, Vec<u32>>,
     touched: Vec<u32>,
     dirty: Vec<u32>,
+    /// Emptied tails, their memory to be used again.
+    #[allow(
+        clippy::vec_box,
+        reason = "they go back into entries as boxes; unboxing them would move the vectors"
+    )]
     tails: Vec<Box<Tail>>,
     suffix_bytes: usize,
     live_keys: u64,
@@ -183,7 +190,10 @@ pub struct Lane {
 
 impl std::fmt::Debug for Lane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lane").field("config", &self.config).field("live_keys", &self.live_keys).finish_non_exhaustive()
+        f.debug_struct("Lane")
+            .field("config", &self.config)
+            .field("live_keys", &self.live_keys)
+            .finish_non_exhaustive()
     }
 }
 
@@ -396,7 +406,9 @@ impl Lane {
                 // A key that is due at W stands in the list already.
                 if e.live && e.bucket != NEVER && e.due > w && (barrier.early_tick || known) {
                     slots.push(*s);
-                } else if e.live && !barrier.early_tick && self.config.early {
+                }
+                // Between early ticks a key stays marked: what is open has not been told yet.
+                if e.live && !barrier.early_tick && self.config.early {
                     self.dirty.push(*s);
                 }
             }
@@ -434,7 +446,8 @@ impl Lane {
         let copies = tail.put_in_order();
         self.out.counts.duplicates += copies.duplicates;
         self.out.counts.conflicts += copies.conflicts;
-        let reporting = now.at_barrier && (now.barrier.early_tick || !tail.sent.is_empty() || now.barrier.at_end);
+        let reporting =
+            now.at_barrier && (now.barrier.early_tick || !tail.sent.is_empty() || now.barrier.at_end);
         let before_w = tail.rows.partition_point(|r| r.time < now.w);
         let restart = tail.snapshots.last().map_or(0, |s| s.rows);
         let folded = if reporting { tail.rows.len() } else { before_w.max(restart) };
@@ -521,8 +534,10 @@ impl Lane {
             counts: &mut self.out.counts,
         };
         let closings = &results.closings[r.closings.range()];
-        let start = Start { open: tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref()), p };
-        if p.direct && tail.sent.is_empty() && tail.closed.is_empty() {
+        let start =
+            Start { open: tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref()), p };
+        let told = !tail.sent.is_empty() || !tail.closed.is_empty();
+        if p.direct && !told && (!p.reporting || now.barrier.at_end) {
             // Everything that closed here is final and settled; what base lags behind was told before.
             let settled_b = e.state.settled_b;
             for c in closings.iter().filter(|c| !start.closed_before(&tail, c, settled_b)) {
@@ -676,6 +691,11 @@ impl Lane {
                 }
                 None => timer,
             };
+            // What was not told before the restart is told at the next early tick.
+            if self.config.early && !e.dirty {
+                e.dirty = true;
+                self.dirty.push(s);
+            }
             self.schedule(s, visit);
         }
     }
@@ -807,10 +827,6 @@ impl Start<'_> {
             Cause::Timer(t) => (t.at, false, self.p.restart + inputs.partition_point(|r| r.time < t.at)),
             Cause::End => (EventTime::INFINITY, false, self.p.folded),
         };
-        let last_position = match c.last {
-            Place::Input(j) => Some(self.row(tail, j).position),
-            Place::Carried => self.open.map(|o| o.last_position),
-        };
         let nowhere = crate::event::Position { source: 0, partition: 0, offset: 0 };
         let unknown = || Ident { time: EventTime::BEGINNING, position: nowhere, id: None };
         Closed {
@@ -820,7 +836,6 @@ impl Start<'_> {
             discarded: c.discarded,
             first: self.ident(tail, c.first).unwrap_or_else(unknown),
             last: self.end(tail, c.last),
-            last_position: last_position.unwrap_or(nowhere),
             count: self.count(c.first, c.last),
             reason: c.reason,
             fields: text(results, c.fields).into(),

@@ -95,8 +95,11 @@ mod tests {
         let mut out = Vec::new();
         RecordLetter { reason: "late", raw: Some(b"a\"b"), ..Default::default() }.write(&mut out);
         RecordLetter { reason: "late", raw: Some(b"\xff\x00"), ..Default::default() }.write(&mut out);
-        let lines: Vec<serde_json::Value> =
-            out.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).unwrap()).collect();
+        let lines: Vec<serde_json::Value> = out
+            .split(|b| *b == b'\n')
+            .filter(|l| !l.is_empty())
+            .map(|l| serde_json::from_slice(l).unwrap())
+            .collect();
         assert_eq!(lines[0]["raw"], "a\"b");
         assert_eq!(lines[1]["raw_base64"], "/wA=");
         assert_eq!(base64(b"abc"), "YWJj");

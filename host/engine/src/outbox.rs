@@ -136,7 +136,17 @@ impl<'a> Iterator for RowIter<'a> {
         let reason = self.str()?;
         let plugin = self.str()?;
         let fields = self.str()?;
-        Some(SessionRow { id, key, start, end, events, stage, reason: closed.then_some(reason), plugin, fields })
+        Some(SessionRow {
+            id,
+            key,
+            start,
+            end,
+            events,
+            stage,
+            reason: closed.then_some(reason),
+            plugin,
+            fields,
+        })
     }
 }
 

@@ -106,7 +106,8 @@ impl Watermarks {
             .filter(|(_, p)| p.max != EventTime::BEGINNING)
             .map(|(k, p)| p.max.minus(disorder(k.0)).plus(now_ms.saturating_sub(p.last_record_ms)))
             .max();
-        let ended = self.partitions.iter().filter(|(_, p)| p.finished).map(|(k, p)| p.max.minus(disorder(k.0)));
+        let ended =
+            self.partitions.iter().filter(|(_, p)| p.finished).map(|(k, p)| p.max.minus(disorder(k.0)));
         paced.into_iter().chain(ended).max()
     }
     /// The watermark.

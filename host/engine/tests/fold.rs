@@ -49,8 +49,14 @@ fn case() -> impl Strategy<Value = Case> {
         1 => Just(Op::Restart),
     ];
     let rule = (1..12i64, any::<bool>(), proptest::option::of(1..20i64), any::<bool>());
-    (rule, prop_oneof![Just(0i64), 1..30i64], any::<bool>(), any::<bool>(), proptest::collection::vec(op, 1..90)).prop_map(
-        |((gap, inclusive, max, marks), lateness, early, position_ids, ops)| Case {
+    (
+        rule,
+        prop_oneof![Just(0i64), 1..30i64],
+        any::<bool>(),
+        any::<bool>(),
+        proptest::collection::vec(op, 1..90),
+    )
+        .prop_map(|((gap, inclusive, max, marks), lateness, early, position_ids, ops)| Case {
             gap,
             inclusive,
             max,
@@ -59,8 +65,7 @@ fn case() -> impl Strategy<Value = Case> {
             early,
             position_ids,
             ops,
-        },
-    )
+        })
 }
 
 fn config(c: &Case) -> GapConfig {
@@ -92,7 +97,8 @@ fn naive(c: &Case, accepted: &BTreeSet<Event>) -> Vec<Session> {
     let mut out = Vec::new();
     for key in 0..2u8 {
         let mut open: Option<(i64, i64, u64)> = None;
-        let mut close = |o: (i64, i64, u64), why: &str| out.push((format!("k{key}"), o.0, o.1, o.2, why.to_string()));
+        let mut close =
+            |o: (i64, i64, u64), why: &str| out.push((format!("k{key}"), o.0, o.1, o.2, why.to_string()));
         for e in accepted.iter().filter(|e| e.0 == key) {
             if let Some(o) = open {
                 let gap_at = o.1 + c.gap + i64::from(c.inclusive);
@@ -102,7 +108,8 @@ fn naive(c: &Case, accepted: &BTreeSet<Event>) -> Vec<Session> {
                     open = None;
                 }
             }
-            if c.marks && e.3 == 0
+            if c.marks
+                && e.3 == 0
                 && let Some(o) = open.take()
             {
                 close(o, "start");
@@ -171,9 +178,14 @@ impl World {
         self.uncommitted.clear();
         let mut seen = BTreeSet::new();
         for r in Outbox::new(self.incarnation, self.epoch, &out.rows, &out.letters).sessions(Stages::ALL) {
-            assert!(seen.insert(r.id), "two rows of one session in one epoch: {r:?} {seen:?} epoch {} ", self.epoch);
+            assert!(
+                seen.insert(r.id),
+                "two rows of one session in one epoch: {r:?} {seen:?} epoch {} ",
+                self.epoch
+            );
             let revision = (self.incarnation, self.epoch);
-            let content = (r.key.to_string(), r.start.ms(), r.end.ms(), r.events, r.reason.unwrap_or("").to_string());
+            let content =
+                (r.key.to_string(), r.start.ms(), r.end.ms(), r.events, r.reason.unwrap_or("").to_string());
             let old = self.table.insert(r.id, (revision, r.stage, content));
             assert!(old.is_none_or(|o| o.0 < revision));
             self.settled_rows += u64::from(r.stage == Stage::Final);
@@ -227,7 +239,14 @@ fn run(c: &Case) -> (Vec<Session>, Vec<Session>) {
             }
             Op::Sweep if w.lane.sweeps() => w.lane.sweep().unwrap(),
             Op::Sweep => {}
-            Op::Barrier { early } => w.barrier(*early && c.early, false),
+            Op::Barrier { early } => {
+                w.barrier(*early && c.early, false);
+                if *early && c.early {
+                    let live = w.table.values().filter(|r| r.1 != Stage::Retracted);
+                    let told: u64 = live.map(|r| r.2.3).sum();
+                    assert_eq!(told, accepted.len() as u64, "an early tick tells of every event once");
+                }
+            }
             Op::Restart => w.restart(c),
         }
     }

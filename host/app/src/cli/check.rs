@@ -38,12 +38,12 @@ pub(super) fn execute(args: &CheckArgs) -> Result<u8, Failure> {
     let plan = config::load(args.config.path())?;
     let mut problems = plan.warnings.clone();
     problems.extend(plan.probe());
-    let refused = if problems.has_errors() { Vec::new() } else { refused(&plan, &mut problems)? };
+    let changes = if problems.has_errors() { Vec::new() } else { changes(&plan, &mut problems)? };
     if problems.has_errors() {
         return Err(Failure::Config(problems));
     }
     if args.json {
-        return tell_json(&plan, &problems, &refused);
+        return tell_json(&plan, &problems, &changes);
     }
     out::tell_problems(&problems);
     let mut stdout = out::stdout();
@@ -53,7 +53,7 @@ pub(super) fn execute(args: &CheckArgs) -> Result<u8, Failure> {
             writeln!(stdout, "  {line}")?;
         }
     }
-    for (_, change) in refused.iter().filter(|(_, c)| c.kind == ChangeKind::Free) {
+    for (_, change) in &changes {
         writeln!(stdout, "  since the last run: {}", change.message)?;
     }
     stdout.flush()?;
@@ -71,7 +71,7 @@ fn tell_json(plan: &Plan, problems: &Problems, changes: &[(String, Change)]) -> 
 }
 
 /// What differs from what is stored; what cannot be changed becomes a problem of the pipeline's table.
-fn refused(plan: &Plan, problems: &mut Problems) -> Result<Vec<(String, Change)>, Failure> {
+fn changes(plan: &Plan, problems: &mut Problems) -> Result<Vec<(String, Change)>, Failure> {
     let mut free = Vec::new();
     for pipeline in &plan.pipelines {
         let Some((_, _, meta)) = run::peek(plan, &pipeline.name)? else { continue };

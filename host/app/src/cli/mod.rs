@@ -4,10 +4,19 @@
 //! prints, never while a pipeline runs (a sink may write there); a closed stdout ends any command quietly.
 
 mod check;
+mod dead;
+mod guess;
+mod histogram;
 mod out;
 mod progress;
+mod rows;
 mod run;
+mod scan;
+mod sessionize;
+mod sessions;
+mod status;
 mod text;
+mod trace;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,6 +50,11 @@ struct Args {
 enum Command {
     Run(run::RunArgs),
     Check(check::CheckArgs),
+    Sessions(sessions::SessionsArgs),
+    Dead(dead::DeadArgs),
+    Status(status::StatusArgs),
+    Trace(trace::TraceArgs),
+    Sessionize(sessionize::SessionizeArgs),
 }
 
 impl Command {
@@ -50,6 +64,11 @@ impl Command {
         match self {
             Command::Run(a) => a.json,
             Command::Check(a) => a.json,
+            Command::Dead(a) => a.json,
+            Command::Status(a) => a.json,
+            Command::Trace(a) => a.json,
+            Command::Sessionize(a) => a.json,
+            Command::Sessions(_) => false,
         }
     }
 
@@ -57,6 +76,11 @@ impl Command {
         match self {
             Command::Run(a) => run::execute(a),
             Command::Check(a) => check::execute(a),
+            Command::Sessions(a) => sessions::execute(a),
+            Command::Dead(a) => dead::execute(a),
+            Command::Status(a) => status::execute(a),
+            Command::Trace(a) => trace::execute(a),
+            Command::Sessionize(a) => sessionize::execute(a),
         }
     }
 }

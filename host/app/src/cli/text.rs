@@ -27,9 +27,17 @@ pub(super) fn duration(ms: u64) -> String {
         0 => format!("{ms}ms"),
         1..60 if ms.is_multiple_of(1000) => format!("{s}s"),
         1..60 => format!("{s}.{}s", ms % 1000 / 100),
-        60..3600 => format!("{}m {:02}s", s / 60, s % 60),
-        3600..86_400 => format!("{}h {:02}m", s / 3600, s % 3600 / 60),
-        _ => format!("{}d {:02}h", s / 86_400, s % 86_400 / 3600),
+        60..3600 => two(s / 60, 'm', s % 60, 's'),
+        3600..86_400 => two(s / 3600, 'h', s % 3600 / 60, 'm'),
+        _ => two(s / 86_400, 'd', s % 86_400 / 3600, 'h'),
+    }
+}
+
+/// Two units; the second only if there is something of it.
+fn two(large: u64, large_unit: char, small: u64, small_unit: char) -> String {
+    match small {
+        0 => format!("{large}{large_unit}"),
+        _ => format!("{large}{large_unit} {small:02}{small_unit}"),
     }
 }
 
@@ -88,8 +96,9 @@ mod tests {
 
     #[test]
     fn durations_have_two_units_at_most() {
-        let shown: Vec<String> = [0, 350, 1000, 12_540, 245_000, 7_800_000, 273_600_000].map(duration).into();
-        assert_eq!(shown, ["0ms", "350ms", "1s", "12.5s", "4m 05s", "2h 10m", "3d 04h"]);
+        let shown: Vec<String> =
+            [0, 350, 1000, 12_540, 1_800_000, 245_000, 7_800_000, 273_600_000].map(duration).into();
+        assert_eq!(shown, ["0ms", "350ms", "1s", "12.5s", "30m", "4m 05s", "2h 10m", "3d 04h"]);
         assert_eq!(between(5, 3), 0);
         assert_eq!(between(i64::MIN, i64::MAX), i64::MAX as u64);
     }

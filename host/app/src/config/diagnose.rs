@@ -182,6 +182,7 @@ impl Problems {
     }
 
     /// The findings, in the order of the file once `sort` was called.
+    #[cfg(test)]
     pub(crate) fn list(&self) -> &[Problem] {
         &self.list
     }

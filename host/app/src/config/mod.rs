@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tidemill_engine::outbox::{Stage, Stages};
 
 use self::diagnose::Document;
-pub(crate) use self::diagnose::{Problem, Problems, Severity, Spot};
+pub(crate) use self::diagnose::{Problems, Spot};
 use self::diagnose::{nearest, one_of};
 pub(crate) use self::plan::{
     Change, ChangeKind, Early, EndOfInput, Format, GapRule, Generator, IdSpec, KeySpec, Limits, Match,
@@ -979,7 +979,7 @@ fn probe_pattern(pattern: &str, at: Spot, key: &str, p: &mut Problems) {
             Ok(path) if path.is_dir() => {}
             Ok(path) => files.push(path),
             Err(e) => {
-                p.error(at, key, format!("`{}` cannot be listed: {}", e.path().display(), e.error()), None)
+                p.error(at, key, format!("`{}` cannot be listed: {}", e.path().display(), e.error()), None);
             }
         }
     }
@@ -1441,7 +1441,8 @@ warning: no pipeline writes to the sink `out`
     #[test]
     fn changes_are_named_by_what_they_mean() {
         use ChangeKind::{Free, Refused, Swap};
-        let table: [(&str, &str, &[(&str, ChangeKind)]); 9] = [
+        type Line<'a> = (&'a str, &'a str, &'a [(&'a str, ChangeKind)]);
+        let table: [Line<'_>; 9] = [
             ("", "", &[]),
             ("\"user\"", "\"visitor\"", &[("source.web.key", Refused)]),
             ("key = \"user\"", "key = \"user\"\nid = \"eid\"", &[("source.web.id", Refused)]),

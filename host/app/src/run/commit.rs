@@ -183,7 +183,8 @@ impl Committer {
 }
 
 fn meta_text(meta: &Meta) -> Result<Vec<u8>, RunError> {
-    serde_json::to_vec(meta).map_err(|e| RunError::Failed(format!("the epoch's meta data cannot be written: {e}")))
+    serde_json::to_vec(meta)
+        .map_err(|e| RunError::Failed(format!("the epoch's meta data cannot be written: {e}")))
 }
 
 impl Ended {

@@ -40,7 +40,12 @@ pub(crate) struct Intake {
 
 impl Intake {
     pub(crate) fn new(lanes: usize) -> Intake {
-        Intake { lanes: (0..lanes).map(|_| Rows::default()).collect(), records: 0, events: 0, max: EventTime::BEGINNING }
+        Intake {
+            lanes: (0..lanes).map(|_| Rows::default()).collect(),
+            records: 0,
+            events: 0,
+            max: EventTime::BEGINNING,
+        }
     }
     pub(crate) fn clear(&mut self) {
         self.lanes.iter_mut().for_each(Rows::clear);
@@ -274,7 +279,8 @@ impl Ingest {
         if self.required().all(|i| self.slots.kind(i) != Kind::Missing) {
             return Ok(());
         }
-        let mut missing: Vec<usize> = self.required().filter(|i| self.slots.kind(*i) == Kind::Missing).collect();
+        let mut missing: Vec<usize> =
+            self.required().filter(|i| self.slots.kind(*i) == Kind::Missing).collect();
         missing.dedup();
         Err(Refusal::Missing(missing))
     }

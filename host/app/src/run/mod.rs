@@ -148,8 +148,9 @@ pub(crate) fn run(
 /// The newest epoch of a pipeline, read without a claim: (epoch, incarnation, meta); `None` if it never ran.
 pub(crate) fn peek(plan: &Plan, pipeline: &str) -> Result<Option<(u64, u64, meta::Meta)>, RunError> {
     let dir = plan.server.data_dir.join("pipelines").join(pipeline);
-    let Some((record, bytes)) = EpochLog::newest(&dir)? else { return Ok(None) };
-    let meta = serde_json::from_slice(&bytes)
-        .map_err(|e| RunError::Refused(format!("{}: the newest epoch was written by another version: {e}", dir.display())))?;
-    Ok(Some((record.0, record.1, meta)))
+    let Some(newest) = EpochLog::newest(&dir)? else { return Ok(None) };
+    let meta = serde_json::from_slice(&newest.meta).map_err(|e| {
+        RunError::Refused(format!("{}: the newest epoch was written by another version: {e}", dir.display()))
+    })?;
+    Ok(Some((newest.epoch, newest.incarnation, meta)))
 }

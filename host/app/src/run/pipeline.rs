@@ -135,13 +135,15 @@ fn recover(plan: &Plan, pipeline: &Pipeline, dir: &Path) -> Result<Recovered, Ru
     let mut meta: Option<Meta> = None;
     let mut kept = Vec::new();
     let visit = |record: Record<'_>, at: RecordRef| {
-        let unreadable = |what: String| StoreError::Damaged {
+        let unreadable = |what: String| {
+            StoreError::Damaged {
             file: dir.to_owned(),
             offset: at.offset,
             epoch: Some(at.epoch),
             what,
             hint: "the record is whole, so another version of tidemill wrote it: run that one, or start over with --fresh"
                 .into(),
+        }
         };
         let text = record.section(Kind::Meta).unwrap_or_default();
         meta = Some(serde_json::from_slice(text).map_err(|e| unreadable(e.to_string()))?);
@@ -352,7 +354,8 @@ fn stopping<T>(stop: &AtomicBool, r: Result<T, RunError>) -> Result<T, RunError>
 }
 
 fn join<T>(t: ScopedJoinHandle<'_, Result<T, RunError>>) -> Result<T, RunError> {
-    t.join().unwrap_or_else(|_| Err(RunError::Failed("a thread of the pipeline ended without an answer".into())))
+    t.join()
+        .unwrap_or_else(|_| Err(RunError::Failed("a thread of the pipeline ended without an answer".into())))
 }
 
 fn compare(stored: Option<&Meta>, new: &serde_json::Value) -> Result<Vec<String>, RunError> {

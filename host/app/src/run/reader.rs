@@ -7,7 +7,7 @@ use super::ingest::{Ingest, Intake, Judge, Letters, framing};
 use super::meta::{Counters, Meta, PartitionMeta, SourceMeta};
 use super::progress::Progress;
 use crate::config::plan::{Early, EndOfInput, Pipeline, Plan, Source, SourceKind};
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -320,18 +320,22 @@ impl<'a> Reader<'a> {
         let (how, has_header) = framing(source.format);
         let reading = match &source.kind {
             SourceKind::File { follow, .. } => {
-                FilePartition::open(&part.identity.path, how, has_header, part.offset, *follow).map(Reading::File)
+                FilePartition::open(&part.identity.path, how, has_header, part.offset, *follow)
+                    .map(Reading::File)
             }
             SourceKind::Stdin => StdinPartition::new(how, has_header, 0).map(Reading::Stdin),
-            SourceKind::Generator(g) => Ok(Reading::Generator(Box::new(GeneratorPartition::new(GeneratorSpec {
-                events: g.events,
-                rate: g.rate,
-                users: g.users,
-                seed: g.seed,
-                stories: g.stories,
-                start_ms: g.start_ms.unwrap_or(self.first_start_ms),
-                skip_to_offset: part.offset,
-            }, clock_ms)))),
+            SourceKind::Generator(g) => Ok(Reading::Generator(Box::new(GeneratorPartition::new(
+                GeneratorSpec {
+                    events: g.events,
+                    rate: g.rate,
+                    users: g.users,
+                    seed: g.seed,
+                    stories: g.stories,
+                    start_ms: g.start_ms.unwrap_or(self.first_start_ms),
+                    skip_to_offset: part.offset,
+                },
+                clock_ms,
+            )))),
         };
         let mut reading = reading.map_err(|e| self.failed(part.source, e))?;
         let lanes = self.out.lanes.len();
@@ -435,7 +439,8 @@ impl<'a> Reader<'a> {
     /// `None`: every partition has ended, or a thread has.
     fn read_some(&mut self) -> Result<Option<bool>, RunError> {
         let max = |k| self.watermarks.get(k).map_or(EventTime::BEGINNING, |t| t.max);
-        let mut order: Vec<usize> = (0..self.parts.len()).filter(|p| !self.is_finished(self.parts[*p].key)).collect();
+        let mut order: Vec<usize> =
+            (0..self.parts.len()).filter(|p| !self.is_finished(self.parts[*p].key)).collect();
         order.sort_by_key(|p| max(self.parts[*p].key));
         if order.is_empty() {
             return Ok(None);
@@ -569,10 +574,7 @@ impl<'a> Reader<'a> {
             if rows.heads.is_empty() {
                 continue;
             }
-            let spare = match self.out.spent.try_recv() {
-                Ok(r) => r,
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => Rows::default(),
-            };
+            let spare = self.out.spent.try_recv().unwrap_or_default();
             let batch = Batch {
                 rows: std::mem::replace(rows, spare),
                 block: block.clone(),
@@ -607,7 +609,9 @@ impl<'a> Reader<'a> {
         let early_tick = match self.pipeline.early {
             Early::Off => false,
             Early::Epoch => true,
-            Early::Every(ms) => at_end || self.epochs.is_multiple_of((ms / self.plan.server.epoch_ms).max(1) as u64),
+            Early::Every(ms) => {
+                at_end || self.epochs.is_multiple_of((ms / self.plan.server.epoch_ms).max(1) as u64)
+            }
         };
         let image = self.image();
         let to_lane = if at_end { EventTime::INFINITY } else { watermark };
@@ -616,7 +620,12 @@ impl<'a> Reader<'a> {
             lane.send(ToLane::Barrier { barrier, image: image.clone() }).map_err(drop)?;
         }
         let letters = std::mem::take(&mut self.letters.lines);
-        let sealed = Sealed { meta: self.meta(now, watermark, at_end), letters, changed: self.changed || at_end, image };
+        let sealed = Sealed {
+            meta: self.meta(now, watermark, at_end),
+            letters,
+            changed: self.changed || at_end,
+            image,
+        };
         self.changed = false;
         self.out.sealed.send(sealed).map_err(drop)
     }

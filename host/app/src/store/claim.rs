@@ -68,16 +68,6 @@ impl Claim {
         self.raise_incarnation(self.last_incarnation()?)
     }
 
-    /// Sets a lost register to the incarnation after `above`, and returns that one. For the recovery command, which takes
-    /// `above` from the logs and the sinks; a readable register is never lowered by it.
-    ///
-    /// # Errors
-    /// `Storage` if the file system refuses.
-    pub(crate) fn reset_incarnation(&mut self, above: u64) -> Result<u64, StoreError> {
-        let readable = self.last_incarnation().unwrap_or(0);
-        self.raise_incarnation(readable.max(above))
-    }
-
     fn register(&self) -> PathBuf {
         self.data_dir.join("incarnation")
     }
@@ -88,8 +78,8 @@ impl Claim {
             offset: 0,
             epoch: None,
             what: what.to_owned(),
-            hint: "Put back the newest copy of this file, or let `tidemill recover` write a new one above \
-                   every incarnation that the logs and sinks have seen"
+            hint: "Put back the newest copy of this file, or start over in another data_dir: with a lower number \
+                   sinks would refuse what they are sent"
                 .to_owned(),
         }
     }
@@ -178,8 +168,6 @@ mod tests {
             assert_eq!(claim.next_incarnation().unwrap(), 2 * start + 2);
         }
         let mut claim = Claim::take(tmp.path()).unwrap();
-        assert_eq!(claim.reset_incarnation(3).unwrap(), 7, "never lowered");
-        assert_eq!(claim.reset_incarnation(40).unwrap(), 41);
         assert_eq!(claim.next_incarnation().unwrap(), 42);
     }
 
@@ -200,7 +188,7 @@ mod tests {
             fs::write(&register, &good[..cut]).unwrap();
             let error = claim.next_incarnation().unwrap_err();
             assert!(matches!(&error, StoreError::Damaged { file, .. } if *file == register), "{error}");
-            assert!(error.to_string().contains("tidemill recover"), "{error}");
+            assert!(error.to_string().contains("newest copy"), "{error}");
             assert_eq!(fs::read(&register).unwrap(), &good[..cut], "nothing changed");
         }
     }
@@ -211,7 +199,6 @@ mod tests {
         let mut claim = Claim::take(tmp.path()).unwrap();
         fs::create_dir_all(claim.pipeline_dir("clicks")).unwrap();
         assert!(matches!(claim.next_incarnation(), Err(StoreError::Damaged { .. })));
-        assert_eq!(claim.reset_incarnation(9).unwrap(), 10);
     }
 
     /// Format 1 of the register.

@@ -227,12 +227,12 @@ impl EpochLog {
         };
         let path = segment_path(&self.reader.dir, segment.first_epoch);
         let at = RecordRef { epoch, segment_first_epoch: segment.first_epoch, offset: segment.bytes, len };
-        file.write_all_at(&self.buffer, at.offset).map_err(StoreError::storage_at(
-            "write",
-            &path,
-            Some(epoch),
-        ))?;
-        file.sync_data().map_err(StoreError::storage_at("sync", &path, Some(epoch)))?;
+        let failed = |doing| {
+            let path = &path;
+            move |e| StoreError::storage_at(doing, path, Some(epoch))(e).at_offset(at.offset)
+        };
+        file.write_all_at(&self.buffer, at.offset).map_err(failed("write"))?;
+        file.sync_data().map_err(failed("sync"))?;
         segment.bytes += len;
         segment.last_epoch = epoch;
         self.last = Tip { epoch, incarnation, checksum };
@@ -327,13 +327,23 @@ impl EpochLog {
     }
 }
 
+/// The newest record, for a look from outside.
+#[derive(Debug)]
+pub(crate) struct Newest {
+    /// Its epoch.
+    pub(crate) epoch: u64,
+    /// Who wrote it.
+    pub(crate) incarnation: u64,
+    /// Its `Meta` section.
+    pub(crate) meta: Vec<u8>,
+}
+
 impl EpochLog {
-    /// The newest whole record, read without a claim, beside a process that may be writing:
-    /// ((epoch, incarnation), its `Meta` section). `None` if there is no record.
+    /// The newest whole record, read without a claim, beside a process that may be writing. `None` if there is none.
     ///
     /// # Errors
     /// `Storage` if the directory cannot be read.
-    pub(crate) fn newest(dir: &Path) -> Result<Option<((u64, u64), Vec<u8>)>, StoreError> {
+    pub(crate) fn newest(dir: &Path) -> Result<Option<Newest>, StoreError> {
         if !dir.is_dir() {
             return Ok(None);
         }
@@ -342,9 +352,9 @@ impl EpochLog {
             let Some(bytes) = super::read_if_there(&file)? else { continue };
             let (mut at, mut newest) = (0, None);
             while let Ok(r) = record::decode(&bytes[at..]) {
-                at += r.len as usize;
+                at += r.len;
                 let meta = r.section(Kind::Meta).unwrap_or_default().to_vec();
-                newest = Some(((r.header.epoch, r.header.incarnation), meta));
+                newest = Some(Newest { epoch: r.header.epoch, incarnation: r.header.incarnation, meta });
             }
             if newest.is_some() {
                 return Ok(newest);
@@ -456,7 +466,9 @@ fn damaged(file: &Path, offset: u64, epoch: u64, last_good: u64, what: &str) -> 
         offset,
         epoch: Some(epoch),
         what: what.to_owned(),
-        hint: format!("Put the file back from a copy, or decide with `tidemill recover --to {last_good}`"),
+        hint: format!(
+            "Put the file back from a copy (epoch {last_good} is the last that is sound), or start over with --fresh"
+        ),
     }
 }
 
@@ -499,9 +511,12 @@ impl<V: FnMut(Record<'_>, RecordRef) -> Result<(), StoreError>> Scan<'_, V> {
             tail = self.segment(first_epoch, i + 1 == names.len())?;
         }
         if let Some(proof) = self.proof_past_the_tip() {
-            let (file, offset) = match self.segments.back() {
-                Some(s) => (segment_path(self.dir, s.first_epoch), s.bytes),
-                None => (self.dir.to_owned(), 0),
+            let vouched = self.marker.newest.map(|slot| slot.segment_first_epoch);
+            let (file, offset) = match (vouched, self.segments.back()) {
+                // The whole segment is gone.
+                (Some(v), last) if last.is_none_or(|s| s.first_epoch < v) => (segment_path(self.dir, v), 0),
+                (_, Some(s)) => (segment_path(self.dir, s.first_epoch), s.bytes),
+                (_, None) => (self.dir.to_owned(), 0),
             };
             let what = format!("the log ends with epoch {}, but {proof}", self.last_good());
             return Err(damaged(&file, offset, self.last_good() + 1, self.last_good(), &what));
@@ -800,7 +815,7 @@ mod tests {
         assert_eq!(error.exit_code(), 5);
         let StoreError::Damaged { file, offset, epoch, hint, .. } = &error else { panic!("{error}") };
         assert_eq!((file.clone(), *offset, *epoch), (segment_path(dir, at.0), at.1, Some(at.2)), "{error}");
-        assert!(hint.contains("tidemill recover --to"), "{hint}");
+        assert!(hint.contains("from a copy"), "{hint}");
         error.to_string()
     }
 

@@ -50,6 +50,8 @@ pub(crate) enum StoreError {
         file: PathBuf,
         /// For which epoch, where there is one.
         epoch: Option<u64>,
+        /// Where in the file, where that is known.
+        offset: Option<u64>,
         /// What the operating system said.
         source: io::Error,
     },
@@ -75,7 +77,17 @@ impl StoreError {
         file: &Path,
         epoch: Option<u64>,
     ) -> impl FnOnce(io::Error) -> StoreError {
-        move |source| StoreError::Storage { doing, file: file.to_owned(), epoch, source }
+        move |source| StoreError::Storage { doing, file: file.to_owned(), epoch, offset: None, source }
+    }
+}
+
+impl StoreError {
+    /// Says where in the file a storage error happened.
+    fn at_offset(mut self, at: u64) -> StoreError {
+        if let StoreError::Storage { offset, .. } = &mut self {
+            *offset = Some(at);
+        }
+        self
     }
 }
 
@@ -89,14 +101,17 @@ impl fmt::Display for StoreError {
                 write!(f, "another process already uses this data directory ({} is locked)", file.display())
             }
             StoreError::Damaged { file, offset, epoch, what, hint } => {
-                write!(f, "{} is damaged at byte {offset}", file.display())?;
+                write!(f, "{} is damaged at offset {offset}", file.display())?;
                 if let Some(epoch) = epoch {
                     write!(f, " (epoch {epoch})")?;
                 }
                 write!(f, ": {what}; nothing was changed. {hint}")
             }
-            StoreError::Storage { doing, file, epoch, source } => {
+            StoreError::Storage { doing, file, epoch, offset, source } => {
                 write!(f, "cannot {doing} {}", file.display())?;
+                if let Some(offset) = offset {
+                    write!(f, " at offset {offset}")?;
+                }
                 if let Some(epoch) = epoch {
                     write!(f, " for epoch {epoch}")?;
                 }

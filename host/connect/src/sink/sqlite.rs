@@ -444,8 +444,8 @@ fn fenced(path: &Path, table: &str) -> ConnectError {
 fn classify(path: &Path, waited: Duration, e: &rusqlite::Error) -> ConnectError {
     let shown = path.display();
     match e.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ConnectError::Failed(format!(
-            "{shown}: another program holds the database; close it or wait (tidemill retried for {} s)",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ConnectError::Conflict(format!(
+            "{shown}: the database is locked by another program; close it or wait (tidemill retried for {} s)",
             waited.as_secs_f32()
         )),
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => ConnectError::Config(format!(

@@ -50,12 +50,10 @@ impl Sink for StdoutSink {
             Some(stages) => line::each_block(outbox, stages, &mut self.buf, |b| out.write_all(b)).map(drop),
             None => out.write_all(outbox.letters()),
         };
-        written
-            .and_then(|()| out.flush())
-            .map_err(|e| match e.kind() {
-                ErrorKind::BrokenPipe => ConnectError::Failed("stdout was closed".into()),
-                _ => ConnectError::Failed(format!("cannot write to stdout: {e}")),
-            })?;
+        written.and_then(|()| out.flush()).map_err(|e| match e.kind() {
+            ErrorKind::BrokenPipe => ConnectError::Failed("stdout was closed".into()),
+            _ => ConnectError::Failed(format!("cannot write to stdout: {e}")),
+        })?;
         self.cursor = Cursor { epoch: outbox.epoch, length: 0 };
         Ok(self.cursor)
     }
@@ -127,7 +125,8 @@ mod tests {
     #[test]
     fn writes_the_stages_asked_for_once_an_epoch() {
         let out = Shared::default();
-        let mut s = StdoutSink::over(Box::new(out.clone()), Some(Stages::of(&[Stage::Final, Stage::Retracted])));
+        let mut s =
+            StdoutSink::over(Box::new(out.clone()), Some(Stages::of(&[Stage::Final, Stage::Retracted])));
         assert_eq!(s.open(1, None).unwrap(), None);
         let rows = rows();
         for epoch in [1, 1, 2] {

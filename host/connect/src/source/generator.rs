@@ -556,7 +556,7 @@ mod tests {
     #[test]
     fn with_a_rate_it_waits_for_the_clock_and_says_the_same() {
         let spec = GeneratorSpec { rate: Some(500.0), ..spec(1_500) };
-        let mut partition = GeneratorPartition::new(spec.clone(), || NOW_MS.load(Ordering::Relaxed));
+        let mut partition = GeneratorPartition::new(spec, || NOW_MS.load(Ordering::Relaxed));
         let mut block = Block::default();
         let mut counts = Vec::new();
         for now_ms in [START_MS - 1, START_MS, START_MS + 999, START_MS + 999, START_MS + 60_000, i64::MAX] {

@@ -159,7 +159,7 @@ fn a_locked_database_says_what_to_do() {
     let list = rows(&[(1, Stage::Final, 1)]);
     let e = s.deliver(&Outbox::new(1, 1, &list, b""));
     assert!(
-        matches!(e, Err(ConnectError::Failed(m)) if m.contains("another program holds") && m.contains("close it"))
+        matches!(e, Err(ConnectError::Conflict(m)) if m.contains("locked by another program") && m.contains("close it"))
     );
     other.execute_batch("ROLLBACK").unwrap();
     assert_eq!(s.deliver(&Outbox::new(1, 1, &list, b"")).unwrap().epoch, 1);

@@ -1,0 +1,248 @@
+//! Finding one record in the files of a source, decoded as a run decodes it.
+
+use std::path::Path;
+
+use tidemill_connect::ConnectError;
+use tidemill_connect::format::combined::CombinedDecoder;
+use tidemill_connect::format::json::JsonDecoder;
+use tidemill_connect::format::separated::SeparatedDecoder;
+use tidemill_connect::format::time::{self, TimeError, TimeParser, TimeSpec};
+use tidemill_connect::format::{Decoder, Kind, Slots};
+use tidemill_connect::source::file::FilePartition;
+use tidemill_connect::source::{Block, Framing, Partition as _, Read};
+use tidemill_engine::key::{KeyForm, KeyHasher, push_part};
+use tidemill_engine::outbox::hex;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::config::{Format, IdSpec, KeySpec, Source, TimeForm, TimeUnit};
+
+/// More records with one id than this are not listed: the id is none.
+pub(super) const FOUND_MAX: usize = 100;
+
+/// What is looked for in a file.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    /// The record that starts at this byte, after decompression.
+    Offset(u64),
+    /// Records with this id: one text a field, or the hash of the content in hex.
+    Id(Vec<String>),
+}
+
+/// A record that was found.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    /// Byte of its start, after decompression.
+    pub(super) offset: u64,
+    /// The record, lossy where it is not UTF-8.
+    pub(super) raw: String,
+    /// The event in it, or (reason, message) of why there is none.
+    pub(super) event: Result<Event, (String, String)>,
+}
+
+/// What a run sees in a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Event {
+    /// As rows show it.
+    pub(super) key: String,
+    /// ms since the Unix epoch.
+    pub(super) time_ms: i64,
+}
+
+/// Where the wanted values stand in the slots.
+struct Layout {
+    wanted: Vec<String>,
+    key: Vec<usize>,
+    id: Vec<usize>,
+    time: usize,
+}
+
+impl Layout {
+    fn new(source: &Source) -> Layout {
+        let mut wanted: Vec<String> = Vec::new();
+        let mut slot = |field: &String| {
+            let path = source.path_of(field);
+            wanted.iter().position(|w| w == path).unwrap_or_else(|| {
+                wanted.push(path.to_owned());
+                wanted.len() - 1
+            })
+        };
+        let key = match &source.key {
+            KeySpec::One(field) => vec![slot(field)],
+            KeySpec::Together(fields) => fields.iter().map(&mut slot).collect(),
+        };
+        let id = match &source.id {
+            IdSpec::Fields(fields) => fields.iter().map(&mut slot).collect(),
+            IdSpec::Position | IdSpec::Content => Vec::new(),
+        };
+        let time = slot(&source.time.field);
+        Layout { wanted, key, id, time }
+    }
+}
+
+/// Decodes records of one source.
+struct Scanner {
+    layout: Layout,
+    decoder: Box<dyn Decoder>,
+    clock: TimeParser,
+    slots: Slots,
+    form: KeyForm,
+    hasher: Option<KeyHasher>,
+    by_content: bool,
+}
+
+impl Scanner {
+    fn new(source: &Source) -> Result<Scanner, String> {
+        let layout = Layout::new(source);
+        let wanted = &layout.wanted;
+        let decoder: Box<dyn Decoder> = match source.format {
+            Format::Json => Box::new(JsonDecoder::new(wanted)),
+            Format::Csv => Box::new(SeparatedDecoder::csv(wanted)),
+            Format::Tsv => Box::new(SeparatedDecoder::tsv(wanted)),
+            Format::Combined => Box::new(CombinedDecoder::new(wanted)),
+        };
+        let plain = match source.key {
+            KeySpec::One(_) => KeyForm::One,
+            KeySpec::Together(_) => KeyForm::Together,
+        };
+        let hasher = source.key_hmac.as_ref().and_then(|s| KeyHasher::new(s.reveal().as_bytes()));
+        Ok(Scanner {
+            decoder,
+            clock: clock(source)?,
+            slots: Slots::default(),
+            form: if hasher.is_some() { KeyForm::Hashed } else { plain },
+            hasher,
+            by_content: source.id == IdSpec::Content,
+            layout,
+        })
+    }
+
+    /// Whether the record (decoded into the slots) has this id.
+    fn has_id(&self, record: &[u8], id: &[String]) -> bool {
+        if self.by_content {
+            let hash = hex(&xxh3_128(record).to_be_bytes());
+            return id.len() == 1 && id.iter().all(|i| i.eq_ignore_ascii_case(&hash));
+        }
+        let slots = &self.layout.id;
+        !slots.is_empty()
+            && slots.len() == id.len()
+            && slots.iter().zip(id).all(|(slot, want)| self.slots.get(*slot, record) == want.as_bytes())
+    }
+
+    /// The event in a decoded record.
+    fn event(&mut self, record: &[u8]) -> Result<Event, (String, String)> {
+        let layout = &self.layout;
+        let mut missing: Vec<&str> = Vec::new();
+        for i in layout.key.iter().chain(&layout.id).chain([&layout.time]) {
+            if self.slots.kind(*i) == Kind::Missing && !missing.contains(&layout.wanted[*i].as_str()) {
+                missing.push(&layout.wanted[*i]);
+            }
+        }
+        if !missing.is_empty() {
+            return Err((
+                "missing_field".to_owned(),
+                format!("absent, null or empty: {}", missing.join(", ")),
+            ));
+        }
+        let time = self.clock.parse(self.slots.get(layout.time, record)).map_err(|e| match e {
+            TimeError::Malformed(why) => ("malformed_time".to_owned(), why),
+            TimeError::OutOfRange => ("time_range".to_owned(), "outside the years 1 to 9999".to_owned()),
+        })?;
+        let mut key = Vec::new();
+        match (self.form, layout.key.as_slice()) {
+            (_, [one]) => key.extend_from_slice(self.slots.get(*one, record)),
+            (_, several) => several.iter().for_each(|i| push_part(&mut key, self.slots.get(*i, record))),
+        }
+        if let Some(hasher) = &self.hasher {
+            key = hasher.hash(&key).to_vec();
+        }
+        Ok(Event { key: self.form.display(&key).into_owned(), time_ms: time.ms() })
+    }
+
+    /// What of a block is looked for.
+    fn search(&mut self, block: &Block, target: &Target, found: &mut Vec<Found>) {
+        for span in &block.spans {
+            if let Target::Offset(offset) = target
+                && span.offset != *offset
+            {
+                continue;
+            }
+            let record = block.record(*span);
+            self.slots.reset(self.layout.wanted.len());
+            let decoded = self.decoder.decode(record, &mut self.slots);
+            if let Target::Id(id) = target
+                && (decoded.is_err() || !self.has_id(record, id))
+            {
+                continue;
+            }
+            let event = match decoded {
+                Ok(()) => self.event(record),
+                Err(m) => Err((m.reason.to_owned(), m.message)),
+            };
+            let raw = String::from_utf8_lossy(record).into_owned();
+            found.push(Found { offset: span.offset, raw, event });
+        }
+    }
+}
+
+/// The records of a file that are looked for. A file that fails midway is `Err` with what was found before.
+pub(super) fn scan(
+    source: &Source,
+    path: &Path,
+    target: &Target,
+    found: &mut Vec<Found>,
+) -> Result<(), ConnectError> {
+    let mut scanner = Scanner::new(source).map_err(ConnectError::Config)?;
+    let (framing, has_header) = framing(source.format);
+    let mut file = FilePartition::open(path, framing, has_header, 0, false)?;
+    let mut block = Block::default();
+    let mut header_taken = false;
+    loop {
+        block.clear();
+        if file.read(&mut block)? != Read::Data {
+            return Ok(());
+        }
+        if !header_taken {
+            header_taken = true;
+            if let Some(header) = file.header() {
+                scanner.decoder.header(header).map_err(|m| ConnectError::Failed(m.message))?;
+            }
+        }
+        scanner.search(&block, target, found);
+        let passed = match target {
+            Target::Offset(offset) => block.next_offset > *offset,
+            Target::Id(_) => false,
+        };
+        if passed || found.len() >= FOUND_MAX {
+            return Ok(());
+        }
+    }
+}
+
+/// How records stand in the bytes, and whether a header comes first.
+pub(super) fn framing(format: Format) -> (Framing, bool) {
+    match format {
+        Format::Json | Format::Combined => (Framing::Lines, false),
+        Format::Csv => (Framing::Csv, true),
+        Format::Tsv => (Framing::Lines, true),
+    }
+}
+
+fn clock(source: &Source) -> Result<TimeParser, String> {
+    let spec = match &source.time.form {
+        TimeForm::Standard if source.format == Format::Combined => return Ok(TimeParser::combined()),
+        TimeForm::Standard => TimeSpec::default(),
+        TimeForm::Unix(unit) => TimeSpec { unit: Some(unit_of(*unit)), ..TimeSpec::default() },
+        TimeForm::Text { format, zone } => {
+            TimeSpec { unit: None, format: format.clone(), zone: Some(zone.clone()) }
+        }
+    };
+    TimeParser::new(&spec)
+}
+
+fn unit_of(unit: TimeUnit) -> time::TimeUnit {
+    match unit {
+        TimeUnit::S => time::TimeUnit::Seconds,
+        TimeUnit::Ms => time::TimeUnit::Millis,
+        TimeUnit::Us => time::TimeUnit::Micros,
+    }
+}
