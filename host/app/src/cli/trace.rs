@@ -432,9 +432,12 @@ path = "out.jsonl"
     #[test]
     fn records_are_found_by_id_and_by_position() {
         let mut log = tempfile::NamedTempFile::new().unwrap();
-        let lines =
-            "{\"u\":\"a\",\"t\":5,\"e\":\"x\"}\n{\"u\":\"b\",\"t\":6,\"e\":\"y\"}\n{\"t\":7,\"e\":\"y\"}\n";
-        log.write_all(lines.as_bytes()).unwrap();
+        let lines = [
+            "{\"u\":\"a\",\"t\":5,\"e\":\"x\"}",
+            "{\"u\":\"b\",\"t\":6,\"e\":\"y\"}",
+            "{\"t\":7,\"e\":\"y\"}\n",
+        ];
+        log.write_all(lines.join("\n").as_bytes()).unwrap();
         let text = CONFIG.replace("PATH", log.path().to_str().unwrap());
         let plan = config::parse(&text, Path::new("t"), 0).unwrap();
         let world = World { plan: &plan, metas: vec![None] };

@@ -181,12 +181,6 @@ impl Problems {
         self.list.iter().any(|p| p.severity == Severity::Error)
     }
 
-    /// The findings, in the order of the file once `sort` was called.
-    #[cfg(test)]
-    pub(crate) fn list(&self) -> &[Problem] {
-        &self.list
-    }
-
     /// Adds the findings of a later check of the same file.
     pub(crate) fn extend(&mut self, other: Problems) {
         self.list.extend(other.list);

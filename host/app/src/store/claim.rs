@@ -168,7 +168,7 @@ mod tests {
             assert_eq!(claim.next_incarnation().unwrap(), 2 * start + 2);
         }
         let mut claim = Claim::take(tmp.path()).unwrap();
-        assert_eq!(claim.next_incarnation().unwrap(), 42);
+        assert_eq!(claim.next_incarnation().unwrap(), 7);
     }
 
     #[test]
