@@ -20,8 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const SHOWN: usize = 4;
 /// How long the run may take to stop; it promises to deliver for at most 30 s.
 const STOP_MAX: Duration = Duration::from_secs(40);
-/// Rows asked for: more than the demo can make in a day.
-const LIMIT: &str = "100000000";
+/// Rows asked for: all.
+const LIMIT: &str = "0";
 /// Its place below `demo/`.
 const CONFIG: &str = "pipeline.toml";
 /// Beginnings of the users to look out for, and what they are.

@@ -59,8 +59,10 @@ pub struct LaneCounts {
     pub duplicates: u64,
     /// Copies whose content differed.
     pub conflicts: u64,
-    /// Events over a bound: dead letters.
-    pub over_cap: u64,
+    /// Events over their key's bound: dead letters.
+    pub key_over_cap: u64,
+    /// Events over the bound of all suffixes: dead letters.
+    pub suffix_over_cap: u64,
     /// Revisions by stage: early, final, corrected, retracted.
     pub revisions: [u64; 4],
     /// Events stepped by the rule.
@@ -70,11 +72,18 @@ pub struct LaneCounts {
 }
 
 impl LaneCounts {
+    /// Dead letters out of the fold, by reason.
+    pub fn letters(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [("key_over_cap", self.key_over_cap), ("suffix_over_cap", self.suffix_over_cap)]
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+    }
     /// Adds another lane's or epoch's counts.
     pub fn add(&mut self, o: &LaneCounts) {
         self.duplicates += o.duplicates;
         self.conflicts += o.conflicts;
-        self.over_cap += o.over_cap;
+        self.key_over_cap += o.key_over_cap;
+        self.suffix_over_cap += o.suffix_over_cap;
         self.steps += o.steps;
         self.turns += o.turns;
         for (a, b) in self.revisions.iter_mut().zip(o.revisions) {
@@ -294,8 +303,12 @@ impl Lane {
         } else {
             ("key_over_cap", "this key has more pending events than `limits.events_per_key`")
         };
-        self.out.counts.over_cap += 1;
-        self.out.hot_key.get_or_insert_with(|| key.to_string());
+        if lane_full {
+            self.out.counts.suffix_over_cap += 1;
+        } else {
+            self.out.counts.key_over_cap += 1;
+            self.out.hot_key.get_or_insert_with(|| key.to_string());
+        }
         let raw_at = head.raw_at as usize;
         RecordLetter {
             reason,

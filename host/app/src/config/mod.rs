@@ -726,11 +726,10 @@ fn check_limits(s: &mut Section<'_>, p: &mut Problems) -> Limits {
     let mut limits = Limits {
         events_per_key: 1_000_000,
         suffix_bytes: memory.map_or(SUFFIX_BYTES_FALLBACK, |m| m / 4),
-        open_sessions: None,
         outbox_bytes: 1 << 30,
     };
     let Some(mut l) =
-        s.get("limits").and_then(|f| f.section("write `limits = { open_sessions = 1000000 }`", p))
+        s.get("limits").and_then(|f| f.section("write `limits = { events_per_key = 1000000 }`", p))
     else {
         return limits;
     };
@@ -746,7 +745,6 @@ fn check_limits(s: &mut Section<'_>, p: &mut Problems) -> Limits {
             p.warn(f.node.at, &f.path, message, "a quarter of memory is the default".to_owned());
         }
     }
-    limits.open_sessions = l.get("open_sessions").and_then(|f| f.count(1, p));
     if let Some(bytes) = l.get("outbox_bytes").and_then(|f| at_least_mib(&f, p)) {
         limits.outbox_bytes = bytes;
     }
@@ -1164,7 +1162,7 @@ path = "out.jsonl"
             end_of_input = "hold"
             to = [{ sink = "db", stages = ["final", "corrected"] }, "screen"]
             dead = "screen"
-            limits = { events_per_key = 5, suffix_bytes = "1MiB", open_sessions = 7, outbox_bytes = "2MB" }
+            limits = { events_per_key = 5, suffix_bytes = "1MiB", outbox_bytes = "2MB" }
             [pipeline.a.session]
             plugin = "builtin:gap"
             config = { gap = "5m", boundary = "inclusive", max = "4h", start = { field = "type", in = ["login"] } }
@@ -1459,7 +1457,7 @@ warning: no pipeline writes to the sink `out`
                 &[("pipeline.visits.lateness", Free), ("pipeline.visits.early", Free)],
             ),
             ("\"out.jsonl\"", "\"new.jsonl\"", &[("sink.out", Free)]),
-            ("to =", "limits.open_sessions = 5\nto =", &[("pipeline.visits.limits.open_sessions", Free)]),
+            ("to =", "limits.events_per_key = 5\nto =", &[("pipeline.visits.limits.events_per_key", Free)]),
         ];
         for (line, by, want) in table {
             let want: Vec<(String, ChangeKind)> = want.iter().map(|(w, k)| ((*w).to_owned(), *k)).collect();

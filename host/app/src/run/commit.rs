@@ -114,10 +114,7 @@ impl Committer {
             1 => {}
             _ => parts.iter().for_each(|p| rows.extend_from_slice(&p.rows)),
         }
-        let over_cap = self.counts.over_cap;
-        if over_cap > 0 {
-            meta.counters.dead.insert("key_over_cap".into(), over_cap);
-        }
+        meta.counters.dead.extend(self.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
         meta.counters.fold = self.counts;
         meta.hot_keys.clone_from(&self.hot_keys);
         let one_lane_rows = if parts.len() == 1 { parts[0].rows.as_slice() } else { &rows };

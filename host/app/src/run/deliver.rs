@@ -3,8 +3,9 @@
 use crate::store::log::{LogReader, RecordRef};
 use crossbeam_channel::Receiver;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tidemill_connect::Cursor;
 use tidemill_connect::sink::Sink;
 use tidemill_engine::outbox::Outbox;
@@ -42,7 +43,7 @@ impl Cursors {
 }
 
 /// One sink's thread: ends when the committer hangs up and everything is delivered.
-pub(crate) struct Delivery {
+pub(crate) struct Delivery<'a> {
     pub(crate) name: String,
     pub(crate) sink: Box<dyn Sink>,
     pub(crate) queue: Receiver<Committed>,
@@ -50,11 +51,21 @@ pub(crate) struct Delivery {
     pub(crate) waiting_bytes: Arc<AtomicU64>,
     pub(crate) log: LogReader,
     pub(crate) cursors: Arc<Cursors>,
+    pub(crate) stop: &'a AtomicBool,
 }
 
-impl Delivery {
+/// How long a sink may go on delivering after the process was asked to stop; the rest is sent at the next start.
+const DELIVERY_AFTER_STOP: Duration = Duration::from_secs(30);
+
+impl Delivery<'_> {
     pub(crate) fn run(mut self) -> Result<(), RunError> {
+        let mut stopping_since = None;
         while let Ok(committed) = self.queue.recv() {
+            if self.stop.load(Ordering::Relaxed)
+                && stopping_since.get_or_insert_with(Instant::now).elapsed() > DELIVERY_AFTER_STOP
+            {
+                return Ok(());
+            }
             let cursor = self.deliver(&committed)?;
             self.cursors.set(&self.name, cursor);
             self.waiting_bytes.fetch_sub(committed.at.len, Ordering::Relaxed);

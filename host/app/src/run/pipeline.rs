@@ -249,8 +249,7 @@ pub(super) fn run(
     let cursors = Arc::new(Cursors::default());
     sinks.iter().for_each(|s| cursors.set(&s.name, s.cursor));
     let fields = Gap::new(&gap_config(&pipeline.rule)).describe().fields.clone();
-    let waiting: Vec<(String, Arc<AtomicU64>)> =
-        sinks.iter().map(|s| (s.name.clone(), Arc::new(AtomicU64::new(0)))).collect();
+    let waiting: Vec<Arc<AtomicU64>> = sinks.iter().map(|_| Arc::default()).collect();
     let log_bytes = Arc::new(AtomicU64::new(r.log.bytes_retained()));
     let (sealed_to, sealed) = bounded(SEALED_MAX);
     let (spent_to, spent) = unbounded();
@@ -285,7 +284,7 @@ pub(super) fn run(
     std::thread::scope(|scope| {
         let mut deliveries = Vec::new();
         let mut outlets = Vec::new();
-        for (s, (_, waiting_bytes)) in sinks.into_iter().zip(waiting) {
+        for (s, waiting_bytes) in sinks.into_iter().zip(waiting) {
             let (to, queue) = unbounded();
             for (by, at) in r.kept.iter().filter(|(_, at)| at.epoch > s.cursor.epoch) {
                 waiting_bytes.fetch_add(at.len, Ordering::Relaxed);
@@ -294,7 +293,7 @@ pub(super) fn run(
             }
             outlets.push(Outlet { queue: to, waiting_bytes: waiting_bytes.clone() });
             let (log, cursors) = (r.log.reader(), cursors.clone());
-            let d = Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors };
+            let d = Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors, stop };
             deliveries.push(scope.spawn(move || stopping(stop, d.run())));
         }
         let mut lane_threads = Vec::new();
@@ -332,9 +331,7 @@ pub(super) fn run(
         delivered.into_iter().collect::<Result<(), _>>()?;
         let mut counters = counters;
         counters.fold = ended.counts;
-        if ended.counts.over_cap > 0 {
-            counters.dead.insert("key_over_cap".into(), ended.counts.over_cap);
-        }
+        counters.dead.extend(ended.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
         ended.keep_cursors(&cursors)?;
         let outcome = match (end?, pipeline.end_of_input) {
             (End::InputUsedUp, EndOfInput::Close) => Outcome::Finished,

@@ -56,7 +56,7 @@ pub(crate) struct Outputs {
     pub(crate) spent: Receiver<Rows>,
     pub(crate) sealed: Sender<Sealed>,
     /// Bytes committed and not delivered, by sink.
-    pub(crate) waiting: Vec<(String, Arc<AtomicU64>)>,
+    pub(crate) waiting: Vec<Arc<AtomicU64>>,
     pub(crate) log_bytes: Arc<AtomicU64>,
 }
 
@@ -112,7 +112,6 @@ pub(crate) struct Reader<'a> {
     changed: bool,
     next_image: u32,
     imaging: bool,
-    noted_lag: bool,
 }
 
 /// How reading ended.
@@ -189,9 +188,11 @@ impl<'a> Reader<'a> {
             changed: stored.is_none(),
             next_image: 0,
             imaging: false,
-            noted_lag: false,
         };
-        reader.letters.by_reason.remove("key_over_cap");
+        // Those the lanes count.
+        for reason in ["key_over_cap", "suffix_over_cap"] {
+            reader.letters.by_reason.remove(reason);
+        }
         for m in stored.iter().flat_map(|m| m.sources.iter()) {
             let number = reader.source_names.iter().position(|n| *n == m.name).unwrap_or(0) as u32;
             reader.old_partitions.insert(number, m.partitions.clone());
@@ -281,12 +282,11 @@ impl<'a> Reader<'a> {
 
     /// Of each listed file the first event is read ahead; its time is the file's first maximum (SEMANTICS 7).
     fn look_ahead(&mut self) -> Result<(), RunError> {
-        let several = self.parts.len() > 1;
         for p in 0..self.parts.len() {
             let part = &self.parts[p];
             let known = self.watermarks.get(part.key).is_some_and(|t| t.max != EventTime::BEGINNING);
             let is_file = matches!(self.plan.sources[part.source].kind, SourceKind::File { .. });
-            if !several || known || !is_file {
+            if known || !is_file {
                 continue;
             }
             self.open(p)?;
@@ -428,11 +428,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether a sink is so far behind that the sources must wait.
-    fn sinks_lag(&mut self) -> bool {
+    fn sinks_lag(&self) -> bool {
         let max = self.pipeline.limits.outbox_bytes;
-        let lagging = self.out.waiting.iter().any(|(_, w)| w.load(Ordering::Relaxed) > max);
-        self.noted_lag = lagging;
-        lagging
+        self.out.waiting.iter().any(|w| w.load(Ordering::Relaxed) > max)
     }
 
     /// Reads one block of the partition that is furthest behind. `Some(false)`: nothing anywhere now.

@@ -1032,7 +1032,8 @@ mod tests {
 
         remove(names[n - 1]);
         let place = (names[n - 2], end, before_last.epoch + 1);
-        assert!(refused(dir, &[], place).contains("COMMITTED vouches for epoch 10"));
+        let gone = (names[n - 1], 0, before_last.epoch + 1);
+        assert!(refused(dir, &[], gone).contains("COMMITTED vouches for epoch 10"));
         // Marker gone too: an older copy of the directory. The sink knows better.
         fs::remove_file(dir.join(MARKER_NAME)).unwrap();
         assert!(refused(dir, &sink(10), place).contains("sink `table` has confirmed epoch 10"));

@@ -67,7 +67,7 @@ fn reopened_and_resent_the_table_is_the_same() {
     assert_eq!(s.open(1, None).unwrap(), Some(Cursor::default()));
     put(&mut s, 1, 1, &[(1, Stage::Early, 1), (2, Stage::Early, 2)]);
     put(&mut s, 1, 2, &[(1, Stage::Final, 3)]);
-    assert_eq!(put(&mut s, 1, 3, &[]), Cursor { epoch: 3, length: 0 });
+    assert_eq!(put(&mut s, 1, 3, &[]), Cursor { epoch: 3, length: 2 });
     let before = table(&dir);
     assert_eq!(before[0].session_id, "01".repeat(16));
     assert_eq!((before[1].reason.as_deref(), before[1].key.as_str()), (None, "it's \"k\""));
@@ -137,7 +137,21 @@ fn a_lost_cursor_stays_lost_until_rows_are_sent_again() {
     let mut s = sink_of(&dir, "p");
     assert_eq!(s.open(3, stored).unwrap(), None);
     put(&mut s, 2, 8, &[(1, Stage::Final, 1)]);
-    assert_eq!(sink_of(&dir, "p").open(4, stored).unwrap(), Some(Cursor { epoch: 8, length: 0 }));
+    assert_eq!(sink_of(&dir, "p").open(4, stored).unwrap(), Some(Cursor { epoch: 8, length: 8 }));
+}
+
+#[test]
+fn a_table_put_back_from_an_older_copy_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let mut s = sink_of(&dir, "p");
+    s.open(1, None).unwrap();
+    put(&mut s, 1, 4, &[(1, Stage::Final, 1)]);
+    drop(s);
+    // Epochs without rows have come since: the table need not know of them.
+    let known = sink_of(&dir, "p").open(2, Some(Cursor { epoch: 9, length: 4 })).unwrap();
+    assert_eq!(known, Some(Cursor { epoch: 9, length: 4 }));
+    let e = sink_of(&dir, "p").open(3, Some(Cursor { epoch: 9, length: 6 }));
+    assert!(matches!(e, Err(ConnectError::Conflict(m)) if m.contains("--resend") && m.contains("epoch 6")));
 }
 
 #[test]
