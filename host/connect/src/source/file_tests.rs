@@ -388,32 +388,3 @@ fn a_compressed_file_is_read_to_its_end_even_when_followed() {
     let (records, end) = drain(&mut partition);
     assert_eq!((texts(&records), end.unwrap()), (vec!["one"], Read::End));
 }
-
-/// `cargo test --release -p tidemill-connect source::file -- --ignored --nocapture` prints what reading
-/// costs. It asserts what any machine can do, so that it fails only when something is badly wrong.
-#[test]
-#[ignore = "a measurement, for release builds"]
-fn cost_of_a_million_lines() {
-    let (dir, n) = (dir(), 1_000_000);
-    let mut line = vec![b'x'; 279];
-    line[100] = b'"';
-    line[200] = b'"';
-    line.push(b'\n');
-    let path = put(&dir, "a.log", &line.repeat(n));
-    for (name, framing) in [("lines", Framing::Lines), ("csv", Framing::Csv)] {
-        let mut best = f64::MAX;
-        for _ in 0..5 {
-            let before = std::time::Instant::now();
-            let mut partition = FilePartition::open(&path, framing, false, 0, false).unwrap();
-            let (mut block, mut seen) = (Block::default(), 0);
-            while partition.read(&mut block).unwrap() == Read::Data {
-                seen += block.spans.len();
-            }
-            let seconds = before.elapsed().as_secs_f64();
-            assert_eq!(seen, n);
-            best = best.min(seconds);
-        }
-        println!("{name}: {best:.4} s (best of 5, one thread) a million lines of 280 bytes");
-        assert!(best < 1.0);
-    }
-}
