@@ -106,6 +106,20 @@ impl Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+    /// Waits for its end; also its peak memory in bytes, as the kernel counts it (0 where it does not say).
+    pub fn outcome_and_peak(mut self, max: Duration) -> (Outcome, u64) {
+        let status = PathBuf::from(format!("/proc/{}/status", self.child.id()));
+        let mut peak = 0;
+        wait_for("the end of the run", max, || {
+            // The peak only rises, and is gone with the process: the last look before its end counts.
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            let kib = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+            let kib = kib.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok());
+            peak = peak.max(kib.unwrap_or(0) << 10);
+            self.ended().then_some(())
+        });
+        (self.outcome(max), peak)
+    }
     /// Whether it has ended.
     pub fn ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()

@@ -395,6 +395,12 @@ impl Lane {
         due
     }
 
+    /// Bytes of dead letters since the last barrier: what the caller bounds an epoch by.
+    #[must_use]
+    pub fn letter_bytes(&self) -> usize {
+        self.out.letters.len()
+    }
+
     /// Folds what W has passed. Only where [`Lane::sweeps`].
     pub fn sweep(&mut self) -> Result<(), LaneFault> {
         let due = self.take_due(self.watermark);

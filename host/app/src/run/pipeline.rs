@@ -251,6 +251,7 @@ pub(super) fn run(
     let fields = Gap::new(&gap_config(&pipeline.rule)).describe().fields.clone();
     let waiting: Vec<Arc<AtomicU64>> = sinks.iter().map(|_| Arc::default()).collect();
     let log_bytes = Arc::new(AtomicU64::new(r.log.bytes_retained()));
+    let lane_letters = Arc::new(AtomicU64::new(0));
     let (sealed_to, sealed) = bounded(SEALED_MAX);
     let (spent_to, spent) = unbounded();
     let (lane_queues, lane_inputs): (Vec<Sender<ToLane>>, Vec<Receiver<ToLane>>) =
@@ -261,6 +262,7 @@ pub(super) fn run(
         sealed: sealed_to,
         waiting: waiting.clone(),
         log_bytes: log_bytes.clone(),
+        lane_letters: lane_letters.clone(),
     };
     let was_finished = r.meta.as_ref().is_some_and(|m| m.finished);
     let counts = r.meta.as_ref().map(|m| m.counters.fold).unwrap_or_default();
@@ -301,8 +303,9 @@ pub(super) fn run(
         for (lane, input) in r.lanes.into_iter().zip(lane_inputs) {
             let (to, part) = bounded(SEALED_MAX);
             parts.push(part);
-            let spent = spent_to.clone();
-            lane_threads.push(scope.spawn(move || stopping(stop, run_lane(lane, &input, &to, &spent))));
+            let (spent, letters) = (spent_to.clone(), lane_letters.clone());
+            lane_threads
+                .push(scope.spawn(move || stopping(stop, run_lane(lane, &input, &to, &spent, &letters))));
         }
         drop(spent_to);
         let committer = Committer {
@@ -387,6 +390,7 @@ fn run_lane(
     input: &Receiver<ToLane>,
     parts: &Sender<LaneEpoch>,
     spent: &Sender<Rows>,
+    letters: &AtomicU64,
 ) -> Result<(), RunError> {
     let failed = |e: tidemill_engine::lane::LaneFault| RunError::Failed(e.to_string());
     let mut since_sweep = 0;
@@ -394,7 +398,9 @@ fn run_lane(
         match message {
             ToLane::Batch(Batch { mut rows, block, watermark, source, partition }) => {
                 let origin = Origin { source: &source, partition: &partition, raw: &block.bytes };
+                let before = lane.letter_bytes();
                 lane.insert(&rows, watermark, origin);
+                letters.fetch_add((lane.letter_bytes() - before) as u64, Ordering::Relaxed);
                 since_sweep += rows.heads.len();
                 rows.clear();
                 // The reader may have ended; then nobody wants the buffer.
@@ -406,6 +412,7 @@ fn run_lane(
             }
             ToLane::Barrier { barrier, image } => {
                 since_sweep = 0;
+                letters.fetch_sub(lane.letter_bytes() as u64, Ordering::Relaxed);
                 let mut part = lane.barrier(barrier).map_err(failed)?;
                 if let Some(groups) = image {
                     lane.image(groups, &mut part.state);

@@ -28,7 +28,7 @@ const OPEN_FILES_MAX: usize = 64;
 /// Rows in one epoch: bounds what the lanes hold between barriers, whatever the epoch's length.
 const EPOCH_ROWS_MAX: u64 = 2_000_000;
 /// Bytes of dead letters in one epoch.
-const EPOCH_LETTER_BYTES_MAX: usize = 32 << 20;
+const EPOCH_LETTER_BYTES_MAX: u64 = 16 << 20;
 /// How long to wait when no partition has anything: short beside an epoch, long beside a system call.
 const POLL: Duration = Duration::from_millis(5);
 /// Between two looks at the directory of a followed file.
@@ -58,6 +58,8 @@ pub(crate) struct Outputs {
     /// Bytes committed and not delivered, by sink.
     pub(crate) waiting: Vec<Arc<AtomicU64>>,
     pub(crate) log_bytes: Arc<AtomicU64>,
+    /// Bytes of dead letters that the lanes hold.
+    pub(crate) lane_letters: Arc<AtomicU64>,
 }
 
 enum Reading {
@@ -424,7 +426,8 @@ impl<'a> Reader<'a> {
     fn epoch_is_over(&self) -> bool {
         self.epoch_began.elapsed().as_millis() as i64 >= self.plan.server.epoch_ms
             || self.epoch_rows >= EPOCH_ROWS_MAX
-            || self.letters.lines.len() >= EPOCH_LETTER_BYTES_MAX
+            || self.letters.lines.len() as u64 + self.out.lane_letters.load(Ordering::Relaxed)
+                >= EPOCH_LETTER_BYTES_MAX
     }
 
     /// Whether a sink is so far behind that the sources must wait.

@@ -1,0 +1,124 @@
+//! Bounds: one key with more events inside the disorder than memory should hold, and many files read in step.
+//!
+//! The bug family: an event that is neither in a session nor in a letter, a hot key that spoils its neighbours, memory
+//! that grows with the input. `TIDEMILL_HOT_EVENTS` and `TIDEMILL_FILE_EVENTS` (default 300,000 each) set the size.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use tidemill_tests::model::{self, Format, Gap, Row, Source, Unit};
+use tidemill_tests::traffic::{Rng, START_MS, Shop, file_of};
+use tidemill_tests::{Case, Config, RUN_MAX, current, env_number, places, same_table};
+
+const FILE: &str = "in.jsonl";
+
+fn source(path: &str, disorder_ms: i64) -> Source {
+    let file = Source::file("web", path, Format::Json, "user", "ts", Unit::Millis);
+    Source { id: Some("id".into()), disorder_ms, ..file }
+}
+
+/// One hot key, all of it inside ten minutes, among a hundred quiet ones.
+fn hot_log(events: u64) -> Vec<u8> {
+    let mut r = Rng::new(3);
+    let mut text = String::with_capacity(events as usize * 50);
+    for n in 0..events {
+        let ts = START_MS + r.below(600_000) as i64;
+        let _ = writeln!(text, r#"{{"id":"h{n}","user":"hot","ts":{ts}}}"#);
+        if n % 100 == 0 {
+            let user = r.below(100);
+            let ts = START_MS + r.below(600_000) as i64;
+            let _ = writeln!(text, r#"{{"id":"q{n}","user":"quiet{user}","ts":{ts}}}"#);
+        }
+    }
+    text.into_bytes()
+}
+
+/// Runs with a cap on one key's events; returns its rows, its letters' count and its peak memory.
+fn hot_run(bytes: &[u8], cap: u64) -> (Vec<Row>, usize, u64) {
+    let gap = Gap::of_seconds(60, false);
+    let source = source(FILE, 600_000);
+    let case = Case::new();
+    case.put(FILE, bytes);
+    let mut config = Config::new(source.clone(), gap.clone());
+    config.early = "\"off\"".into();
+    case.configure(&config);
+    let path = case.path("pipeline.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace("\nsession ", &format!("\nlimits = {{ events_per_key = {cap} }}\nsession "));
+    assert!(text.contains("events_per_key"), "the config has no line to put the limit before:\n{text}");
+    std::fs::write(&path, text).unwrap();
+    let (outcome, peak) = case.start(&[], &[]).outcome_and_peak(RUN_MAX);
+    outcome.exits(0);
+    let letters = case.letters();
+    assert!(
+        letters.iter().all(|l| l["reason"] == "key_over_cap" && l["key"] == "hot" && l["raw"].is_string())
+    );
+    let log = model::read(&[(&source, FILE, bytes)], &gap);
+    let expected = model::sessions(&log, &places(&letters), &gap);
+    let rows = current(&case.table());
+    same_table("beside the letters", &expected, &rows);
+    (rows, letters.len(), peak)
+}
+
+#[test]
+fn a_hot_key_over_its_cap_loses_nothing_and_spoils_nobody() {
+    let events = env_number("TIDEMILL_HOT_EVENTS", 300_000);
+    let bytes = hot_log(events);
+    let (cap, above) = (events / 50, events * 2);
+    let (rows, letters, small) = hot_run(&bytes, cap);
+    let of_hot: u64 = rows.iter().filter(|r| r.key == "hot").map(|r| r.events).sum();
+    assert_eq!(of_hot, cap, "what is under the cap is used");
+    assert_eq!(of_hot + letters as u64, events, "sessions and letters sum to the input");
+    let (rows, letters, large) = hot_run(&bytes, above);
+    assert_eq!(letters, 0);
+    assert_eq!(rows.iter().filter(|r| r.key == "hot").map(|r| r.events).sum::<u64>(), events);
+    eprintln!(
+        "hot key, {events} events: peak {} MiB at a cap of {cap}, {} MiB above it",
+        small >> 20,
+        large >> 20
+    );
+}
+
+/// Peak memory of a run over these files, above nothing; the table must be the model's.
+fn files_run(files: &[(String, Vec<u8>)], gap: &Gap) -> u64 {
+    let source = source("logs/*.jsonl", 10_000);
+    let case = Case::new();
+    files.iter().for_each(|(name, bytes)| case.put(&format!("logs/{name}"), bytes));
+    let mut config = Config::new(source.clone(), gap.clone());
+    config.early = "\"off\"".into();
+    case.configure(&config);
+    let (outcome, peak) = case.start(&[], &[]).outcome_and_peak(RUN_MAX);
+    outcome.exits(0);
+    assert!(case.letters().is_empty(), "nothing is late when files are read in step");
+    let inputs: Vec<(&Source, &str, &[u8])> =
+        files.iter().map(|(n, b)| (&source, n.as_str(), b.as_slice())).collect();
+    let expected = model::sessions(&model::read(&inputs, gap), &BTreeSet::new(), gap);
+    same_table("files", &expected, &current(&case.table()));
+    peak
+}
+
+#[test]
+fn files_cut_by_hour_in_reverse_order_need_no_more_memory_than_one() {
+    let events = env_number("TIDEMILL_FILE_EVENTS", 300_000);
+    let day_ms = 24 * 3_600_000;
+    let step_ms = day_ms / events;
+    let lines = Shop { seed: 4, events, users: 20_000, step_ms, invalid_every: 0 }.lines();
+    let gap = Gap::of_seconds(60, false);
+    let hour = |t: i64| (t - START_MS) / 3_600_000;
+    let cut: Vec<(String, Vec<u8>)> = (0..=hour(lines[lines.len() - 1].time))
+        .map(|h| (format!("{:02}.jsonl", 99 - h), file_of(lines.iter().filter(|l| hour(l.time) == h))))
+        .collect();
+    let few = [("one.jsonl".to_owned(), file_of(&lines[..lines.len() / 100]))];
+    let whole = [("one.jsonl".to_owned(), file_of(&lines))];
+    let floor = files_run(&few, &gap);
+    let (one, by_hour) = (files_run(&whole, &gap) - floor, files_run(&cut, &gap) - floor);
+    eprintln!(
+        "{events} events: {} KiB above a small run's in one file, {} KiB by hour",
+        one >> 10,
+        by_hour >> 10
+    );
+    // Blocks of the files that are open come on top of what the input needs: 24 of 256 KiB and their batches.
+    let slack = 24 << 20;
+    assert!(by_hour <= one * 3 / 2 + slack, "{by_hour} bytes by hour, {one} in one file");
+}
