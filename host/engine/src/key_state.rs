@@ -268,11 +268,43 @@ impl Tail {
     }
 }
 
+const INLINE_KEY_BYTES: usize = 22;
+
+/// A key's bytes. Short ones stand in place: finding a key then costs one cache miss, not two.
+#[derive(Debug)]
+pub(crate) enum KeyBytes {
+    Inline(u8, [u8; INLINE_KEY_BYTES]),
+    Boxed(Box<[u8]>),
+}
+
+impl From<&[u8]> for KeyBytes {
+    fn from(key: &[u8]) -> Self {
+        let mut inline = [0; INLINE_KEY_BYTES];
+        match inline.get_mut(..key.len()) {
+            Some(place) => {
+                place.copy_from_slice(key);
+                KeyBytes::Inline(key.len() as u8, inline)
+            }
+            None => KeyBytes::Boxed(key.into()),
+        }
+    }
+}
+
+impl std::ops::Deref for KeyBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            KeyBytes::Inline(len, bytes) => &bytes[..*len as usize],
+            KeyBytes::Boxed(key) => key,
+        }
+    }
+}
+
 /// A key and its fold.
 #[derive(Debug)]
 pub(crate) struct KeyState {
     pub(crate) hash: u64,
-    pub(crate) key: Box<[u8]>,
+    pub(crate) key: KeyBytes,
     pub(crate) base: Option<Open>,
     /// Sessions that closed at or before this frontier were settled: reported for the last time.
     pub(crate) settled_b: EventTime,

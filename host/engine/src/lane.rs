@@ -542,11 +542,10 @@ impl Lane {
             None => self.tails.pop().unwrap_or_default(),
         };
         let bytes_before = tail.suffix_bytes();
-        let key = self.config.key_form.display(&e.state.key);
         let mut emit = Emit {
             pipeline: &self.config.pipeline,
             key: &e.state.key,
-            key_text: &key,
+            key_form: self.config.key_form,
             plugin: &self.plugin,
             reasons: &self.reasons,
             rows: &mut self.out.rows,
@@ -968,7 +967,7 @@ fn next_visit(base: &Option<Open>, tail: &Tail, p: Pending, now: Now, lateness_m
 struct Emit<'a> {
     pipeline: &'a str,
     key: &'a [u8],
-    key_text: &'a str,
+    key_form: KeyForm,
     plugin: &'a str,
     reasons: &'a [String],
     rows: &'a mut Vec<u8>,
@@ -981,7 +980,7 @@ impl Emit<'_> {
         self.counts.revisions[Stage::Final as usize] += 1;
         SessionRow {
             id,
-            key: self.key_text,
+            key: &self.key_form.display(self.key),
             start: c.anchor_time,
             end: c.end,
             events: c.count,
@@ -997,7 +996,7 @@ impl Emit<'_> {
         self.counts.revisions[s.stage as usize] += 1;
         SessionRow {
             id,
-            key: self.key_text,
+            key: &self.key_form.display(self.key),
             start: s.start,
             end: s.end,
             events: s.count,
