@@ -3,18 +3,16 @@
 use std::path::Path;
 
 use tidemill_connect::ConnectError;
-use tidemill_connect::format::combined::CombinedDecoder;
-use tidemill_connect::format::json::JsonDecoder;
-use tidemill_connect::format::separated::SeparatedDecoder;
-use tidemill_connect::format::time::{self, TimeError, TimeParser, TimeSpec};
+use tidemill_connect::format::time::{TimeError, TimeParser};
 use tidemill_connect::format::{Decoder, Kind, Slots};
 use tidemill_connect::source::file::FilePartition;
-use tidemill_connect::source::{Block, Framing, Partition as _, Read};
+use tidemill_connect::source::{Block, Partition as _, Read};
 use tidemill_engine::key::{KeyForm, KeyHasher, push_part};
 use tidemill_engine::outbox::hex;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::config::{Format, IdSpec, KeySpec, Source, TimeForm, TimeUnit};
+use crate::config::{IdSpec, KeySpec, Source};
+use crate::run::ingest::{decoder, framing, time_parser};
 
 /// More records with one id than this are not listed: the id is none.
 pub(super) const FOUND_MAX: usize = 100;
@@ -93,21 +91,14 @@ struct Scanner {
 impl Scanner {
     fn new(source: &Source) -> Result<Scanner, String> {
         let layout = Layout::new(source);
-        let wanted = &layout.wanted;
-        let decoder: Box<dyn Decoder> = match source.format {
-            Format::Json => Box::new(JsonDecoder::new(wanted)),
-            Format::Csv => Box::new(SeparatedDecoder::csv(wanted)),
-            Format::Tsv => Box::new(SeparatedDecoder::tsv(wanted)),
-            Format::Combined => Box::new(CombinedDecoder::new(wanted)),
-        };
         let plain = match source.key {
             KeySpec::One(_) => KeyForm::One,
             KeySpec::Together(_) => KeyForm::Together,
         };
         let hasher = source.key_hmac.as_ref().and_then(|s| KeyHasher::new(s.reveal().as_bytes()));
         Ok(Scanner {
-            decoder,
-            clock: clock(source)?,
+            decoder: decoder(source.format, &layout.wanted),
+            clock: time_parser(source)?,
             slots: Slots::default(),
             form: if hasher.is_some() { KeyForm::Hashed } else { plain },
             hasher,
@@ -215,34 +206,5 @@ pub(super) fn scan(
         if passed || found.len() >= FOUND_MAX {
             return Ok(());
         }
-    }
-}
-
-/// How records stand in the bytes, and whether a header comes first.
-pub(super) fn framing(format: Format) -> (Framing, bool) {
-    match format {
-        Format::Json | Format::Combined => (Framing::Lines, false),
-        Format::Csv => (Framing::Csv, true),
-        Format::Tsv => (Framing::Lines, true),
-    }
-}
-
-fn clock(source: &Source) -> Result<TimeParser, String> {
-    let spec = match &source.time.form {
-        TimeForm::Standard if source.format == Format::Combined => return Ok(TimeParser::combined()),
-        TimeForm::Standard => TimeSpec::default(),
-        TimeForm::Unix(unit) => TimeSpec { unit: Some(unit_of(*unit)), ..TimeSpec::default() },
-        TimeForm::Text { format, zone } => {
-            TimeSpec { unit: None, format: format.clone(), zone: Some(zone.clone()) }
-        }
-    };
-    TimeParser::new(&spec)
-}
-
-fn unit_of(unit: TimeUnit) -> time::TimeUnit {
-    match unit {
-        TimeUnit::S => time::TimeUnit::Seconds,
-        TimeUnit::Ms => time::TimeUnit::Millis,
-        TimeUnit::Us => time::TimeUnit::Micros,
     }
 }

@@ -112,7 +112,18 @@ pub(crate) fn framing(format: Format) -> (Framing, bool) {
     }
 }
 
-fn time_parser(source: &Source) -> Result<TimeParser, String> {
+/// Decodes the wanted fields of a format.
+pub(crate) fn decoder(format: Format, wanted: &[String]) -> Box<dyn Decoder> {
+    match format {
+        Format::Json => Box::new(JsonDecoder::new(wanted)),
+        Format::Csv => Box::new(SeparatedDecoder::csv(wanted)),
+        Format::Tsv => Box::new(SeparatedDecoder::tsv(wanted)),
+        Format::Combined => Box::new(CombinedDecoder::new(wanted)),
+    }
+}
+
+/// Reads event times as the source writes them.
+pub(crate) fn time_parser(source: &Source) -> Result<TimeParser, String> {
     let unit = |u| match u {
         TimeUnit::S => time::TimeUnit::Seconds,
         TimeUnit::Ms => time::TimeUnit::Millis,
@@ -163,12 +174,6 @@ impl Ingest {
             IdSpec::Fields(all) => Id::Fields(all.iter().map(|p| slot(source.path_of(p))).collect()),
         };
         let fields = fields.iter().map(|f| slot(source.path_of(f))).collect();
-        let decoder: Box<dyn Decoder> = match source.format {
-            Format::Json => Box::new(JsonDecoder::new(&wanted)),
-            Format::Csv => Box::new(SeparatedDecoder::csv(&wanted)),
-            Format::Tsv => Box::new(SeparatedDecoder::tsv(&wanted)),
-            Format::Combined => Box::new(CombinedDecoder::new(&wanted)),
-        };
         let groups = lane_groups(lanes);
         let lane_of_group = (0..tidemill_engine::bounds::KEY_GROUPS)
             .map(|g| groups.iter().position(|r| r.contains(&g)).unwrap_or(0) as u8)
@@ -177,7 +182,7 @@ impl Ingest {
             source: source.name.clone(),
             partition: partition.to_owned(),
             numbers,
-            decoder,
+            decoder: decoder(source.format, &wanted),
             clock: time_parser(source)?,
             slots: Slots::default(),
             wanted,

@@ -10,7 +10,7 @@
 
 mod commit;
 mod deliver;
-mod ingest;
+pub(crate) mod ingest;
 pub(crate) mod meta;
 mod pipeline;
 pub(crate) mod progress;
