@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
 
 use super::text;
 use crate::run::progress::Progress;
@@ -86,20 +86,6 @@ impl Bars {
 
     fn redraw(&self, meters: &mut [Meter], now_ms: i64) {
         for (bar, meter) in self.each.iter().zip(meters) {
-            let (read, total) =
-                (meter.of.input_bytes.load(Relaxed), meter.of.input_bytes_total.load(Relaxed));
-            let template = if total > 0 {
-                "{spinner} {bar:16} {percent:>3}% {wide_msg}"
-            } else {
-                "{spinner} {wide_msg}"
-            };
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("━╸─"));
-            }
-            if total > 0 {
-                bar.set_length(total);
-                bar.set_position(read.min(total));
-            }
             bar.set_message(meter.line(now_ms));
             bar.tick();
         }
@@ -150,7 +136,7 @@ fn line(p: &Progress, rate: Option<f64>, now_ms: i64) -> String {
         reason = "a rate is finite and not negative"
     )]
     let rate = rate.map_or(String::new(), |r| format!(" ({}/s)", text::count(r.round() as u64)));
-    let fresh = match p.delivered_at_ms.load(Relaxed) {
+    let fresh = match p.sealed_at_ms.load(Relaxed) {
         0 => "nothing delivered yet".to_owned(),
         at => format!("fresh {}", text::duration(text::between(at, now_ms))),
     };
@@ -185,7 +171,7 @@ mod tests {
              nothing delivered yet"
         );
         p.watermark_ms.store(1_431_857_103_000, Relaxed);
-        p.delivered_at_ms.store(1_000, Relaxed);
+        p.sealed_at_ms.store(1_000, Relaxed);
         assert!(line(&p, None, 1_400).ends_with("watermark 2015-05-17T10:05:03Z, fresh 400ms"));
     }
 }

@@ -98,11 +98,17 @@ impl Committer {
         Ended { log: self.log, incarnation: self.incarnation, meta, counts: self.counts }
     }
 
-    fn commit(&mut self, sealed: Sealed, parts: Vec<LaneEpoch>) -> Result<Meta, RunError> {
+    fn commit(&mut self, sealed: Sealed, mut parts: Vec<LaneEpoch>) -> Result<Meta, RunError> {
         let Sealed { mut meta, mut letters, changed, image } = sealed;
         let mut rows = Vec::new();
         (meta.live_keys, meta.suffix_bytes) = (0, 0);
-        for p in &parts {
+        for p in &mut parts {
+            // Nothing is copied where one lane brought them all.
+            if rows.is_empty() {
+                rows = std::mem::take(&mut p.rows);
+            } else {
+                rows.extend_from_slice(&p.rows);
+            }
             self.counts.add(&p.counts);
             meta.live_keys += p.live_keys;
             meta.suffix_bytes += p.suffix_bytes;
@@ -110,15 +116,10 @@ impl Committer {
             self.remember_hot(p.hot_key.as_deref());
         }
         let states: Vec<&[u8]> = parts.iter().map(|p| p.state.as_slice()).collect();
-        match parts.len() {
-            1 => {}
-            _ => parts.iter().for_each(|p| rows.extend_from_slice(&p.rows)),
-        }
         meta.counters.dead.extend(self.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
         meta.counters.fold = self.counts;
         meta.hot_keys.clone_from(&self.hot_keys);
-        let one_lane_rows = if parts.len() == 1 { parts[0].rows.as_slice() } else { &rows };
-        let nothing = one_lane_rows.is_empty() && letters.is_empty() && states.iter().all(|s| s.is_empty());
+        let nothing = rows.is_empty() && letters.is_empty() && states.iter().all(|s| s.is_empty());
         if nothing && !changed {
             return Ok(meta);
         }
@@ -127,15 +128,12 @@ impl Committer {
         let epoch = self.log.last_epoch() + 1;
         let mut sections: Vec<(Kind, &[u8])> = vec![(Kind::Meta, &text)];
         sections.extend(states.into_iter().filter(|s| !s.is_empty()).map(|s| (Kind::State, s)));
-        sections.extend([(Kind::Rows, one_lane_rows), (Kind::Letters, letters.as_slice())]);
+        sections.extend([(Kind::Rows, rows.as_slice()), (Kind::Letters, letters.as_slice())]);
         let at = self.log.append(self.incarnation, epoch, &sections)?;
         if let Some(groups) = image {
             self.images[(groups.start / IMAGE_GROUPS) as usize] = epoch;
         }
         self.progress_of(&meta, epoch);
-        if parts.len() == 1 {
-            rows = parts.into_iter().next().map(|p| p.rows).unwrap_or_default();
-        }
         self.release(&Committed {
             incarnation: self.incarnation,
             at,
@@ -175,7 +173,7 @@ impl Committer {
         p.early.store(of(Stage::Early), Ordering::Relaxed);
         p.live_keys.store(meta.live_keys, Ordering::Relaxed);
         p.epoch.store(epoch, Ordering::Relaxed);
-        p.delivered_at_ms.store(meta.sealed_at_ms, Ordering::Relaxed);
+        p.sealed_at_ms.store(meta.sealed_at_ms, Ordering::Relaxed);
     }
 }
 

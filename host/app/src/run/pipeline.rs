@@ -245,6 +245,11 @@ pub(super) fn run(
     let mut notes = std::mem::take(&mut r.notes);
     notes.extend(compare(r.meta.as_ref(), &fingerprint)?);
     let mut sinks = open_sinks(plan, pipeline, options, incarnation, &r)?;
+    for s in sinks.iter().filter(|s| s.sink.at_least_once()) {
+        let name = &s.name;
+        notes
+            .push(format!("sink `{name}` gets each row at least once: after a crash it may show some again"));
+    }
 
     let cursors = Arc::new(Cursors::default());
     sinks.iter().for_each(|s| cursors.set(&s.name, s.cursor));

@@ -25,10 +25,6 @@ pub(crate) struct Progress {
     pub(crate) watermark_ms: AtomicI64,
     /// The last committed epoch.
     pub(crate) epoch: AtomicU64,
-    /// Host clock when the last epoch was delivered to every sink, ms; 0 before.
-    pub(crate) delivered_at_ms: AtomicI64,
-    /// Bytes of input read and their total where it is known (0: not known), for a bar.
-    pub(crate) input_bytes: AtomicU64,
-    /// See `input_bytes`.
-    pub(crate) input_bytes_total: AtomicU64,
+    /// Host clock when the last committed epoch was sealed, ms; 0 before.
+    pub(crate) sealed_at_ms: AtomicI64,
 }
