@@ -21,6 +21,10 @@ pub const KEY_EVENTS: usize = 1_000_000;
 pub const KEY_EXT_BYTES: usize = 1 << 31;
 /// A dead letter's raw bytes: beyond it they are cut and marked, so that a letter stays below the record bound of every sink.
 pub const LETTER_RAW_BYTES: usize = 1 << 20;
+/// Fields of one session, JSON: a row stays far below what any sink takes in one request.
+pub const FIELDS_BYTES: usize = 64 << 10;
+/// A rule's state of one session. It is written with every epoch that changes it; larger ones belong into events.
+pub const STATE_BYTES: usize = 64 << 10;
 
 const _: () =
     assert!(SNAPSHOT_ROWS < CALL_INPUTS && KEY_GROUPS.is_power_of_two() && KEY_GROUPS == 1 << GROUP_BITS);

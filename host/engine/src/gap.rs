@@ -5,7 +5,8 @@
 
 use crate::event::ext::{Value, field};
 use crate::rule::{
-    Cause, Closing, Description, Place, Results, SessionRule, Span, StateAt, Timer, Turn, TurnResult, Turns,
+    Cause, Closing, Description, END_OF_INPUT, Place, Results, SessionRule, Span, StateAt, Timer, Turn,
+    TurnResult, Turns,
 };
 use crate::time::EventTime;
 
@@ -42,12 +43,11 @@ pub struct GapConfig {
     pub end: Option<Match>,
 }
 
-const REASONS: [&str; 5] = ["gap", "max", "start", "end", "end_of_input"];
+const REASONS: [&str; 4] = ["gap", "max", "start", "end"];
 const GAP: u8 = 0;
 const MAX: u8 = 1;
 const REASON_START: u16 = 2;
 const REASON_END: u16 = 3;
-const REASON_END_OF_INPUT: u16 = 4;
 
 /// The rule.
 #[derive(Debug)]
@@ -77,7 +77,13 @@ impl Gap {
         // A timer fires before any event at or after its time, so one more millisecond keeps an event on the boundary in.
         let silence_ms = config.gap_ms + i64::from(config.boundary == Boundary::Inclusive);
         Gap {
-            description: Description { plugin: "builtin:gap@1".into(), fields, reasons },
+            description: Description {
+                plugin: "builtin:gap@1".into(),
+                fields,
+                reasons,
+                timers: 2,
+                wants_key: false,
+            },
             silence_ms: silence_ms.max(1),
             max_ms: config.max_ms.map(|m| m.max(1)),
             start,
@@ -131,13 +137,14 @@ impl Gap {
         if turn.at_end
             && let Some(o) = open.take()
         {
-            o.close(Cause::End, REASON_END_OF_INPUT, out);
+            o.close(Cause::End, END_OF_INPUT, out);
         }
         let end = state_at(open, out);
         TurnResult {
             fault: None,
             closings: Span::between(closings_at, out.closings.len()),
             snapshots: Span::between(snapshots_at, out.snapshots.len()),
+            rejections: Span::default(),
             end,
             open_fields: Span::default(),
         }

@@ -103,6 +103,7 @@ pub(crate) struct Closed {
     pub(crate) discarded: bool,
     pub(crate) first: Ident,
     pub(crate) last: EventTime,
+    pub(crate) last_position: Position,
     pub(crate) count: u64,
     pub(crate) reason: u16,
     pub(crate) fields: Box<str>,
@@ -113,6 +114,20 @@ impl Closed {
     pub(crate) fn fixed_at(&self, w: EventTime) -> bool {
         if self.by_event { self.at < w } else { self.at <= w }
     }
+}
+
+/// An event that the folded part of the suffix put into no session.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rejected {
+    pub(crate) row: usize,
+    pub(crate) reason: u16,
+}
+
+/// An event that the rule failed at: it is not shown to it again.
+#[derive(Clone, Debug)]
+pub(crate) struct Poison {
+    pub(crate) event: Ident,
+    pub(crate) message: Box<str>,
 }
 
 /// A session that sinks know and that may still change.
@@ -137,6 +152,8 @@ pub(crate) struct Tail {
     pub(crate) sorted: usize,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) closed: Vec<Closed>,
+    pub(crate) rejected: Vec<Rejected>,
+    pub(crate) poison: Vec<Poison>,
     pub(crate) sent: Vec<Sent>,
     /// Rows that an epoch record holds and that base has taken in since: up to this one.
     pub(crate) dropped_through: Option<Ident>,
@@ -156,6 +173,8 @@ impl Tail {
         self.sorted = 0;
         self.snapshots.clear();
         self.closed.clear();
+        self.rejected.clear();
+        self.poison.clear();
         self.sent.clear();
         self.dropped_through = None;
     }
@@ -212,9 +231,16 @@ impl Tail {
         self.snapshots.retain(|s| s.rows <= at);
         let folded = self.snapshots.last().map_or(0, |s| s.rows);
         self.closed.retain(|c| c.tag < folded);
+        self.rejected.retain(|r| r.row < folded);
     }
 
-    /// Takes the first `n` rows out: base has them.
+    /// Whether the rule has failed at this event.
+    pub(crate) fn is_poison(&self, row: &Row) -> bool {
+        let event = row.ident(&self.ext);
+        self.poison.iter().any(|p| p.event == event)
+    }
+
+    /// Takes the first `n` rows out: base has them. What was rejected among them has been told.
     pub(crate) fn drain(&mut self, n: usize) {
         if n == 0 {
             return;
@@ -233,6 +259,11 @@ impl Tail {
         self.closed.retain_mut(|c| {
             let stays = c.tag >= n;
             c.tag = c.tag.saturating_sub(n);
+            stays
+        });
+        self.rejected.retain_mut(|r| {
+            let stays = r.row >= n;
+            r.row = r.row.saturating_sub(n);
             stays
         });
         if self.rows.is_empty() {
@@ -323,6 +354,7 @@ pub(crate) mod codec {
     const ROWS: u8 = 16;
     /// The record replaces what was known of the key.
     const WHOLE: u8 = 32;
+    const POISON: u8 = 64;
 
     pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
     impl<'a> Reader<'a> {
@@ -453,6 +485,8 @@ pub(crate) mod codec {
         flags |= if whole { WHOLE } else { 0 };
         flags |= if dropped.is_some() { DROPPED } else { 0 };
         flags |= if rows > 0 { ROWS } else { 0 };
+        let poison = tail.map_or(&[][..], |t| &t.poison);
+        flags |= if poison.is_empty() { 0 } else { POISON };
         out.push(flags);
         put_bytes(out, &k.key);
         put_time(out, k.settled_b);
@@ -473,6 +507,13 @@ pub(crate) mod codec {
                 put_bytes(out, r.ext(&t.ext));
             }
         }
+        if !poison.is_empty() {
+            put_u32(out, poison.len());
+            for p in poison {
+                put_ident(out, &p.event);
+                put_bytes(out, p.message.as_bytes());
+            }
+        }
     }
 
     /// One record of the state section.
@@ -485,6 +526,7 @@ pub(crate) mod codec {
         pub(crate) sent: Vec<Sent>,
         pub(crate) dropped: Option<Ident>,
         pub(crate) rows: Vec<(EventTime, Position, &'a [u8])>,
+        pub(crate) poison: Vec<Poison>,
     }
 
     pub(crate) fn decode<'a>(r: &mut Reader<'a>) -> Option<Record<'a>> {
@@ -499,6 +541,7 @@ pub(crate) mod codec {
             sent: Vec::new(),
             dropped: None,
             rows: Vec::new(),
+            poison: Vec::new(),
         };
         if rec.removed {
             return Some(rec);
@@ -514,6 +557,13 @@ pub(crate) mod codec {
         if flags & ROWS != 0 {
             for _ in 0..r.u32()? {
                 rec.rows.push((r.time()?, r.position()?, r.bytes()?));
+            }
+        }
+        if flags & POISON != 0 {
+            for _ in 0..r.u32()? {
+                let event = r.ident()?;
+                let message = String::from_utf8_lossy(r.bytes()?).into();
+                rec.poison.push(Poison { event, message });
             }
         }
         Some(rec)
@@ -533,6 +583,7 @@ pub(crate) mod codec {
                 tail.clear();
             }
             tail.sent = rec.sent;
+            tail.poison = rec.poison;
             if let Some(through) = &rec.dropped {
                 let ext = &tail.ext;
                 tail.rows.retain(|r| r.ident(ext).order(through) == Ordering::Greater);

@@ -6,14 +6,15 @@
 use crate::bounds::{
     CALL_INPUTS, CALL_TURNS, DUE_BUCKET_BITS, KEY_EXT_BYTES, SNAPSHOT_ROWS, SNAPSHOTS_PER_TURN,
 };
-use crate::event::{RowHead, Rows, ext};
+use crate::event::{Position, RowHead, Rows, ext};
 use crate::key::{KeyForm, key_group, session_id};
 use crate::key_state::codec::{self, Extent};
-use crate::key_state::{Closed, Ident, KeyState, Open, Row, Sent, Snapshot, Tail};
-use crate::letter::RecordLetter;
+use crate::key_state::{Closed, Ident, KeyState, Open, Poison, Rejected, Row, Sent, Snapshot, Tail};
+use crate::letter::{RecordLetter, SessionLetter};
 use crate::outbox::{SessionRow, Stage};
 use crate::rule::{
-    Cause, Fault, Input, OpenHead, Place, Results, SessionRule, Span, StateAt, Turn, TurnResult, Turns,
+    Cause, Description, Fault, Input, OpenHead, PLUGIN_FAULT, Place, Rejection, Results, SessionRule, Span,
+    StateAt, Turn, TurnResult, Turns,
 };
 use crate::time::EventTime;
 use hashbrown::HashTable;
@@ -38,6 +39,8 @@ pub struct LaneConfig {
     pub suffix_bytes: usize,
     /// The key groups of this lane.
     pub groups: Range<u32>,
+    /// Names of the sources, by number.
+    pub sources: Vec<String>,
 }
 
 /// Where a batch came from, for its dead letters.
@@ -120,6 +123,8 @@ pub struct LaneEpoch {
     pub suffix_bytes: u64,
     /// The key that went over its cap first in this epoch, as rows show it.
     pub hot_key: Option<String>,
+    /// Dead letters that the rule has caused, by reason: rejected events, discarded sessions, faults.
+    pub dead: BTreeMap<String, u64>,
 }
 
 /// The rule failed at a key. The pipeline cannot go on with it.
@@ -174,8 +179,7 @@ struct Pending {
 pub struct Lane {
     config: LaneConfig,
     rule: Box<dyn SessionRule>,
-    plugin: String,
-    reasons: Vec<String>,
+    description: Description,
     table: HashTable<u32>,
     entries: Vec<Entry>,
     free: Vec<u32>,
@@ -214,13 +218,11 @@ impl Lane {
     /// A lane without keys.
     #[must_use]
     pub fn new(config: LaneConfig, rule: Box<dyn SessionRule>) -> Self {
-        let d = rule.describe();
-        let (plugin, reasons) = (d.plugin.clone(), d.reasons.clone());
+        let description = rule.describe().clone();
         Lane {
             config,
             rule,
-            plugin,
-            reasons,
+            description,
             table: HashTable::new(),
             entries: Vec::new(),
             free: Vec::new(),
@@ -320,6 +322,8 @@ impl Lane {
             fields: &[],
             key: Some(&key),
             time_ms: Some(head.time.ms()),
+            id: None,
+            event: &[],
             raw: origin.raw.get(raw_at..raw_at + head.raw_len as usize),
         }
         .write(&mut self.out.letters);
@@ -472,8 +476,14 @@ impl Lane {
         let folded = if reporting { tail.rows.len() } else { before_w.max(restart) };
         let direct = now.b == now.w && folded == before_w;
         tail.closed.retain(|c| c.tag < restart);
+        tail.rejected.retain(|r| r.row < restart);
         let open = tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref());
         let t = &mut self.turns;
+        let key_at = t.bytes.len();
+        if self.description.wants_key {
+            t.bytes.extend_from_slice(self.config.key_form.display(&e.state.key).as_bytes());
+        }
+        let key = Span::between(key_at, t.bytes.len());
         let (state_at, timers_at) = (t.bytes.len(), t.timers.len());
         if let Some(o) = open {
             t.bytes.extend_from_slice(&o.state);
@@ -485,7 +495,8 @@ impl Lane {
             let ext = r.ext(&tail.ext);
             let at = t.bytes.len();
             t.bytes.extend_from_slice(ext);
-            t.inputs.push(Input { time: r.time, ext: Span::between(at, t.bytes.len()) });
+            let skip = !tail.poison.is_empty() && tail.is_poison(r);
+            t.inputs.push(Input { time: r.time, ext: Span::between(at, t.bytes.len()), skip });
         }
         let wanted_at = t.wanted.len();
         if !direct {
@@ -493,6 +504,7 @@ impl Lane {
             wanted(restart, folded, before_b, &mut t.wanted);
         }
         t.turns.push(Turn {
+            key,
             open: open.map(|o| OpenHead { start: o.first.time, last: o.last, count: o.count }),
             state,
             timers: Span::between(timers_at, t.timers.len()),
@@ -546,21 +558,29 @@ impl Lane {
             pipeline: &self.config.pipeline,
             key: &e.state.key,
             key_form: self.config.key_form,
-            plugin: &self.plugin,
-            reasons: &self.reasons,
+            sources: &self.config.sources,
+            description: &self.description,
             rows: &mut self.out.rows,
+            letters: &mut self.out.letters,
+            dead: &mut self.out.dead,
             counts: &mut self.out.counts,
         };
         let closings = &results.closings[r.closings.range()];
-        let start =
-            Start { open: tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref()), p };
+        let rejections = &results.rejections[r.rejections.range()];
+        reject(&mut tail, rejections, p.restart, results);
+        let start = Start {
+            open: tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref()),
+            rejections,
+            p,
+        };
         let told = !tail.sent.is_empty() || !tail.closed.is_empty();
         if p.direct && !told && (!p.reporting || now.barrier.at_end) {
             // Everything that closed here is final and settled; what base lags behind was told before.
             let settled_b = e.state.settled_b;
             for c in closings.iter().filter(|c| !start.closed_before(&tail, c, settled_b)) {
-                start.with_closed(&tail, c, |c| emit.settled(&c));
+                start.with_closed(&tail, c, results, |c| emit.settled(&c));
             }
+            emit.rejected(&mut tail, p.folded);
             advance_direct(&mut e.state.base, &mut tail, p, r, results);
         } else {
             let new: Vec<Closed> = closings.iter().map(|c| start.closed(&tail, c, results)).collect();
@@ -578,11 +598,12 @@ impl Lane {
             compare(&mut tail, open.as_ref(), open_fields, e.state.settled_b, p, now, &mut emit);
             if p.direct {
                 e.state.base = open;
+                emit.rejected(&mut tail, p.folded);
                 tail.drain(p.folded);
                 tail.closed.clear();
             } else {
                 tail.snapshots.extend(snapshots);
-                advance(&mut e.state.base, &mut tail, open.as_ref(), p, now);
+                advance(&mut e.state.base, &mut tail, open.as_ref(), p, now, &mut emit);
             }
         }
         e.state.settled_b = e.state.settled_b.max(now.b);
@@ -728,14 +749,19 @@ struct Now {
 }
 
 fn missing_answer() -> TurnResult {
-    let end = StateAt { first: None, state: Span::default(), timers: Span::default() };
-    let message = "the rule gave fewer answers than turns".into();
-    TurnResult {
-        fault: Some(Fault { message, input: None }),
-        closings: Span::default(),
-        snapshots: Span::default(),
-        end,
-        open_fields: Span::default(),
+    TurnResult::failed(Fault::unknown("the rule gave fewer answers than turns"))
+}
+
+/// Notes what a turn has rejected, and remembers where the rule failed.
+fn reject(tail: &mut Tail, rejections: &[Rejection], restart: usize, results: &Results) {
+    for x in rejections {
+        let row = restart + x.input as usize;
+        tail.rejected.push(Rejected { row, reason: x.reason });
+        if x.reason == PLUGIN_FAULT && !tail.is_poison(&tail.rows[row]) {
+            let event = tail.rows[row].ident(&tail.ext);
+            let message = String::from_utf8_lossy(&results.bytes[x.message.range()]).into();
+            tail.poison.push(Poison { event, message });
+        }
     }
 }
 
@@ -775,14 +801,19 @@ fn wanted(restart: usize, folded: usize, before_b: usize, out: &mut Vec<u32>) {
 struct ClosedView<'a> {
     anchor_time: EventTime,
     anchor_id: &'a [u8],
+    anchor_position: Position,
     end: EventTime,
+    last_position: Position,
     count: u64,
     reason: u16,
+    discarded: bool,
+    fields: &'a str,
 }
 
 /// Where a turn began: reads places in its answer.
 struct Start<'a> {
     open: Option<&'a Open>,
+    rejections: &'a [Rejection],
     p: Pending,
 }
 
@@ -791,18 +822,33 @@ impl Start<'_> {
         let carried = self.open.map_or(0, |o| o.count);
         match (first, last) {
             (Place::Carried, Place::Carried) => carried,
-            (Place::Carried, Place::Input(j)) => carried + u64::from(j) + 1,
-            (Place::Input(i), Place::Input(j)) => u64::from(j.saturating_sub(i)) + 1,
+            (Place::Carried, Place::Input(j)) => carried + self.live(0, j),
+            (Place::Input(i), Place::Input(j)) => self.live(i, j),
             (Place::Input(_), Place::Carried) => 0,
         }
+    }
+    /// How many of the inputs from `i` up to and with `j` belong to a session.
+    fn live(&self, i: u32, j: u32) -> u64 {
+        let dead = self.rejections.iter().filter(|r| r.input >= i && r.input <= j).count() as u64;
+        (u64::from(j.saturating_sub(i)) + 1).saturating_sub(dead)
+    }
+    /// The last of the first `n` inputs that belongs to a session.
+    fn last_live(&self, n: usize) -> Place {
+        let dead = |i: u32| self.rejections.binary_search_by_key(&i, |r| r.input).is_ok();
+        (0..n as u32).rev().find(|i| !dead(*i)).map_or(Place::Carried, Place::Input)
     }
     fn row<'a>(&self, tail: &'a Tail, i: u32) -> &'a Row {
         &tail.rows[self.p.restart + i as usize]
     }
-    fn end(&self, tail: &Tail, last: Place) -> EventTime {
+    fn end(&self, tail: &Tail, last: Place) -> (EventTime, Position) {
         match last {
-            Place::Input(j) => self.row(tail, j).time,
-            Place::Carried => self.open.map_or(EventTime::BEGINNING, |o| o.last),
+            Place::Input(j) => {
+                let row = self.row(tail, j);
+                (row.time, row.position)
+            }
+            Place::Carried => {
+                self.open.map_or((EventTime::BEGINNING, NOWHERE), |o| (o.last, o.last_position))
+            }
         }
     }
 
@@ -815,17 +861,36 @@ impl Start<'_> {
         }
     }
 
-    fn with_closed(&self, tail: &Tail, c: &crate::rule::Closing, f: impl FnOnce(ClosedView<'_>)) {
-        let (end, count, reason) = (self.end(tail, c.last), self.count(c.first, c.last), c.reason);
+    fn with_closed(
+        &self,
+        tail: &Tail,
+        c: &crate::rule::Closing,
+        results: &Results,
+        f: impl FnOnce(ClosedView<'_>),
+    ) {
+        let (end, last_position) = self.end(tail, c.last);
+        let view = |anchor_time, anchor_id, anchor_position| ClosedView {
+            anchor_time,
+            anchor_id,
+            anchor_position,
+            end,
+            last_position,
+            count: self.count(c.first, c.last),
+            reason: c.reason,
+            discarded: c.discarded,
+            fields: text(results, c.fields),
+        };
         match (c.first, self.open) {
-            (Place::Carried, Some(o)) => o.first.with_id(|id| {
-                f(ClosedView { anchor_time: o.first.time, anchor_id: id, end, count, reason });
-            }),
+            (Place::Carried, Some(o)) => {
+                let position_id = o.first.position.id_bytes();
+                let id = o.first.id.as_deref().unwrap_or(&position_id);
+                f(view(o.first.time, id, o.first.position));
+            }
             (Place::Input(i), _) => {
                 let r = self.row(tail, i);
                 let position_id = r.position.id_bytes();
                 let id = ext::id(r.ext(&tail.ext)).unwrap_or(&position_id);
-                f(ClosedView { anchor_time: r.time, anchor_id: id, end, count, reason });
+                f(view(r.time, id, r.position));
             }
             (Place::Carried, None) => {}
         }
@@ -845,15 +910,16 @@ impl Start<'_> {
             Cause::Timer(t) => (t.at, false, self.p.restart + inputs.partition_point(|r| r.time < t.at)),
             Cause::End => (EventTime::INFINITY, false, self.p.folded),
         };
-        let nowhere = crate::event::Position { source: 0, partition: 0, offset: 0 };
-        let unknown = || Ident { time: EventTime::BEGINNING, position: nowhere, id: None };
+        let unknown = || Ident { time: EventTime::BEGINNING, position: NOWHERE, id: None };
+        let (last, last_position) = self.end(tail, c.last);
         Closed {
             tag,
             at,
             by_event,
             discarded: c.discarded,
             first: self.ident(tail, c.first).unwrap_or_else(unknown),
-            last: self.end(tail, c.last),
+            last,
+            last_position,
             count: self.count(c.first, c.last),
             reason: c.reason,
             fields: text(results, c.fields).into(),
@@ -864,18 +930,11 @@ impl Start<'_> {
     fn open_at(&self, tail: &Tail, at: &StateAt, rows: usize, results: &Results) -> Option<Open> {
         let place = at.first?;
         let first = self.ident(tail, place)?;
-        let last = if rows > self.p.restart {
-            Place::Input((rows - self.p.restart - 1) as u32)
-        } else {
-            Place::Carried
-        };
-        let last_position = match last {
-            Place::Input(j) => self.row(tail, j).position,
-            Place::Carried => self.open?.last_position,
-        };
+        let last = self.last_live(rows.saturating_sub(self.p.restart));
+        let (last_time, last_position) = self.end(tail, last);
         Some(Open {
             first,
-            last: self.end(tail, last),
+            last: last_time,
             last_position,
             count: self.count(place, last),
             state: results.bytes[at.state.range()].into(),
@@ -884,9 +943,13 @@ impl Start<'_> {
     }
 }
 
+const NOWHERE: Position = Position { source: 0, partition: 0, offset: 0 };
+
 /// The state after the turn becomes the base; its memory is used again.
 fn advance_direct(base: &mut Option<Open>, tail: &mut Tail, p: Pending, r: &TurnResult, results: &Results) {
-    let carried_on = r.end.first == Some(Place::Carried) && tail.snapshots.is_empty();
+    let rejections = &results.rejections[r.rejections.range()];
+    let carried_on =
+        r.end.first == Some(Place::Carried) && tail.snapshots.is_empty() && rejections.is_empty();
     match base {
         Some(o) if carried_on => {
             if let Some(last) = tail.rows[..p.folded].last() {
@@ -903,19 +966,27 @@ fn advance_direct(base: &mut Option<Open>, tail: &mut Tail, p: Pending, r: &Turn
         }
         _ => {
             let open = tail.snapshots.last().map_or(base.as_ref(), |s| s.open.as_ref());
-            *base = Start { open, p }.open_at(tail, &r.end, p.folded, results);
+            *base = Start { open, rejections, p }.open_at(tail, &r.end, p.folded, results);
         }
     }
     tail.drain(p.folded);
 }
 
 /// Moves base to the last known state at or before B.
-fn advance(base: &mut Option<Open>, tail: &mut Tail, open: Option<&Open>, p: Pending, now: Now) {
+fn advance(
+    base: &mut Option<Open>,
+    tail: &mut Tail,
+    open: Option<&Open>,
+    p: Pending,
+    now: Now,
+    emit: &mut Emit<'_>,
+) {
     let before_b = tail.rows.partition_point(|r| r.time < now.b);
     let trailing = tail.closed.last().filter(|c| c.tag == p.folded);
     // The last close fired after every row, and nothing can come before it any more.
     if before_b >= p.folded && trailing.is_some_and(|c| c.fixed_at(now.b)) {
         *base = open.cloned();
+        emit.rejected(tail, p.folded);
         tail.drain(p.folded);
         tail.closed.clear();
         return;
@@ -923,6 +994,7 @@ fn advance(base: &mut Option<Open>, tail: &mut Tail, open: Option<&Open>, p: Pen
     if let Some(i) = tail.snapshots.iter().rposition(|s| s.rows <= before_b) {
         let s = tail.snapshots.remove(i);
         *base = s.open;
+        emit.rejected(tail, s.rows);
         tail.drain(s.rows);
     }
     thin(&mut tail.snapshots);
@@ -968,14 +1040,20 @@ struct Emit<'a> {
     pipeline: &'a str,
     key: &'a [u8],
     key_form: KeyForm,
-    plugin: &'a str,
-    reasons: &'a [String],
+    sources: &'a [String],
+    description: &'a Description,
     rows: &'a mut Vec<u8>,
+    letters: &'a mut Vec<u8>,
+    dead: &'a mut BTreeMap<String, u64>,
     counts: &'a mut LaneCounts,
 }
 
 impl Emit<'_> {
     fn settled(&mut self, c: &ClosedView<'_>) {
+        if c.discarded {
+            self.discarded(c);
+            return;
+        }
         let id = session_id(self.pipeline, self.key, c.anchor_time, c.anchor_id);
         self.counts.revisions[Stage::Final as usize] += 1;
         SessionRow {
@@ -985,11 +1063,82 @@ impl Emit<'_> {
             end: c.end,
             events: c.count,
             stage: Stage::Final,
-            reason: self.reasons.get(c.reason as usize).map(String::as_str),
-            plugin: self.plugin,
-            fields: "{}",
+            reason: self.description.reason(c.reason),
+            plugin: &self.description.plugin,
+            fields: c.fields,
         }
         .encode(self.rows);
+    }
+
+    fn died(&mut self, reason: &str) {
+        match self.dead.get_mut(reason) {
+            Some(n) => *n += 1,
+            None => drop(self.dead.insert(reason.to_owned(), 1)),
+        }
+    }
+
+    /// The letter of a session that the rule discarded, once it is settled.
+    fn discarded(&mut self, c: &ClosedView<'_>) {
+        let reason = self.description.reason(c.reason).unwrap_or("discarded");
+        SessionLetter {
+            reason,
+            session_id: &crate::outbox::hex(&session_id(self.pipeline, self.key, c.anchor_time, c.anchor_id)),
+            key: &self.key_form.display(self.key),
+            start_ms: c.anchor_time.ms(),
+            end_ms: c.end.ms(),
+            events: c.count,
+            first: c.anchor_position,
+            last: c.last_position,
+            plugin: &self.description.plugin,
+            fields: c.fields,
+        }
+        .write(self.letters);
+        self.died(reason);
+    }
+
+    /// Letters of the events among the first `n` rows that belong to no session: they are settled now (SEMANTICS 18).
+    fn rejected(&mut self, tail: &mut Tail, n: usize) {
+        if tail.rejected.is_empty() {
+            return;
+        }
+        for i in 0..tail.rejected.len() {
+            let Rejected { row, reason } = tail.rejected[i];
+            if row >= n {
+                continue;
+            }
+            let row = tail.rows[row];
+            let event = row.ident(&tail.ext);
+            let poison = tail.poison.iter().position(|p| p.event == event).map(|i| tail.poison.remove(i));
+            let reason = self.description.reason(reason).unwrap_or("rejected");
+            let ext = row.ext(&tail.ext);
+            let fields: Vec<_> = self
+                .description
+                .fields
+                .iter()
+                .enumerate()
+                .filter_map(|(n, name)| match ext::field(ext, n) {
+                    ext::Value::Text(t) => Some((name.as_str(), String::from_utf8_lossy(t))),
+                    ext::Value::Missing => None,
+                })
+                .collect();
+            let id = event.id.as_deref().map(|id| String::from_utf8_lossy(id));
+            RecordLetter {
+                reason,
+                stage: "fold",
+                source: self.sources.get(row.position.source as usize).map_or("", String::as_str),
+                partition: "",
+                position: Some(row.position),
+                message: poison.as_ref().map_or("the rule rejected the event", |p| &p.message),
+                fields: &[],
+                key: Some(&self.key_form.display(self.key)),
+                time_ms: Some(row.time.ms()),
+                id: id.as_deref(),
+                event: &fields,
+                raw: None,
+            }
+            .write(self.letters);
+            self.died(reason);
+        }
     }
     fn sent(&mut self, s: &Sent, fields: &str) {
         let id = s.anchor.with_id(|id| session_id(self.pipeline, self.key, s.anchor.time, id));
@@ -1001,8 +1150,8 @@ impl Emit<'_> {
             end: s.end,
             events: s.count,
             stage: s.stage,
-            reason: self.reasons.get(s.reason as usize).map(String::as_str),
-            plugin: self.plugin,
+            reason: self.description.reason(s.reason),
+            plugin: &self.description.plugin,
             fields,
         }
         .encode(self.rows);
@@ -1017,6 +1166,7 @@ impl Emit<'_> {
 struct View<'a> {
     first: &'a Ident,
     end: EventTime,
+    last_position: Position,
     count: u64,
     reason: u16,
     fields: &'a str,
@@ -1054,6 +1204,7 @@ fn compare(
     let closed = tail.closed.iter().filter(|c| !c.fixed_at(settled_b)).map(|c| View {
         first: &c.first,
         end: c.last,
+        last_position: c.last_position,
         count: c.count,
         reason: c.reason,
         fields: &c.fields,
@@ -1064,6 +1215,7 @@ fn compare(
     let open = open.map(|o| View {
         first: &o.first,
         end: o.last,
+        last_position: o.last_position,
         count: o.count,
         reason: OPEN,
         fields: open_fields,
@@ -1103,6 +1255,20 @@ fn compare(
 fn revise(v: &View<'_>, mut mine: Vec<Sent>, now: Now, emit: &mut Emit<'_>) -> Option<Sent> {
     if v.discarded {
         mine.into_iter().for_each(|s| emit.retract(s));
+        if v.settled {
+            let position_id = v.first.position.id_bytes();
+            emit.discarded(&ClosedView {
+                anchor_time: v.first.time,
+                anchor_id: v.first.id.as_deref().unwrap_or(&position_id),
+                anchor_position: v.first.position,
+                end: v.end,
+                last_position: v.last_position,
+                count: v.count,
+                reason: v.reason,
+                discarded: true,
+                fields: v.fields,
+            });
+        }
         return None;
     }
     let known = if mine.is_empty() { None } else { Some(mine.remove(0)) };

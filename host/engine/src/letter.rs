@@ -4,6 +4,7 @@ use crate::bounds::LETTER_RAW_BYTES;
 use crate::event::Position;
 use base64::Engine as _;
 use serde::Serialize;
+use std::borrow::Cow;
 
 /// A record that was not used.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +27,10 @@ pub struct RecordLetter<'a> {
     pub key: Option<&'a str>,
     /// Event time, ms.
     pub time_ms: Option<i64>,
+    /// The event id, where it is not the position.
+    pub id: Option<&'a str>,
+    /// Declared fields that are there, where the record itself is no longer at hand.
+    pub event: &'a [(&'a str, Cow<'a, str>)],
     /// The record.
     pub raw: Option<&'a [u8]>,
 }
@@ -46,6 +51,10 @@ struct Line<'a> {
     key: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     time_ms: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "as_map")]
+    event: &'a [(&'a str, Cow<'a, str>)],
     #[serde(skip_serializing_if = "Option::is_none")]
     raw: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,15 +80,89 @@ impl RecordLetter<'_> {
             fields: self.fields,
             key: self.key,
             time_ms: self.time_ms,
+            id: self.id,
+            event: self.event,
             raw: text.and_then(Result::ok),
             raw_base64: kept.filter(|_| text.is_some_and(|t| t.is_err())).map(base64),
             raw_bytes: self.raw.map(<[u8]>::len).filter(|n| *n > LETTER_RAW_BYTES),
         };
-        // Writing plain data into memory has no error to report.
-        if serde_json::to_writer(&mut *out, &line).is_ok() {
-            out.push(b'\n');
-        }
+        push_line(&line, out);
     }
+}
+
+/// A session that the rule discarded (SEMANTICS 18).
+#[derive(Clone, Debug)]
+pub struct SessionLetter<'a> {
+    /// Why: one of the rule's codes.
+    pub reason: &'a str,
+    /// The id that its row would have had.
+    pub session_id: &'a str,
+    /// The key, as rows show it.
+    pub key: &'a str,
+    /// Time of the first event, ms.
+    pub start_ms: i64,
+    /// Time of the last event, ms.
+    pub end_ms: i64,
+    /// Number of events.
+    pub events: u64,
+    /// Where the first event's record stands.
+    pub first: Position,
+    /// Where the last event's record stands.
+    pub last: Position,
+    /// `name@version` of the rule.
+    pub plugin: &'a str,
+    /// The session's fields, a JSON object.
+    pub fields: &'a str,
+}
+
+#[derive(Serialize)]
+struct SessionLine<'a> {
+    kind: &'static str,
+    reason: &'a str,
+    stage: &'static str,
+    message: &'static str,
+    session_id: &'a str,
+    key: &'a str,
+    start_ms: i64,
+    end_ms: i64,
+    events: u64,
+    first: Position,
+    last: Position,
+    plugin: &'a str,
+    fields: Option<&'a serde_json::value::RawValue>,
+}
+
+impl SessionLetter<'_> {
+    /// Appends the letter as a JSON line.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let line = SessionLine {
+            kind: "session",
+            reason: self.reason,
+            stage: "fold",
+            message: "the rule discarded the session",
+            session_id: self.session_id,
+            key: self.key,
+            start_ms: self.start_ms,
+            end_ms: self.end_ms,
+            events: self.events,
+            first: self.first,
+            last: self.last,
+            plugin: self.plugin,
+            fields: serde_json::from_str(self.fields).ok(),
+        };
+        push_line(&line, out);
+    }
+}
+
+fn push_line(line: &impl Serialize, out: &mut Vec<u8>) {
+    // Writing plain data into memory has no error to report.
+    if serde_json::to_writer(&mut *out, line).is_ok() {
+        out.push(b'\n');
+    }
+}
+
+fn as_map<S: serde::Serializer>(event: &[(&str, Cow<'_, str>)], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_map(event.iter().map(|(name, value)| (name, value)))
 }
 
 fn base64(b: &[u8]) -> String {

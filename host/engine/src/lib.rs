@@ -6,6 +6,8 @@
 //! semantics and named in the code as `SEMANTICS n`.
 
 pub mod bounds;
+mod check;
+pub mod contain;
 pub mod event;
 pub mod gap;
 pub mod key;

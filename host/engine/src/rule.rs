@@ -56,11 +56,15 @@ pub struct Input {
     pub time: EventTime,
     /// Its extension (see [`crate::event::ext`]) in [`Turns::bytes`].
     pub ext: Span,
+    /// A tombstone: the rule failed at it before (SEMANTICS 13). No rule is shown it; see [`crate::contain`].
+    pub skip: bool,
 }
 
 /// One call's work for one key.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
+    /// The key as rows show it, in [`Turns::bytes`]; empty unless [`Description::wants_key`].
+    pub key: Span,
     /// The open session; `None`: nothing is open.
     pub open: Option<OpenHead>,
     /// The rule's state of the open session, in [`Turns::bytes`].
@@ -136,10 +140,28 @@ pub struct Closing {
     pub first: Place,
     /// Its last event.
     pub last: Place,
-    /// Index into [`Description::reasons`].
+    /// Index into [`Description::reasons`], or one of the host's own: [`PLUGIN_FAULT`], [`END_OF_INPUT`], [`LIMIT`].
     pub reason: u16,
     /// Its fields (JSON object) in [`Results::bytes`]; empty for `{}`.
     pub fields: Span,
+}
+
+/// The rule failed in a timer or in output ([`Closing::reason`]), or at this event ([`Rejection::reason`]).
+pub const PLUGIN_FAULT: u16 = u16::MAX - 1;
+/// The input ended, and the rule had no reason of its own.
+pub const END_OF_INPUT: u16 = u16::MAX - 2;
+/// Too many timers fired without an event between them (SEMANTICS 12).
+pub const LIMIT: u16 = u16::MAX - 3;
+
+/// An input that belongs to no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// Index within the turn.
+    pub input: u32,
+    /// Index into [`Description::reasons`], or [`PLUGIN_FAULT`].
+    pub reason: u16,
+    /// For a reader, in [`Results::bytes`]; may be empty.
+    pub message: Span,
 }
 
 /// The rule's state at some point of a turn.
@@ -158,8 +180,29 @@ pub struct StateAt {
 pub struct Fault {
     /// What happened, for a reader.
     pub message: String,
-    /// The input at hand, if it is known.
-    pub input: Option<u32>,
+    /// What the rule was at.
+    pub at: FaultAt,
+    /// Nothing more should be asked of the rule: it has failed too often, or cannot be made ready again.
+    pub fatal: bool,
+}
+
+/// What a rule was at when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultAt {
+    /// Not known.
+    Unknown,
+    /// The input with this index within the turn.
+    Input(u32),
+    /// The fields of a session.
+    Output,
+}
+
+impl Fault {
+    /// A fault whose place is not known.
+    #[must_use]
+    pub fn unknown(message: impl Into<String>) -> Fault {
+        Fault { message: message.into(), at: FaultAt::Unknown, fatal: false }
+    }
 }
 
 /// The answer for one turn.
@@ -171,10 +214,28 @@ pub struct TurnResult {
     pub closings: Span,
     /// The snapshots asked for, in [`Results::snapshots`].
     pub snapshots: Span,
+    /// Inputs that belong to no session, rising, in [`Results::rejections`].
+    pub rejections: Span,
     /// The state after everything.
     pub end: StateAt,
     /// Fields of the open session if asked for; empty for `{}`.
     pub open_fields: Span,
+}
+
+impl TurnResult {
+    /// An answer that says only that the turn failed.
+    #[must_use]
+    pub fn failed(fault: Fault) -> TurnResult {
+        let nothing = Span::default();
+        TurnResult {
+            fault: Some(fault),
+            closings: nothing,
+            snapshots: nothing,
+            rejections: nothing,
+            end: StateAt { first: None, state: nothing, timers: nothing },
+            open_fields: nothing,
+        }
+    }
 }
 
 /// The answers for a batch of turns.
@@ -186,6 +247,8 @@ pub struct Results {
     pub closings: Vec<Closing>,
     /// Snapshots.
     pub snapshots: Vec<StateAt>,
+    /// Inputs that belong to no session.
+    pub rejections: Vec<Rejection>,
     /// Pending timers.
     pub timers: Vec<Timer>,
     /// States and fields.
@@ -198,6 +261,7 @@ impl Results {
         self.turns.clear();
         self.closings.clear();
         self.snapshots.clear();
+        self.rejections.clear();
         self.timers.clear();
         self.bytes.clear();
     }
@@ -210,8 +274,25 @@ pub struct Description {
     pub plugin: String,
     /// Declared fields, in the order of the extension.
     pub fields: Vec<String>,
-    /// Close reasons.
+    /// Close reasons, and codes of discards and rejections.
     pub reasons: Vec<String>,
+    /// How many timers the rule has; numbers are below it.
+    pub timers: u8,
+    /// Whether turns are to carry the key.
+    pub wants_key: bool,
+}
+
+impl Description {
+    /// A reason's name; `None` for one that nobody has.
+    #[must_use]
+    pub fn reason(&self, code: u16) -> Option<&str> {
+        match code {
+            PLUGIN_FAULT => Some("plugin_fault"),
+            END_OF_INPUT => Some("end_of_input"),
+            LIMIT => Some("limit"),
+            n => self.reasons.get(n as usize).map(String::as_str),
+        }
+    }
 }
 
 /// A session rule: a pure function from turns to results.

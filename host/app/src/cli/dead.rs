@@ -95,8 +95,8 @@ fn collect(
     }
     out::note(format!("pipeline `{}` keeps no dead letters in a file; these are its counts", pipeline.name));
     let Some((_, _, meta)) = run::peek(plan, &pipeline.name)? else { return Ok(false) };
-    for (reason, n) in &meta.counters.dead {
-        *letters.counts.entry(reason.clone()).or_default() += n;
+    for (reason, n) in &meta.counters.letters() {
+        *letters.counts.entry((*reason).to_owned()).or_default() += n;
     }
     Ok(true)
 }

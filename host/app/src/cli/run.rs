@@ -170,8 +170,9 @@ fn tell_summary(to: &mut impl Write, plan: &Plan, summary: &Summary) -> io::Resu
     writeln!(to, "  {} {}{}", label("events"), text::count(c.events), copies(c.fold.duplicates))?;
     let stages = Stage::ALL.into_iter().zip(c.fold.revisions);
     writeln!(to, "  {} {}", label("sessions"), listed(stages.map(|(s, n)| (s.name(), n))))?;
-    let dead: u64 = c.dead.values().sum();
-    let reasons = listed(c.dead.iter().map(|(reason, n)| (reason.as_str(), *n)));
+    let letters = c.letters();
+    let dead: u64 = letters.values().sum();
+    let reasons = listed(letters.into_iter());
     let reasons = if dead > 0 { format!(" ({reasons})") } else { String::new() };
     writeln!(to, "  {} {}{reasons}", label("dead letters"), text::count(dead))?;
     let Some(pipeline) = plan.pipelines.iter().find(|p| p.name == summary.pipeline) else { return Ok(()) };

@@ -312,7 +312,7 @@ fn to_json(args: &SessionizeArgs, shape: &Shape, r: &Report) -> Value {
         "log": args.log, "format": shape.format.name(), "key": shape.key, "time": shape.time, "unit": shape.unit,
         "gap": args.gap, "boundary": args.boundary, "stopped": r.stopped,
         "records": r.counters.records, "events": r.counters.events, "sessions": r.sessions, "keys": r.keys,
-        "dead": r.counters.dead, "wall_ms": r.wall_ms, "longest": longest,
+        "dead": r.counters.letters(), "wall_ms": r.wall_ms, "longest": longest,
         "events_per_session": ranges(&r.by_events), "duration": ranges(&r.by_duration),
     })
 }
@@ -340,7 +340,8 @@ fn show(args: &SessionizeArgs, shape: &Shape, r: &Report, dead: &Path) -> Result
         }
     }
     let key = shape.key.join(" + ");
-    let dead_total: u64 = r.counters.dead.values().sum();
+    let letters = r.counters.letters();
+    let dead_total: u64 = letters.values().sum();
     writeln!(
         to,
         "{} in {} of {} by {key}; {} log, gap {} {}, {}",
@@ -353,7 +354,7 @@ fn show(args: &SessionizeArgs, shape: &Shape, r: &Report, dead: &Path) -> Result
         text::duration(r.wall_ms),
     )?;
     if dead_total > 0 {
-        let reasons = listed(r.counters.dead.iter().map(|(reason, n)| (reason.as_str(), *n)));
+        let reasons = listed(letters.into_iter());
         writeln!(to, "{} not used: {reasons}", text::counted(dead_total, "record"))?;
         for (reason, message) in first_messages(dead) {
             writeln!(to, "  {reason}, for example: {message}")?;

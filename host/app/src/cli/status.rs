@@ -123,7 +123,7 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
     writeln!(to, "  records    {}, events {}", text::count(c.records), text::count(c.events))?;
     let stages = Stage::ALL.into_iter().zip(c.fold.revisions).map(|(s, n)| (s.name(), n));
     writeln!(to, "  sessions   {}", listed(stages))?;
-    writeln!(to, "  dead       {}", listed(c.dead.iter().map(|(r, n)| (r.as_str(), *n))))?;
+    writeln!(to, "  dead       {}", listed(c.letters().into_iter()))?;
     writeln!(
         to,
         "  live keys  {}, waiting events {} bytes",

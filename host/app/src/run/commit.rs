@@ -6,6 +6,7 @@ use super::meta::Meta;
 use super::progress::Progress;
 use crate::store::log::EpochLog;
 use crossbeam_channel::{Receiver, Sender};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +57,8 @@ pub(crate) struct Committer {
     /// Epoch of the newest image of each block of groups.
     pub(crate) images: Vec<u64>,
     pub(crate) hot_keys: Vec<String>,
+    /// Dead letters that the rule has caused since the pipeline's first start.
+    pub(crate) dead_by_rule: BTreeMap<String, u64>,
 }
 
 /// What is left when the last epoch is durable and the sinks have been told.
@@ -64,6 +67,7 @@ pub(crate) struct Ended {
     incarnation: u64,
     meta: Option<Meta>,
     pub(crate) counts: LaneCounts,
+    pub(crate) dead_by_rule: BTreeMap<String, u64>,
 }
 
 /// Whether the log is long enough for images.
@@ -95,7 +99,13 @@ impl Committer {
     }
 
     fn end(self, meta: Option<Meta>) -> Ended {
-        Ended { log: self.log, incarnation: self.incarnation, meta, counts: self.counts }
+        Ended {
+            log: self.log,
+            incarnation: self.incarnation,
+            meta,
+            counts: self.counts,
+            dead_by_rule: self.dead_by_rule,
+        }
     }
 
     fn commit(&mut self, sealed: Sealed, mut parts: Vec<LaneEpoch>) -> Result<Meta, RunError> {
@@ -114,10 +124,14 @@ impl Committer {
             meta.suffix_bytes += p.suffix_bytes;
             letters.extend_from_slice(&p.letters);
             self.remember_hot(p.hot_key.as_deref());
+            for (reason, n) in std::mem::take(&mut p.dead) {
+                *self.dead_by_rule.entry(reason).or_default() += n;
+            }
         }
         let states: Vec<&[u8]> = parts.iter().map(|p| p.state.as_slice()).collect();
         meta.counters.dead.extend(self.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
         meta.counters.fold = self.counts;
+        meta.counters.dead_by_rule.clone_from(&self.dead_by_rule);
         meta.hot_keys.clone_from(&self.hot_keys);
         let nothing = rows.is_empty() && letters.is_empty() && states.iter().all(|s| s.is_empty());
         if nothing && !changed {

@@ -63,8 +63,21 @@ pub(crate) struct Counters {
     pub(crate) records: u64,
     /// Events taken into the fold; copies included.
     pub(crate) events: u64,
-    /// Dead letters by reason.
+    /// Dead letters by reason: what the host could not use.
     pub(crate) dead: BTreeMap<String, u64>,
+    /// Dead letters that the rule has caused, by its reasons: rejected events, discarded sessions, faults.
+    pub(crate) dead_by_rule: BTreeMap<String, u64>,
     /// What the fold counted: revisions by stage, copies.
     pub(crate) fold: LaneCounts,
+}
+
+impl Counters {
+    /// All dead letters, by reason.
+    pub(crate) fn letters(&self) -> BTreeMap<&str, u64> {
+        let mut all: BTreeMap<&str, u64> = BTreeMap::new();
+        for (reason, n) in self.dead.iter().chain(&self.dead_by_rule) {
+            *all.entry(reason).or_default() += n;
+        }
+        all
+    }
 }

@@ -81,6 +81,7 @@ fn lanes(plan: &Plan, pipeline: &Pipeline) -> Vec<Lane> {
                 events_per_key: usize::try_from(pipeline.limits.events_per_key).unwrap_or(usize::MAX),
                 suffix_bytes: usize::try_from(pipeline.limits.suffix_bytes).unwrap_or(usize::MAX) / n,
                 groups,
+                sources: pipeline.from.iter().map(|i| plan.sources[*i].name.clone()).collect(),
             };
             Lane::new(config, Box::new(Gap::new(&gap_config(&pipeline.rule))))
         })
@@ -325,6 +326,7 @@ pub(super) fn run(
             counts,
             images: no_images(),
             hot_keys: r.meta.as_ref().map(|m| m.hot_keys.clone()).unwrap_or_default(),
+            dead_by_rule: r.meta.as_ref().map(|m| m.counters.dead_by_rule.clone()).unwrap_or_default(),
         };
         let committer = scope.spawn(move || stopping(stop, committer.run()));
         let end = reader.run(stop);
@@ -340,6 +342,7 @@ pub(super) fn run(
         let mut counters = counters;
         counters.fold = ended.counts;
         counters.dead.extend(ended.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
+        counters.dead_by_rule.clone_from(&ended.dead_by_rule);
         ended.keep_cursors(&cursors)?;
         let outcome = match (end?, pipeline.end_of_input) {
             (End::InputUsedUp, EndOfInput::Close) => Outcome::Finished,

@@ -5,8 +5,12 @@
 //! two rows of one revision, state that does not survive its byte form.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod rude;
+
 use proptest::prelude::*;
+use rude::{Hint, Outcome, Rude};
 use std::collections::{BTreeMap, BTreeSet};
+use tidemill_engine::contain::Contained;
 use tidemill_engine::event::{Position, RowHead, Rows, ext};
 use tidemill_engine::gap::{Boundary, Gap, GapConfig, Match};
 use tidemill_engine::key::{KeyForm, key_hash};
@@ -29,7 +33,9 @@ enum Op {
 }
 
 #[derive(Clone, Debug)]
-struct Case {
+pub struct Case {
+    /// A rule that rejects, discards and fails, in place of the built-in one.
+    rude: Option<Hint>,
     gap: i64,
     inclusive: bool,
     max: Option<i64>,
@@ -49,14 +55,22 @@ fn case() -> impl Strategy<Value = Case> {
         1 => Just(Op::Restart),
     ];
     let rule = (1..12i64, any::<bool>(), proptest::option::of(1..20i64), any::<bool>());
+    let rude = prop_oneof![
+        3 => Just(None),
+        1 => Just(Some(Hint::True)),
+        1 => Just(Some(Hint::None)),
+        1 => Just(Some(Hint::Wrong)),
+    ];
     (
+        rude,
         rule,
         prop_oneof![Just(0i64), 1..30i64],
         any::<bool>(),
         any::<bool>(),
         proptest::collection::vec(op, 1..90),
     )
-        .prop_map(|((gap, inclusive, max, marks), lateness, early, position_ids, ops)| Case {
+        .prop_map(|(rude, (gap, inclusive, max, marks), lateness, early, position_ids, ops)| Case {
+            rude,
             gap,
             inclusive,
             max,
@@ -88,8 +102,12 @@ fn lane(c: &Case) -> Lane {
         events_per_key: 1000,
         suffix_bytes: 1 << 30,
         groups: 0..1024,
+        sources: vec!["s".into()],
     };
-    Lane::new(config_, Box::new(Gap::new(&config(c))))
+    match c.rude {
+        Some(hint) => Lane::new(config_, Box::new(Contained::new(Rude::new(c, hint)))),
+        None => Lane::new(config_, Box::new(Contained::new(Gap::new(&config(c))))),
+    }
 }
 
 /// Straight from the definition: sort, walk, cut.
@@ -139,6 +157,7 @@ struct World {
     incarnation: u64,
     table: BTreeMap<[u8; 16], ((u64, u64), Stage, Session)>,
     settled_rows: u64,
+    letters: Vec<serde_json::Value>,
 }
 
 impl World {
@@ -151,7 +170,7 @@ impl World {
         let position = Position { source: 0, partition: 0, offset: u64::from(e.2) };
         let id = [e.2];
         ext::push_id(&mut rows.bytes, (!c.position_ids).then_some(&id[..]));
-        if c.marks {
+        if c.marks || c.rude.is_some() {
             ext::push_field(&mut rows.bytes, ext::Value::Text(e.3.to_string().as_bytes()));
         }
         rows.heads.push(RowHead {
@@ -176,6 +195,8 @@ impl World {
         }
         self.log.push(state);
         self.uncommitted.clear();
+        let lines = out.letters.split(|b| *b == b'\n').filter(|l| !l.is_empty());
+        self.letters.extend(lines.map(|l| serde_json::from_slice::<serde_json::Value>(l).unwrap()));
         let mut seen = BTreeSet::new();
         for r in Outbox::new(self.incarnation, self.epoch, &out.rows, &out.letters).sessions(Stages::ALL) {
             assert!(
@@ -205,7 +226,7 @@ impl World {
     }
 }
 
-fn run(c: &Case) -> (Vec<Session>, Vec<Session>) {
+fn run(c: &Case) -> (Outcome, Outcome) {
     let mut w = World {
         lane: lane(c),
         log: Vec::new(),
@@ -215,6 +236,7 @@ fn run(c: &Case) -> (Vec<Session>, Vec<Session>) {
         incarnation: 1,
         table: BTreeMap::new(),
         settled_rows: 0,
+        letters: Vec::new(),
     };
     let mut accepted: BTreeSet<Event> = BTreeSet::new();
     let mut now = 0i64;
@@ -241,7 +263,7 @@ fn run(c: &Case) -> (Vec<Session>, Vec<Session>) {
             Op::Sweep => {}
             Op::Barrier { early } => {
                 w.barrier(*early && c.early, false);
-                if *early && c.early {
+                if *early && c.early && c.rude.is_none() {
                     let live = w.table.values().filter(|r| r.1 != Stage::Retracted);
                     let told: u64 = live.map(|r| r.2.3).sum();
                     assert_eq!(told, accepted.len() as u64, "an early tick tells of every event once");
@@ -259,7 +281,24 @@ fn run(c: &Case) -> (Vec<Session>, Vec<Session>) {
         }
     }
     rows.sort();
-    (rows, naive(c, &accepted))
+    let text = |l: &serde_json::Value, name: &str| l[name].as_str().unwrap().to_string();
+    let mut got = (rows, Vec::new(), Vec::new());
+    for l in &w.letters {
+        if l["kind"] == "session" {
+            let (start, end) = (l["start_ms"].as_i64().unwrap(), l["end_ms"].as_i64().unwrap());
+            got.1.push((text(l, "key"), start, end, l["events"].as_u64().unwrap(), text(l, "reason")));
+        } else {
+            got.2.push((text(l, "key"), l["time_ms"].as_i64().unwrap(), text(l, "reason")));
+        }
+    }
+    got.1.sort();
+    got.2.sort();
+    let want = if c.rude.is_some() {
+        rude::naive(c, &accepted)
+    } else {
+        (naive(c, &accepted), Vec::new(), Vec::new())
+    };
+    (got, want)
 }
 
 proptest! {
