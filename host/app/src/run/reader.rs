@@ -378,6 +378,8 @@ impl<'a> Reader<'a> {
             events: self.events,
             dead: self.letters.by_reason.clone(),
             fold: tidemill_engine::lane::LaneCounts::default(),
+            // The committer's: it hears what the lanes say.
+            dead_by_rule: Default::default(),
         }
     }
 

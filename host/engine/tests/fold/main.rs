@@ -33,7 +33,7 @@ enum Op {
 }
 
 #[derive(Clone, Debug)]
-pub struct Case {
+struct Case {
     /// A rule that rejects, discards and fails, in place of the built-in one.
     rude: Option<Hint>,
     gap: i64,

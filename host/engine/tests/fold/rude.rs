@@ -22,7 +22,7 @@ const BAD_FIELDS: u8 = 3;
 
 /// What a failing rule says of the place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hint {
+pub(crate) enum Hint {
     /// The truth.
     True,
     /// Nothing.
@@ -32,7 +32,7 @@ pub enum Hint {
 }
 
 #[derive(Debug)]
-pub struct Rude {
+pub(crate) struct Rude {
     description: Description,
     silence: i64,
     hint: Hint,
@@ -47,7 +47,7 @@ struct Open {
 }
 
 impl Rude {
-    pub fn new(c: &Case, hint: Hint) -> Self {
+    pub(crate) fn new(c: &Case, hint: Hint) -> Self {
         let reasons = ["gap", "split", "close", "reject", "discard"].map(String::from).to_vec();
         Rude {
             description: Description {
@@ -193,10 +193,10 @@ impl SessionRule for Rude {
 }
 
 /// Sessions; discarded sessions; events that belong to none, as (key, time, reason).
-pub type Outcome = (Vec<Session>, Vec<Session>, Vec<(String, i64, String)>);
+pub(crate) type Outcome = (Vec<Session>, Vec<Session>, Vec<(String, i64, String)>);
 
 /// Straight from the definition.
-pub fn naive(c: &Case, accepted: &BTreeSet<Event>) -> Outcome {
+pub(crate) fn naive(c: &Case, accepted: &BTreeSet<Event>) -> Outcome {
     let mut out = Outcome::default();
     for key in ["k0", "k1"] {
         // start, last, count, sum
