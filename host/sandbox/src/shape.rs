@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use wasmparser::{ComponentExternalKind, Encoding, Parser, Payload};
+use wasmparser::{ComponentTypeRef, Encoding, Parser, Payload, TypeBounds};
 
 /// The package that plugins are written against.
 const PACKAGE: &str = "tidemill:plugin";
@@ -106,6 +106,9 @@ fn import_hint(imports: &[String]) -> String {
 /// Says which world a component is.
 pub(crate) fn check(bytes: &[u8]) -> Result<World, WrongShape> {
     let bad = |e: wasmparser::BinaryReaderError| WrongShape::NotWasm(e.to_string());
+    if !bytes.starts_with(b"\0asm") {
+        return Err(WrongShape::NotWasm("it does not begin with \\0asm".into()));
+    }
     let (mut imports, mut exports) = (Vec::new(), BTreeSet::new());
     // Components contain modules and components; only the outermost one's names count.
     let mut depth = 0_u32;
@@ -118,8 +121,11 @@ pub(crate) fn check(bytes: &[u8]) -> Result<World, WrongShape> {
             Payload::End(_) => depth = depth.saturating_sub(1),
             Payload::ComponentImportSection(section) if depth == 1 => {
                 for import in section {
-                    let name = import.map_err(bad)?.name.name;
-                    if !IMPORTS.contains(&name) {
+                    let import = import.map_err(bad)?;
+                    let name = import.name.name;
+                    // A world's name for a type of the contract's; nothing that could be called.
+                    let alias = matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_)));
+                    if !alias && !IMPORTS.contains(&name) {
                         imports.push(name.to_owned());
                     }
                 }
@@ -127,8 +133,6 @@ pub(crate) fn check(bytes: &[u8]) -> Result<World, WrongShape> {
             Payload::ComponentExportSection(section) if depth == 1 => {
                 for export in section {
                     let export = export.map_err(bad)?;
-                    // An instance is exported under its full name; it counts for the list that a reader sees.
-                    let _ = matches!(export.kind, ComponentExternalKind::Func);
                     exports.insert(export.name.name.to_owned());
                 }
             }
