@@ -43,6 +43,10 @@ pub const STACK_BYTES_MAX: usize = 512 << 10;
 /// The deadline's tick. A call is stopped at most one tick, and what the scheduler adds, after its deadline.
 pub const TICK: Duration = Duration::from_millis(1);
 
+/// Ticks that are made up for at once when the ticker was late: on a machine with more to run than cores it is, by some
+/// milliseconds.
+pub const TICKS_MADE_UP_MAX: u128 = 20;
+
 /// The longest deadline that is taken.
 pub const DEADLINE_MAX: Duration = Duration::from_secs(60);
 

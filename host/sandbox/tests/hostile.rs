@@ -1,6 +1,11 @@
 //! Guests that do what they must not: each is refused when it is loaded, or its call ends as the right kind of fault,
 //! soon, and without harm to its neighbour. The bugs this is for: a stop that does not stop, and a fault by the wrong name.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail as tests do")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test's helpers fail as tests do"
+)]
 
 mod guest;
 

@@ -1,5 +1,5 @@
 //! What a call costs. Prints; asserts nothing about time. `cargo test --profile trial -p tidemill-sandbox --test speed -- --nocapture`
-#![allow(clippy::unwrap_used, reason = "a test's helpers fail as tests do")]
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a test's helpers fail as tests do")]
 
 #[allow(dead_code, reason = "shared with other tests")]
 mod guest;
