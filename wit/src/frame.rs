@@ -118,6 +118,12 @@ impl<'a> Frame<'a> {
         Ok(Frame { bytes, sections })
     }
 
+    /// Where a section begins, in bytes from the start of the frame; 0 for one that there is not.
+    #[must_use]
+    pub fn section_at(&self, section: usize) -> usize {
+        self.sections.get(section).map_or(0, |&(at, _)| at as usize)
+    }
+
     /// The rows of a section.
     ///
     /// # Errors
@@ -159,6 +165,13 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
+    /// With room for a frame whose rows have so many bytes in all.
+    #[must_use]
+    pub fn with_capacity(kind: Kind, rows_bytes: usize) -> FrameWriter {
+        let n = kind.sections();
+        FrameWriter { words: Vec::with_capacity(HEADER_WORDS + 2 * n + rows_bytes / 8), next: 0 }
+    }
+
     /// Starts a frame, forgetting the one before.
     pub fn begin(&mut self, kind: Kind) {
         let n = kind.sections();

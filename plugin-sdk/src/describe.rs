@@ -1,0 +1,64 @@
+//! What a plugin says of itself.
+
+use crate::{Config, Enricher, EventView, Field, Metric, Names, Sessionizer, State, Validator};
+
+/// What a plugin says of itself; its name and version are its crate's.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Declared fields.
+    pub fields: Vec<Field>,
+    /// Names of reasons.
+    pub reasons: &'static [&'static str],
+    /// Names of timers.
+    pub timers: &'static [&'static str],
+    /// Metrics of its own.
+    pub metrics: &'static [Metric],
+    /// Names of lookups.
+    pub lookups: &'static [&'static str],
+    /// A JSON Schema of its config.
+    pub config_schema: String,
+    /// The version of its state, and those that it can migrate.
+    pub state: Option<(u32, Vec<u32>)>,
+}
+
+impl Description {
+    /// Of a session rule.
+    #[must_use]
+    pub fn of_sessionizer<R: Sessionizer>() -> Description {
+        Description {
+            fields: R::Event::FIELDS.to_vec(),
+            reasons: R::Reason::NAMES,
+            timers: R::Timer::NAMES,
+            metrics: R::METRICS,
+            lookups: &[],
+            config_schema: R::Config::schema().to_string(),
+            state: Some((R::State::VERSION, R::State::migrates_from())),
+        }
+    }
+    /// Of a validator.
+    #[must_use]
+    pub fn of_validator<V: Validator>() -> Description {
+        Description {
+            fields: V::Event::FIELDS.to_vec(),
+            reasons: V::Reason::NAMES,
+            timers: &[],
+            metrics: V::METRICS,
+            lookups: &[],
+            config_schema: V::Config::schema().to_string(),
+            state: None,
+        }
+    }
+    /// Of an enricher.
+    #[must_use]
+    pub fn of_enricher<E: Enricher>() -> Description {
+        Description {
+            fields: Vec::new(),
+            reasons: E::Reason::NAMES,
+            timers: &[],
+            metrics: E::METRICS,
+            lookups: E::Lookup::NAMES,
+            config_schema: E::Config::schema().to_string(),
+            state: None,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The fields of a session: a JSON object, written as it is made.
+
+use crate::{Duration, Time};
+
+/// Fields of a session: a JSON object. Made with [`fields!`](crate::fields).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields {
+    json: String,
+}
+
+impl Fields {
+    /// Adds a field.
+    pub fn put(&mut self, name: &str, value: &(impl ToJson + ?Sized)) {
+        self.json.push(if self.json.is_empty() { '{' } else { ',' });
+        name.write(&mut self.json);
+        self.json.push(':');
+        value.write(&mut self.json);
+    }
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.json.is_empty()
+    }
+    /// As a JSON object.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        if self.json.is_empty() { "{}".into() } else { format!("{}}}", self.json) }
+    }
+    /// From a JSON object.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn from_object(mut json: String) -> Fields {
+        json.pop();
+        if json == "{" {
+            json.clear();
+        }
+        Fields { json }
+    }
+    pub(crate) fn append_to(&self, bytes: &mut Vec<u8>) {
+        if !self.json.is_empty() {
+            bytes.extend_from_slice(self.json.as_bytes());
+            bytes.push(b'}');
+        }
+    }
+}
+
+/// Fields, as `name: value` pairs; a name may be a string.
+///
+/// ```
+/// use tidemill_plugin_sdk::fields;
+/// let campaign = "spring";
+/// let f = fields! { pages: 3, paid: true, campaign: campaign, "last-page": None::<&str> };
+/// assert_eq!(f.to_json(), r#"{"pages":3,"paid":true,"campaign":"spring","last-page":null}"#);
+/// ```
+#[macro_export]
+macro_rules! fields {
+    (@put $f:ident) => {};
+    (@put $f:ident $name:ident : $value:expr $(, $($rest:tt)*)?) => {
+        $f.put(stringify!($name), &$value);
+        $($crate::fields!(@put $f $($rest)*);)?
+    };
+    (@put $f:ident $name:literal : $value:expr $(, $($rest:tt)*)?) => {
+        $f.put($name, &$value);
+        $($crate::fields!(@put $f $($rest)*);)?
+    };
+    ($($pairs:tt)*) => {{
+        #[allow(unused_mut, reason = "there may be no pairs")]
+        let mut fields = $crate::Fields::default();
+        $crate::fields!(@put fields $($pairs)*);
+        fields
+    }};
+}
+
+/// What may stand in a field.
+pub trait ToJson {
+    /// Appends itself as JSON.
+    fn write(&self, json: &mut String);
+}
+
+macro_rules! by_display {
+    ($($t:ty)*) => {$(
+        impl ToJson for $t {
+            fn write(&self, json: &mut String) {
+                use std::fmt::Write;
+                let _ = write!(json, "{self}");
+            }
+        }
+    )*};
+}
+by_display!(u8 u16 u32 u64 usize i8 i16 i32 i64 isize bool);
+
+impl ToJson for f64 {
+    fn write(&self, json: &mut String) {
+        use std::fmt::Write;
+        let _ = if self.is_finite() { write!(json, "{self}") } else { write!(json, "null") };
+    }
+}
+impl ToJson for f32 {
+    fn write(&self, json: &mut String) {
+        use std::fmt::Write;
+        let _ = if self.is_finite() { write!(json, "{self}") } else { write!(json, "null") };
+    }
+}
+impl ToJson for str {
+    fn write(&self, json: &mut String) {
+        use std::fmt::Write;
+        json.push('"');
+        for c in self.chars() {
+            match c {
+                '"' => json.push_str("\\\""),
+                '\\' => json.push_str("\\\\"),
+                '\n' => json.push_str("\\n"),
+                '\t' => json.push_str("\\t"),
+                '\r' => json.push_str("\\r"),
+                c if (c as u32) < 0x20 => {
+                    let _ = write!(json, "\\u{:04x}", c as u32);
+                }
+                c => json.push(c),
+            }
+        }
+        json.push('"');
+    }
+}
+impl ToJson for String {
+    fn write(&self, json: &mut String) {
+        self.as_str().write(json);
+    }
+}
+/// Milliseconds since the Unix epoch.
+impl ToJson for Time {
+    fn write(&self, json: &mut String) {
+        self.millis().write(json);
+    }
+}
+/// Milliseconds.
+impl ToJson for Duration {
+    fn write(&self, json: &mut String) {
+        self.millis().write(json);
+    }
+}
+impl ToJson for Fields {
+    fn write(&self, json: &mut String) {
+        json.push_str(&self.to_json());
+    }
+}
+impl ToJson for serde_json::Value {
+    fn write(&self, json: &mut String) {
+        json.push_str(&self.to_string());
+    }
+}
+impl<T: ToJson + ?Sized> ToJson for &T {
+    fn write(&self, json: &mut String) {
+        (**self).write(json);
+    }
+}
+impl<T: ToJson> ToJson for Option<T> {
+    fn write(&self, json: &mut String) {
+        match self {
+            Some(v) => v.write(json),
+            None => json.push_str("null"),
+        }
+    }
+}
+impl<T: ToJson> ToJson for [T] {
+    fn write(&self, json: &mut String) {
+        json.push('[');
+        for (i, v) in self.iter().enumerate() {
+            if i > 0 {
+                json.push(',');
+            }
+            v.write(json);
+        }
+        json.push(']');
+    }
+}
+impl<T: ToJson> ToJson for Vec<T> {
+    fn write(&self, json: &mut String) {
+        self.as_slice().write(json);
+    }
+}
