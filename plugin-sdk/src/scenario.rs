@@ -147,7 +147,7 @@ impl<R: Sessionizer> Scenario<R> {
         self.copies
     }
 
-    /// What came out: sessions by key and start, then rejected events as `rejected: …`.
+    /// What came out, by key and start: sessions, and rejected events as `rejected: …`.
     ///
     /// # Panics
     /// If the rule does not answer, or answers otherwise when its turns are cut otherwise.
@@ -262,6 +262,7 @@ impl<R: Sessionizer> Scenario<R> {
                 all.push(Outcome { key: key.into(), start, end, events, reason: "open".into(), fields });
             }
         }
+        all.sort();
         all
     }
 }
@@ -349,7 +350,6 @@ fn turn<R: Sessionizer>(
             (time(r.input as i32), format!("rejected: {}", R::Reason::NAMES[r.reason as usize]));
         all.push(Outcome { key: key.into(), start: at, end: at, events: 1, reason, fields: "{}".into() });
     }
-    all.sort();
     match result.end.kind {
         rows::state_kind::NONE => None,
         rows::state_kind::UNCHANGED => open.map(|o| Carried { fields: fields(result.open_fields), ..o }),
