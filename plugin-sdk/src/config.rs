@@ -90,9 +90,7 @@ impl Config for () {
         json!({ "type": "object", "additionalProperties": false })
     }
     fn read(json: &Value, path: &str, errors: &mut Vec<ConfigError>) -> Option<()> {
-        let keys = Keys::of(json, path, &[], errors)?;
-        drop(keys);
-        Some(())
+        Keys::of(json, path, &[], errors).map(|_| ())
     }
 }
 impl Config for bool {
@@ -182,7 +180,10 @@ impl<'a> Keys<'a> {
     pub fn of(json: &'a Value, path: &'a str, known: &[&str], errors: &mut Vec<ConfigError>) -> Option<Self> {
         let Some(map) = json.as_object() else { return wanted("an object", json, path, errors) };
         for key in map.keys().filter(|k| !known.contains(&k.as_str())) {
-            let m = format!("there is no such key; the keys are {}", known.join(", "));
+            let m = match known {
+                [] => "there is no such key; this plugin takes none".into(),
+                _ => format!("there is no such key; the keys are {}", known.join(", ")),
+            };
             errors.push(ConfigError::at(pointer(path, key), m));
         }
         Some(Keys { map, path })

@@ -125,6 +125,7 @@ fn timers_fire_by_time_then_number_before_an_event_at_their_time() {
 }
 
 /// One turn of one key, with at most one event, on an open session or none.
+#[expect(clippy::unwrap_used, reason = "a test")]
 fn turn(
     state: Option<(&[u8], &[Pending])>,
     until: i64,

@@ -75,14 +75,12 @@ fn snake(name: &str) -> String {
 
 /// The text of `#[name = "…"]`, if there is one.
 fn renamed(attrs: &[syn::Attribute]) -> syn::Result<Option<String>> {
-    for a in attrs.iter().filter(|a| a.path().is_ident("name")) {
-        let pair = a.meta.require_name_value()?;
-        if let syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(s), .. }) = &pair.value {
-            return Ok(Some(s.value()));
-        }
-        return Err(syn::Error::new_spanned(pair, "write #[name = \"…\"]"));
+    let Some(attribute) = attrs.iter().find(|a| a.path().is_ident("name")) else { return Ok(None) };
+    let pair = attribute.meta.require_name_value()?;
+    match &pair.value {
+        syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(s), .. }) => Ok(Some(s.value())),
+        _ => Err(syn::Error::new_spanned(pair, "write #[name = \"…\"]")),
     }
-    Ok(None)
 }
 
 /// The text of the doc comment.
