@@ -2,6 +2,7 @@
 
 mod cli;
 mod config;
+mod plugin;
 mod run;
 mod store;
 

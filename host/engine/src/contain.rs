@@ -16,6 +16,8 @@ use crate::time::EventTime;
 /// A rule whose failures are contained. Its answers have no fault but fatal ones.
 pub struct Contained<R> {
     rule: R,
+    /// How many more faults there may be.
+    budget: u32,
     part: Turns,
     part_answers: Results,
 }
@@ -27,9 +29,9 @@ impl<R: std::fmt::Debug> std::fmt::Debug for Contained<R> {
 }
 
 impl<R: SessionRule> Contained<R> {
-    /// Contains `rule`. It is never shown an input that is to be skipped.
-    pub fn new(rule: R) -> Self {
-        Contained { rule, part: Turns::default(), part_answers: Results::default() }
+    /// Contains `rule`, for `budget` faults; the next one is fatal. It is never shown an input that is to be skipped.
+    pub fn new(rule: R, budget: u32) -> Self {
+        Contained { rule, budget, part: Turns::default(), part_answers: Results::default() }
     }
 
     /// Answers a turn piece by piece, around what fails in it.
@@ -64,6 +66,10 @@ impl<R: SessionRule> Contained<R> {
 
     /// Finds what fails first in the rest of the turn, and takes it out.
     fn step_over(&mut self, whole: &mut Pieces<'_>, fault: Fault) -> Result<(), Fault> {
+        self.budget = match self.budget.checked_sub(1) {
+            Some(left) => left,
+            None => return Err(Fault { fatal: true, ..fault }),
+        };
         let n = whole.rest.len();
         // The least number of inputs that fails; `n + 1` if only the timers, fields or the end after all of them do.
         let hint = match fault.at {

@@ -81,14 +81,44 @@ impl Rows {
 /// The extension of an event: `id_len` u32 (0: the id is the position), id, then declared fields,
 /// each one tag byte and its value. Empty when the id is the position and no field is declared.
 pub mod ext {
+    use std::borrow::Cow;
+
     /// A declared field's value.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub enum Value<'a> {
         /// Absent, null or empty.
         Missing,
-        /// Text; numbers and booleans as their JSON text stands.
+        /// Text; numbers and booleans as their JSON text stands, where text was declared.
         Text(&'a [u8]),
+        /// A whole number.
+        Integer(i64),
+        /// A finite number.
+        Number(f64),
+        /// True or false.
+        Boolean(bool),
     }
+
+    impl<'a> Value<'a> {
+        /// As a reader sees it; `None` if it is missing.
+        #[must_use]
+        pub fn display(self) -> Option<Cow<'a, str>> {
+            match self {
+                Value::Missing => None,
+                Value::Text(t) => Some(String::from_utf8_lossy(t)),
+                Value::Integer(n) => Some(n.to_string().into()),
+                Value::Number(n) => Some(n.to_string().into()),
+                Value::Boolean(b) => Some(b.to_string().into()),
+            }
+        }
+    }
+
+    const MISSING: u8 = 0;
+    const TEXT: u8 = 1;
+    const INTEGER: u8 = 2;
+    const NUMBER: u8 = 3;
+    const FALSE: u8 = 4;
+    const TRUE: u8 = 5;
+
     /// Writes the id; `None` where the position is the id.
     pub fn push_id(out: &mut Vec<u8>, id: Option<&[u8]>) {
         let id = id.unwrap_or_default();
@@ -98,12 +128,21 @@ pub mod ext {
     /// Writes a declared field behind the id.
     pub fn push_field(out: &mut Vec<u8>, v: Value<'_>) {
         match v {
-            Value::Missing => out.push(0),
+            Value::Missing => out.push(MISSING),
             Value::Text(t) => {
-                out.push(1);
+                out.push(TEXT);
                 out.extend_from_slice(&(t.len() as u32).to_le_bytes());
                 out.extend_from_slice(t);
             }
+            Value::Integer(n) => {
+                out.push(INTEGER);
+                out.extend_from_slice(&n.to_le_bytes());
+            }
+            Value::Number(n) => {
+                out.push(NUMBER);
+                out.extend_from_slice(&n.to_le_bytes());
+            }
+            Value::Boolean(b) => out.push(if b { TRUE } else { FALSE }),
         }
     }
     fn u32_at(b: &[u8], at: usize) -> usize {
@@ -118,20 +157,46 @@ pub mod ext {
     /// The `n`-th declared field.
     #[must_use]
     pub fn field(b: &[u8], n: usize) -> Value<'_> {
-        let mut at = 4 + u32_at(b, 0);
-        for i in 0..=n {
-            match b.get(at) {
-                Some(1) => {
-                    let len = u32_at(b, at + 1);
-                    if i == n {
-                        return b.get(at + 5..at + 5 + len).map_or(Value::Missing, Value::Text);
-                    }
-                    at += 5 + len;
-                }
-                _ => at += 1,
-            }
+        Values::of(b).nth(n).map_or(Value::Missing, |(v, _)| v)
+    }
+
+    /// The declared fields in order, each with the place of its text in the extension.
+    #[derive(Clone, Debug)]
+    pub struct Values<'a> {
+        bytes: &'a [u8],
+        at: usize,
+    }
+
+    impl<'a> Values<'a> {
+        /// Those of an extension.
+        #[must_use]
+        pub fn of(bytes: &'a [u8]) -> Values<'a> {
+            Values { bytes, at: 4 + u32_at(bytes, 0) }
         }
-        Value::Missing
+        fn eight(&self) -> [u8; 8] {
+            let bytes = self.bytes.get(self.at + 1..self.at + 9).and_then(|b| b.try_into().ok());
+            bytes.unwrap_or_default()
+        }
+    }
+
+    impl<'a> Iterator for Values<'a> {
+        type Item = (Value<'a>, usize);
+        fn next(&mut self) -> Option<(Value<'a>, usize)> {
+            let at = self.at;
+            let (value, len) = match *self.bytes.get(at)? {
+                TEXT => {
+                    let len = u32_at(self.bytes, at + 1);
+                    (Value::Text(self.bytes.get(at + 5..at + 5 + len)?), 5 + len)
+                }
+                INTEGER => (Value::Integer(i64::from_le_bytes(self.eight())), 9),
+                NUMBER => (Value::Number(f64::from_le_bytes(self.eight())), 9),
+                FALSE => (Value::Boolean(false), 1),
+                TRUE => (Value::Boolean(true), 1),
+                _ => (Value::Missing, 1),
+            };
+            self.at += len;
+            Some((value, at + 5))
+        }
     }
 }
 
@@ -146,11 +211,20 @@ mod tests {
         ext::push_field(&mut b, ext::Value::Text(b"login"));
         ext::push_field(&mut b, ext::Value::Missing);
         ext::push_field(&mut b, ext::Value::Text(b"x"));
+        ext::push_field(&mut b, ext::Value::Integer(-7));
+        ext::push_field(&mut b, ext::Value::Number(2.5));
+        ext::push_field(&mut b, ext::Value::Boolean(true));
+        ext::push_field(&mut b, ext::Value::Text(b"last"));
         assert_eq!(ext::id(&b), Some(&b"id-1"[..]));
+        assert_eq!(ext::field(&b, 3), ext::Value::Integer(-7));
+        assert_eq!(ext::field(&b, 4), ext::Value::Number(2.5));
+        assert_eq!(ext::field(&b, 5), ext::Value::Boolean(true));
+        let (last, at) = ext::Values::of(&b).last().unwrap();
+        assert_eq!((last, &b[at..]), (ext::Value::Text(b"last"), &b"last"[..]));
         assert_eq!(ext::field(&b, 0), ext::Value::Text(b"login"));
         assert_eq!(ext::field(&b, 1), ext::Value::Missing);
         assert_eq!(ext::field(&b, 2), ext::Value::Text(b"x"));
-        assert_eq!(ext::field(&b, 3), ext::Value::Missing);
+        assert_eq!(ext::field(&b, 7), ext::Value::Missing);
         assert_eq!(ext::id(&[]), None);
         assert_eq!(ext::field(&[], 0), ext::Value::Missing);
     }

@@ -179,7 +179,7 @@ fn fire(open: &mut Option<Open>, until: EventTime, out: &mut Results) {
 fn matches(m: Option<&(usize, Vec<Vec<u8>>)>, turns: &Turns, ext: Span) -> bool {
     m.is_some_and(|(n, values)| match field(&turns.bytes[ext.range()], *n) {
         Value::Text(t) => values.iter().any(|v| v == t),
-        Value::Missing => false,
+        _ => false,
     })
 }
 

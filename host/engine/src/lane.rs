@@ -1116,10 +1116,7 @@ impl Emit<'_> {
                 .fields
                 .iter()
                 .enumerate()
-                .filter_map(|(n, name)| match ext::field(ext, n) {
-                    ext::Value::Text(t) => Some((name.as_str(), String::from_utf8_lossy(t))),
-                    ext::Value::Missing => None,
-                })
+                .filter_map(|(n, name)| Some((name.as_str(), ext::field(ext, n).display()?)))
                 .collect();
             let id = event.id.as_deref().map(|id| String::from_utf8_lossy(id));
             RecordLetter {

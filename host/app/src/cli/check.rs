@@ -8,7 +8,7 @@ use super::ConfigFile;
 use super::out::{self, BOLD, Failure};
 use super::text;
 use crate::config::{
-    self, Change, ChangeKind, Early, EndOfInput, Pipeline, Plan, Problems, Sink, SinkKind, Source,
+    self, Change, ChangeKind, Early, EndOfInput, Pipeline, Plan, Problems, Rule, Sink, SinkKind, Source,
     SourceKind, Target,
 };
 use crate::run;
@@ -93,11 +93,15 @@ fn describe(plan: &Plan, pipeline: &Pipeline) -> Vec<String> {
     lines.extend(
         pipeline.from.iter().filter_map(|i| plan.sources.get(*i)).map(|s| format!("  {}", source(s))),
     );
-    let rule = &pipeline.rule;
-    let gap = text::duration(rule.gap_ms.unsigned_abs());
-    let boundary = if rule.inclusive { "inclusive" } else { "exclusive" };
-    let max =
-        rule.max_ms.map_or(String::new(), |ms| format!(", at most {}", text::duration(ms.unsigned_abs())));
+    let rule = match &pipeline.rule {
+        Rule::Gap(rule) => {
+            let gap = text::duration(rule.gap_ms.unsigned_abs());
+            let boundary = if rule.inclusive { "inclusive" } else { "exclusive" };
+            let max = rule.max_ms.map(|ms| format!(", at most {}", text::duration(ms.unsigned_abs())));
+            format!("builtin:gap {gap} {boundary}{}", max.unwrap_or_default())
+        }
+        Rule::Plugin(p) => format!("{} ({})", p.name, p.path.display()),
+    };
     let early = match pipeline.early {
         Early::Epoch => "early rows at every epoch".to_owned(),
         Early::Every(ms) => format!("early rows every {}", text::duration(ms.unsigned_abs())),
@@ -107,7 +111,10 @@ fn describe(plan: &Plan, pipeline: &Pipeline) -> Vec<String> {
         EndOfInput::Close => "open sessions close at the end",
         EndOfInput::Hold => "open sessions wait at the end",
     };
-    lines.push(format!("  by   builtin:gap {gap} {boundary}{max}; {early}; {end}"));
+    lines.extend(
+        pipeline.validate.iter().map(|v| format!("  if   {} ({}) accepts it", v.name, v.path.display())),
+    );
+    lines.push(format!("  by   {rule}; {early}; {end}"));
     lines.extend(outputs(plan, pipeline).iter().map(|o| format!("  to   {o}")));
     if pipeline.dead.is_none() {
         lines.push("  dead letters are only counted: no `dead` sink".to_owned());

@@ -20,8 +20,8 @@ pub(crate) use self::diagnose::{Problems, Spot};
 use self::diagnose::{nearest, one_of};
 pub(crate) use self::plan::{
     Change, ChangeKind, Early, EndOfInput, Format, GapRule, Generator, IdSpec, KeySpec, Limits, Match,
-    Pipeline, Plan, Secret, Server, Sink, SinkKind, Source, SourceKind, Target, TimeForm, TimeSpec, TimeUnit,
-    compare, fingerprint,
+    Pipeline, Plan, PluginUse, Rule, Secret, Server, Sink, SinkKind, Source, SourceKind, Target, TimeForm,
+    TimeSpec, TimeUnit, compare, fingerprint,
 };
 use self::raw::{Entry, Env, Field, Section, Value};
 
@@ -91,15 +91,7 @@ fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
     let sources = named(root.get("source"), "[source.web]", p);
     let sinks = named(root.get("sink"), "[sink.sessions]", p);
     let pipelines = named(root.get("pipeline"), "[pipeline.visits]", p);
-    for plugin in named(root.get("plugin"), "[plugin.checkout]", p) {
-        let message = "plugins from files are not in this build yet".to_owned();
-        p.error(
-            plugin.at,
-            &plugin.path,
-            message,
-            "use `session = { plugin = \"builtin:gap\", .. }`".to_owned(),
-        );
-    }
+    let plugins = named(root.get("plugin"), "[plugin.checkout]", p);
     root.finish(&[], p);
     if pipelines.is_empty() {
         p.error_of_file(
@@ -107,7 +99,12 @@ fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
             Some("write a [pipeline.visits] with `from`, `session` and `to`".to_owned()),
         );
     }
-    let names = Names { sources: names_of(&sources), sinks: names_of(&sinks), epoch_ms: server.epoch_ms };
+    let names = Names {
+        sources: names_of(&sources),
+        sinks: names_of(&sinks),
+        plugins: plugins.into_iter().filter_map(|s| check_plugin(s, p)).collect(),
+        epoch_ms: server.epoch_ms,
+    };
     let sources: Vec<Option<Source>> = sources.into_iter().map(|s| check_source(s, now_ms, p)).collect();
     let sinks: Vec<Option<Sink>> = sinks.into_iter().map(|s| check_sink(s, p)).collect();
     let mut uses = Uses::default();
@@ -129,7 +126,56 @@ fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
 struct Names {
     sources: Vec<String>,
     sinks: Vec<String>,
+    plugins: Vec<PluginFile>,
     epoch_ms: i64,
+}
+
+/// `[plugin.NAME]`.
+struct PluginFile {
+    name: String,
+    path: PathBuf,
+    config: Option<serde_json::Value>,
+}
+
+fn check_plugin(mut s: Section<'_>, p: &mut Problems) -> Option<PluginFile> {
+    let name = last(&s.path).to_owned();
+    let path = s.need("path", "write `path = \"plugins/checkout.wasm\"`", p).and_then(|f| f.text(p));
+    let config = s.get("config").map(|f| json_object(&f, p));
+    s.finish(&[], p);
+    Some(PluginFile {
+        name,
+        path: path?.into(),
+        config: match config {
+            Some(c) => Some(c?),
+            None => None,
+        },
+    })
+}
+
+/// A config of a plugin, which only the plugin can judge.
+fn json_object(f: &Field<'_>, p: &mut Problems) -> Option<serde_json::Value> {
+    f.section("write `config = { .. }`", p)?;
+    json(f.node, &f.path, p)
+}
+
+fn json(node: &raw::Node, path: &str, p: &mut Problems) -> Option<serde_json::Value> {
+    Some(match &node.value {
+        Value::Text { value, .. } => value.as_str().into(),
+        Value::Int(n) => (*n).into(),
+        Value::Float(n) => serde_json::Value::from(*n),
+        Value::Bool(b) => (*b).into(),
+        Value::Date(_) => {
+            p.error(node.at, path, "a plugin's config has no dates".to_owned(), "write a string".to_owned());
+            return None;
+        }
+        Value::Array(list) => list.iter().map(|n| json(n, path, p)).collect::<Option<Vec<_>>>()?.into(),
+        Value::Table(entries) => entries
+            .iter()
+            .map(|e| Some((e.key.clone(), json(&e.node, &raw::join(path, &e.key), p)?)))
+            .collect::<Option<serde_json::Map<_, _>>>()?
+            .into(),
+        Value::Bad => return None,
+    })
 }
 
 fn names_of(sections: &[Section<'_>]) -> Vec<String> {
@@ -520,14 +566,15 @@ fn check_pipeline(mut s: Section<'_>, names: &Names, uses: &mut Uses, p: &mut Pr
     let name = last(&s.path).to_owned();
     let at = s.at;
     let from = check_from(&mut s, names, uses, p);
-    for (key, what) in [("validate", "validators"), ("enrich", "enrichers")] {
-        if let Some(f) = s.get(key)
-            && !matches!(&f.node.value, Value::Array(list) if list.is_empty())
-        {
-            f.wrong(format!("{what} are not in this build yet"), format!("write `{key} = []`"), p);
-        }
+    if let Some(f) = s.get("enrich")
+        && !matches!(&f.node.value, Value::Array(list) if list.is_empty())
+    {
+        f.wrong("enrichers are not in this build yet".to_owned(), "write `enrich = []`".to_owned(), p);
     }
-    let rule = check_session(&mut s, p);
+    let validate = s.get("validate").map_or_else(Vec::new, |f| {
+        f.elements().iter().filter_map(|e| plugin_use(e, None, names, p)).collect()
+    });
+    let rule = check_session(&mut s, names, p);
     let early_field = s.get("early");
     let early = early_field.as_ref().map_or(Some(Early::Epoch), |f| check_early(f, names.epoch_ms, p));
     let lateness_ms = duration(&mut s, "lateness", 0, p);
@@ -544,7 +591,19 @@ fn check_pipeline(mut s: Section<'_>, names: &Names, uses: &mut Uses, p: &mut Pr
     }
     let limits = check_limits(&mut s, p);
     s.finish(&[], p);
-    Some(Pipeline { name, at, from, rule: rule?, early: early?, lateness_ms, end_of_input, to, dead, limits })
+    Some(Pipeline {
+        name,
+        at,
+        from,
+        validate,
+        rule: rule?,
+        early: early?,
+        lateness_ms,
+        end_of_input,
+        to,
+        dead,
+        limits,
+    })
 }
 
 /// The index of the source or sink that a value names.
@@ -581,7 +640,25 @@ fn check_from(s: &mut Section<'_>, names: &Names, uses: &mut Uses, p: &mut Probl
     list
 }
 
-fn check_session(s: &mut Section<'_>, p: &mut Problems) -> Option<GapRule> {
+/// A plugin where it is named, with the config given there, or that of its own section.
+fn plugin_use(
+    f: &Field<'_>,
+    config: Option<serde_json::Value>,
+    names: &Names,
+    p: &mut Problems,
+) -> Option<PluginUse> {
+    let known: Vec<String> = names.plugins.iter().map(|k| k.name.clone()).collect();
+    let file = &names.plugins[resolve(f, "plugin", &known, p)?];
+    Some(PluginUse {
+        name: file.name.clone(),
+        at: f.node.at,
+        key: f.path.clone(),
+        path: file.path.clone(),
+        config: config.or_else(|| file.config.clone()).unwrap_or_else(|| serde_json::json!({})),
+    })
+}
+
+fn check_session(s: &mut Section<'_>, names: &Names, p: &mut Problems) -> Option<Rule> {
     let example = "write `session = { plugin = \"builtin:gap\", config = { gap = \"30m\" } }`";
     let mut session = s.need("session", example, p)?.section(example, p)?;
     let plugin = session.need("plugin", "write `plugin = \"builtin:gap\"`", p);
@@ -589,19 +666,31 @@ fn check_session(s: &mut Section<'_>, p: &mut Problems) -> Option<GapRule> {
         Some(f) => f.text(p).map(|name| (f.clone(), name)),
         None => None,
     };
-    let config = session.need("config", "write `config = { gap = \"30m\" }`", p);
+    let config = session.get("config");
     session.finish(&[], p);
     let (field, name) = known?;
     if name != "builtin:gap" {
-        let help = if nearest(name, ["builtin:gap", "gap"]).is_some() || name.starts_with("builtin") {
-            "did you mean \"builtin:gap\"?"
-        } else {
-            "this build has \"builtin:gap\" only"
+        let near = nearest(name, ["builtin:gap", "gap"]).is_some() || name.starts_with("builtin");
+        if near && !names.plugins.iter().any(|k| k.name == name) {
+            let help = "did you mean \"builtin:gap\"?".to_owned();
+            field.wrong(format!("there is no plugin `{}`", field.shown()), help, p);
+            return None;
+        }
+        let config = match config {
+            Some(f) => Some(json_object(&f, p)?),
+            None => None,
         };
-        field.wrong(format!("there is no plugin `{}`", field.shown()), help.to_owned(), p);
-        return None;
+        return plugin_use(&field, config, names, p).map(Rule::Plugin);
     }
-    check_gap(config?.section("write `config = { gap = \"30m\" }`", p)?, p)
+    let Some(config) = config else {
+        field.wrong(
+            "`builtin:gap` needs a config".to_owned(),
+            "write `config = { gap = \"30m\" }`".to_owned(),
+            p,
+        );
+        return None;
+    };
+    check_gap(config.section("write `config = { gap = \"30m\" }`", p)?, p).map(Rule::Gap)
 }
 
 fn check_gap(mut c: Section<'_>, p: &mut Problems) -> Option<GapRule> {
@@ -1121,7 +1210,7 @@ path = "out.jsonl"
         assert_eq!(source.key, KeySpec::One("host".to_owned()));
         assert_eq!(source.far_future_ms, Some(300_000));
         assert_eq!(source.path_of("referrer"), "referer");
-        assert_eq!((pipeline.rule.gap_ms, pipeline.rule.inclusive), (1_800_000, false));
+        assert!(matches!(&pipeline.rule, Rule::Gap(r) if (r.gap_ms, r.inclusive) == (1_800_000, false)));
         assert_eq!(pipeline.to, [Target { sink: 0, stages: Stages::ALL }]);
         assert_eq!((pipeline.dead, pipeline.early), (Some(1), Early::Epoch));
         assert_eq!(plan.sinks[1].kind, SinkKind::File { path: "dead.jsonl".into() });

@@ -251,8 +251,10 @@ pub(crate) struct Pipeline {
     pub(crate) at: Spot,
     /// Indices of its sources, at least one.
     pub(crate) from: Vec<usize>,
+    /// Judges of its events, in order.
+    pub(crate) validate: Vec<PluginUse>,
     /// Where sessions begin and end.
-    pub(crate) rule: GapRule,
+    pub(crate) rule: Rule,
     /// What is sent before a session is final.
     pub(crate) early: Early,
     /// How long after the watermark a session may still be corrected.
@@ -265,6 +267,30 @@ pub(crate) struct Pipeline {
     pub(crate) dead: Option<usize>,
     /// Bounds.
     pub(crate) limits: Limits,
+}
+
+/// Where sessions begin and end.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Rule {
+    /// `builtin:gap`.
+    Gap(GapRule),
+    /// A component.
+    Plugin(PluginUse),
+}
+
+/// A plugin in its place in a pipeline.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PluginUse {
+    /// Its name in `[plugin.NAME]`.
+    pub(crate) name: String,
+    /// Where it is named.
+    pub(crate) at: Spot,
+    /// Key path of that place.
+    pub(crate) key: String,
+    /// The component's file.
+    pub(crate) path: PathBuf,
+    /// Its config, a JSON object.
+    pub(crate) config: serde_json::Value,
 }
 
 /// Config of `builtin:gap`.
@@ -423,7 +449,7 @@ pub(crate) fn fingerprint(pipeline: &Pipeline, plan: &Plan) -> Value {
     })
 }
 
-fn source_facts(s: &Source, rule: &GapRule) -> Value {
+fn source_facts(s: &Source, rule: &Rule) -> Value {
     let time = match &s.time.form {
         TimeForm::Standard => json!({"field": s.time.field}),
         TimeForm::Unix(unit) => json!({
@@ -433,11 +459,14 @@ fn source_facts(s: &Source, rule: &GapRule) -> Value {
         TimeForm::Text { format, zone } => json!({"field": s.time.field, "format": format, "zone": zone}),
     };
     // Only the fields that the rule reads: mapping others changes nothing that was folded.
-    let read: BTreeMap<&str, &str> = [&rule.start, &rule.end]
-        .into_iter()
-        .flatten()
-        .map(|m| (m.field.as_str(), s.path_of(&m.field)))
-        .collect();
+    let read: BTreeMap<&str, &str> = match rule {
+        Rule::Gap(gap) => [&gap.start, &gap.end]
+            .into_iter()
+            .flatten()
+            .map(|m| (m.field.as_str(), s.path_of(&m.field)))
+            .collect(),
+        Rule::Plugin(_) => s.fields.iter().map(|(name, path)| (name.as_str(), path.as_str())).collect(),
+    };
     let generator = match &s.kind {
         SourceKind::Generator(g) => {
             json!({"users": g.users, "seed": g.seed, "stories": g.stories, "start_ms": g.start_ms})
@@ -461,7 +490,11 @@ fn source_facts(s: &Source, rule: &GapRule) -> Value {
     })
 }
 
-fn rule_facts(rule: &GapRule) -> Value {
+fn rule_facts(rule: &Rule) -> Value {
+    let rule = match rule {
+        Rule::Gap(rule) => rule,
+        Rule::Plugin(p) => return json!({"plugin": p.name, "config": p.config}),
+    };
     let matches = |m: &Option<Match>| m.as_ref().map(|m| json!({"field": m.field, "in": m.values}));
     json!({
         "plugin": "builtin:gap",

@@ -3,6 +3,8 @@
 //! One `Ingest` per partition, because a header belongs to a file. Nothing is allocated per event on the usual path.
 
 use crate::config::plan::{Format, IdSpec, KeySpec, Source, TimeForm, TimeUnit};
+use crate::plugin::Declared;
+use crate::plugin::validate::Validators;
 use std::collections::BTreeMap;
 use tidemill_connect::format::combined::CombinedDecoder;
 use tidemill_connect::format::json::JsonDecoder;
@@ -14,6 +16,7 @@ use tidemill_engine::event::{Position, RowHead, Rows, ext};
 use tidemill_engine::key::{KeyHasher, key_group, key_hash, push_part};
 use tidemill_engine::letter::RecordLetter;
 use tidemill_engine::time::EventTime;
+use tidemill_sandbox::FieldType;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// What the records of a batch are judged by.
@@ -91,7 +94,7 @@ pub(crate) struct Ingest {
     hasher: Option<KeyHasher>,
     id: Id,
     time: usize,
-    fields: Vec<usize>,
+    fields: Vec<(usize, Declared)>,
     lane_of_group: Vec<u8>,
     scratch: Vec<u8>,
 }
@@ -147,12 +150,12 @@ pub(crate) fn lane_groups(lanes: usize) -> Vec<std::ops::Range<u32>> {
 }
 
 impl Ingest {
-    /// For one partition of a source; `fields` are those the rule asks for, in its order.
+    /// For one partition of a source; `fields` are those that the stages ask for, in the order of the extension.
     pub(crate) fn new(
         source: &Source,
         partition: &str,
         numbers: (u32, u32),
-        fields: &[String],
+        fields: &[Declared],
         lanes: usize,
     ) -> Result<Ingest, String> {
         let mut wanted: Vec<String> = Vec::new();
@@ -173,7 +176,7 @@ impl Ingest {
             IdSpec::Fields(all) if all.len() == 1 => Id::Field(slot(source.path_of(&all[0]))),
             IdSpec::Fields(all) => Id::Fields(all.iter().map(|p| slot(source.path_of(p))).collect()),
         };
-        let fields = fields.iter().map(|f| slot(source.path_of(f))).collect();
+        let fields = fields.iter().map(|f| (slot(source.path_of(&f.name)), f.clone())).collect();
         let groups = lane_groups(lanes);
         let lane_of_group = (0..tidemill_engine::bounds::KEY_GROUPS)
             .map(|g| groups.iter().position(|r| r.contains(&g)).unwrap_or(0) as u8)
@@ -203,7 +206,19 @@ impl Ingest {
     }
 
     /// Turns every record of the block into a row or a dead letter.
-    pub(crate) fn take(&mut self, block: &Block, judge: Judge, out: &mut Intake, letters: &mut Letters) {
+    ///
+    /// # Errors
+    /// If a validator cannot be called.
+    pub(crate) fn take(
+        &mut self,
+        block: &Block,
+        judge: Judge,
+        validators: &mut Validators,
+        out: &mut Intake,
+        letters: &mut Letters,
+    ) -> Result<(), String> {
+        let from: Vec<usize> = out.lanes.iter().map(|rows| rows.heads.len()).collect();
+        let max_before = out.max;
         for span in &block.spans {
             out.records += 1;
             let record = block.record(*span);
@@ -214,6 +229,29 @@ impl Ingest {
                 Err(refusal) => self.refuse(&refusal, record, position, letters),
             }
         }
+        let mut rejected = 0;
+        validators.judge(&mut out.lanes, &from, |head, why| {
+            rejected += 1;
+            let at = head.raw_at as usize;
+            letters.write(&RecordLetter {
+                reason: &why.reason,
+                stage: "validate",
+                source: &self.source,
+                partition: &self.partition,
+                position: Some(head.position),
+                message: &why.message,
+                time_ms: Some(head.time.ms()),
+                raw: block.bytes.get(at..at + head.raw_len as usize),
+                ..RecordLetter::default()
+            });
+        })?;
+        if rejected > 0 {
+            // What is not an event moves no watermark.
+            let kept = out.lanes.iter().zip(&from).flat_map(|(rows, from)| &rows.heads[*from..]);
+            out.max = kept.map(|h| h.time).fold(max_before, EventTime::max);
+            out.events -= rejected;
+        }
+        Ok(())
     }
 
     /// The time of the first event that decodes, for reading ahead.
@@ -255,7 +293,11 @@ impl Ingest {
         let key_at = rows.bytes.len();
         rows.bytes.extend_from_slice(&self.scratch);
         let ext_at = rows.bytes.len();
-        write_ext(&self.id, &self.fields, &self.slots, record, &mut rows.bytes);
+        let fits = write_ext(&self.id, &self.fields, &self.slots, record, &mut rows.bytes);
+        if !fits {
+            rows.bytes.truncate(key_at);
+            return Err(Refusal::WrongType);
+        }
         rows.heads.push(RowHead {
             key_hash: hash,
             time,
@@ -277,7 +319,8 @@ impl Ingest {
             Id::Field(f) => std::slice::from_ref(f),
             Id::Fields(f) => f,
         };
-        self.key.iter().chain(id).chain(std::slice::from_ref(&self.time)).copied()
+        let declared = self.fields.iter().filter(|(_, f)| f.required).map(|(slot, _)| slot);
+        self.key.iter().chain(id).chain(std::slice::from_ref(&self.time)).chain(declared).copied()
     }
 
     fn check_missing(&self) -> Result<(), Refusal> {
@@ -327,6 +370,13 @@ impl Ingest {
                 names.push(&self.wanted[self.time]);
                 ("malformed_time", "decode", why.clone())
             }
+            Refusal::WrongType => {
+                let wrong = self.fields.iter().filter(|(slot, f)| {
+                    value(f.kind, self.slots.kind(*slot), self.slots.get(*slot, record)).is_none()
+                });
+                names = wrong.map(|(slot, _)| self.wanted[*slot].as_str()).collect();
+                ("wrong_type", "decode", format!("of another type than declared: {}", names.join(", ")))
+            }
             Refusal::TimeRange => {
                 names.push(&self.wanted[self.time]);
                 ("time_range", "decode", "the event time lies outside the years 1 to 9999".into())
@@ -347,9 +397,10 @@ impl Ingest {
     }
 }
 
-fn write_ext(id: &Id, fields: &[usize], slots: &Slots, record: &[u8], out: &mut Vec<u8>) {
+/// Writes id and declared fields; false if one holds something else than was declared.
+fn write_ext(id: &Id, fields: &[(usize, Declared)], slots: &Slots, record: &[u8], out: &mut Vec<u8>) -> bool {
     match id {
-        Id::Position if fields.is_empty() => return,
+        Id::Position if fields.is_empty() => return true,
         Id::Position => ext::push_id(out, None),
         Id::Content => ext::push_id(out, Some(&xxh3_128(record).to_be_bytes())),
         Id::Field(f) => ext::push_id(out, Some(slots.get(*f, record))),
@@ -361,18 +412,38 @@ fn write_ext(id: &Id, fields: &[usize], slots: &Slots, record: &[u8], out: &mut 
             }
         }
     }
-    for f in fields {
-        let value = match slots.kind(*f) {
-            Kind::Missing => ext::Value::Missing,
-            _ => ext::Value::Text(slots.get(*f, record)),
-        };
-        ext::push_field(out, value);
+    for (slot, declared) in fields {
+        match value(declared.kind, slots.kind(*slot), slots.get(*slot, record)) {
+            Some(value) => ext::push_field(out, value),
+            None => return false,
+        }
+    }
+    true
+}
+
+/// A field's value as it was declared; `None` if the record holds something else.
+fn value(declared: FieldType, kind: Kind, text: &[u8]) -> Option<ext::Value<'_>> {
+    let parsed = || std::str::from_utf8(text).ok();
+    match (declared, kind) {
+        (_, Kind::Missing) => Some(ext::Value::Missing),
+        // Plugins are promised UTF-8.
+        (FieldType::Text, _) | (FieldType::String, Kind::Text) => parsed().map(|_| ext::Value::Text(text)),
+        // A source without types (CSV, logs) has all values as text.
+        (FieldType::Integer, Kind::Number | Kind::Text) => {
+            parsed()?.parse().ok().filter(|n| *n != i64::MIN).map(ext::Value::Integer)
+        }
+        (FieldType::Number, Kind::Number | Kind::Text) => {
+            parsed()?.parse().ok().filter(|n: &f64| n.is_finite()).map(ext::Value::Number)
+        }
+        (FieldType::Boolean, Kind::Bool | Kind::Text) => parsed()?.parse().ok().map(ext::Value::Boolean),
+        _ => None,
     }
 }
 
 enum Refusal {
     Malformed(Malformed),
     Missing(Vec<usize>),
+    WrongType,
     Time(String),
     TimeRange,
     Late(EventTime, EventTime),

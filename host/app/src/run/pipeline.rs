@@ -6,7 +6,8 @@ use super::meta::Meta;
 use super::progress::Progress;
 use super::reader::{Batch, End, Outputs, Reader, ToLane};
 use super::{Outcome, RunError, RunOptions, Summary};
-use crate::config::plan::{self, EndOfInput, GapRule, KeySpec, Pipeline, Plan, Sink as SinkPlan, SinkKind};
+use crate::config::plan::{self, EndOfInput, KeySpec, Pipeline, Plan, Sink as SinkPlan, SinkKind};
+use crate::plugin::Stages as PluginStages;
 use crate::store::StoreError;
 use crate::store::log::{self, EpochLog, RecordRef};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -21,12 +22,10 @@ use tidemill_connect::sink::sqlite::SqliteSink;
 use tidemill_connect::sink::stdout::StdoutSink;
 use tidemill_engine::bounds::SWEEP_ROWS;
 use tidemill_engine::event::Rows;
-use tidemill_engine::gap::{Boundary, Gap, GapConfig, Match};
 use tidemill_engine::key::KeyForm;
 use tidemill_engine::lane::{Lane, LaneConfig, LaneEpoch, Origin};
 use tidemill_engine::outbox::Stages;
 use tidemill_engine::record::{Kind, Record};
-use tidemill_engine::rule::SessionRule;
 
 /// Lanes of one pipeline; more would only split the work of one reader further.
 const LANES_MAX: usize = 8;
@@ -34,19 +33,6 @@ const LANES_MAX: usize = 8;
 const BATCHES_MAX: usize = 16;
 /// Epochs sealed and not yet durable (DESIGN 4).
 const SEALED_MAX: usize = 3;
-
-fn gap_config(rule: &GapRule) -> GapConfig {
-    let matches = |m: &Option<plan::Match>| {
-        m.as_ref().map(|m| Match { field: m.field.clone(), values: m.values.clone() })
-    };
-    GapConfig {
-        gap_ms: rule.gap_ms,
-        boundary: if rule.inclusive { Boundary::Inclusive } else { Boundary::Exclusive },
-        max_ms: rule.max_ms,
-        start: matches(&rule.start),
-        end: matches(&rule.end),
-    }
-}
 
 fn lane_count() -> usize {
     // One core for the reader, the others for lanes.
@@ -67,7 +53,7 @@ fn key_form(plan: &Plan, pipeline: &Pipeline) -> KeyForm {
     form
 }
 
-fn lanes(plan: &Plan, pipeline: &Pipeline) -> Vec<Lane> {
+fn lanes(plan: &Plan, pipeline: &Pipeline, stages: &PluginStages) -> Result<Vec<Lane>, RunError> {
     let n = lane_count();
     let groups = super::ingest::lane_groups(n);
     groups
@@ -83,7 +69,7 @@ fn lanes(plan: &Plan, pipeline: &Pipeline) -> Vec<Lane> {
                 groups,
                 sources: pipeline.from.iter().map(|i| plan.sources[*i].name.clone()).collect(),
             };
-            Lane::new(config, Box::new(Gap::new(&gap_config(&pipeline.rule))))
+            Ok(Lane::new(config, stages.rule().map_err(RunError::Failed)?))
         })
         .collect()
 }
@@ -131,8 +117,13 @@ struct Recovered {
     notes: Vec<String>,
 }
 
-fn recover(plan: &Plan, pipeline: &Pipeline, dir: &Path) -> Result<Recovered, RunError> {
-    let mut lanes = lanes(plan, pipeline);
+fn recover(
+    plan: &Plan,
+    pipeline: &Pipeline,
+    stages: &PluginStages,
+    dir: &Path,
+) -> Result<Recovered, RunError> {
+    let mut lanes = lanes(plan, pipeline, stages)?;
     let mut meta: Option<Meta> = None;
     let mut kept = Vec::new();
     let visit = |record: Record<'_>, at: RecordRef| {
@@ -241,8 +232,15 @@ pub(super) fn run(
     if options.fresh {
         start_over(plan, pipeline, incarnation, dir)?;
     }
-    let mut r = recover(plan, pipeline, dir)?;
-    let fingerprint = plan::fingerprint(pipeline, plan);
+    let stages = PluginStages::load(pipeline, &plan.server.data_dir).map_err(|e| match e.host {
+        true => RunError::Failed(e.to_string()),
+        false => RunError::Refused(e.to_string()),
+    })?;
+    let mut r = recover(plan, pipeline, &stages, dir)?;
+    let mut fingerprint = plan::fingerprint(pipeline, plan);
+    if let Some(digest) = &stages.digest {
+        fingerprint["rule"]["digest"] = digest.as_str().into();
+    }
     let mut notes = std::mem::take(&mut r.notes);
     notes.extend(compare(r.meta.as_ref(), &fingerprint)?);
     let mut sinks = open_sinks(plan, pipeline, options, incarnation, &r)?;
@@ -254,7 +252,6 @@ pub(super) fn run(
 
     let cursors = Arc::new(Cursors::default());
     sinks.iter().for_each(|s| cursors.set(&s.name, s.cursor));
-    let fields = Gap::new(&gap_config(&pipeline.rule)).describe().fields.clone();
     let waiting: Vec<Arc<AtomicU64>> = sinks.iter().map(|_| Arc::default()).collect();
     let log_bytes = Arc::new(AtomicU64::new(r.log.bytes_retained()));
     let lane_letters = Arc::new(AtomicU64::new(0));
@@ -273,7 +270,7 @@ pub(super) fn run(
     let was_finished = r.meta.as_ref().is_some_and(|m| m.finished);
     let counts = r.meta.as_ref().map(|m| m.counters.fold).unwrap_or_default();
     let mut reader =
-        Reader::new(plan, pipeline, fields, r.meta.as_ref(), fingerprint, outputs, progress.clone())?;
+        Reader::new(plan, pipeline, &stages, r.meta.as_ref(), fingerprint, outputs, progress.clone())?;
     if was_finished && !options.reopen {
         if reader.unread()? {
             return Err(RunError::Conflict(format!(

@@ -7,6 +7,8 @@ use super::ingest::{Ingest, Intake, Judge, Letters, framing};
 use super::meta::{Counters, Meta, PartitionMeta, SourceMeta};
 use super::progress::Progress;
 use crate::config::plan::{Early, EndOfInput, Pipeline, Plan, Source, SourceKind};
+use crate::plugin::validate::Validators;
+use crate::plugin::{Declared, Stages};
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -94,7 +96,8 @@ struct Part {
 pub(crate) struct Reader<'a> {
     plan: &'a Plan,
     pipeline: &'a Pipeline,
-    fields: Vec<String>,
+    fields: Vec<Declared>,
+    validators: Validators,
     parts: Vec<Part>,
     source_names: Vec<String>,
     old_partitions: BTreeMap<u32, Vec<PartitionMeta>>,
@@ -138,7 +141,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn new(
         plan: &'a Plan,
         pipeline: &'a Pipeline,
-        fields: Vec<String>,
+        stages: &Stages,
         stored: Option<&Meta>,
         fingerprint: serde_json::Value,
         out: Outputs,
@@ -170,7 +173,8 @@ impl<'a> Reader<'a> {
         let mut reader = Reader {
             plan,
             pipeline,
-            fields,
+            fields: stages.declared.clone(),
+            validators: stages.validators().map_err(RunError::Failed)?,
             parts: Vec::new(),
             old_partitions: BTreeMap::new(),
             watermarks: Watermarks::new(times.collect(), saved),
@@ -453,7 +457,7 @@ impl<'a> Reader<'a> {
                 continue;
             }
             match self.read_part(p)? {
-                Read::Data => return Ok(if self.send(p) { Some(true) } else { None }),
+                Read::Data => return Ok(if self.send(p)? { Some(true) } else { None }),
                 Read::End => {
                     self.end_part(p);
                     return Ok(Some(true));
@@ -552,7 +556,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Decodes the block that was read last and hands its rows to the lanes; false: a lane hung up.
-    fn send(&mut self, p: usize) -> bool {
+    fn send(&mut self, p: usize) -> Result<bool, RunError> {
         let now = clock_ms();
         let watermark = self.watermarks.advance(now);
         let part = &mut self.parts[p];
@@ -560,9 +564,11 @@ impl<'a> Reader<'a> {
         let clock = if source.is_live() { now } else { self.first_start_ms };
         let far = source.far_future_ms.map_or(EventTime::INFINITY, |f| EventTime::from_ms(clock).plus(f));
         let judge = Judge { frontier: watermark.minus(self.pipeline.lateness_ms), far_future: far };
-        let (Some(block), Some(ingest)) = (self.blocks.last(), &mut part.ingest) else { return true };
+        let (Some(block), Some(ingest)) = (self.blocks.last(), &mut part.ingest) else { return Ok(true) };
         self.intake.clear();
-        ingest.take(block, judge, &mut self.intake, &mut self.letters);
+        ingest
+            .take(block, judge, &mut self.validators, &mut self.intake, &mut self.letters)
+            .map_err(RunError::Failed)?;
         part.offset = block.next_offset;
         self.changed = true;
         self.records += self.intake.records;
@@ -586,10 +592,10 @@ impl<'a> Reader<'a> {
                 partition: name.clone(),
             };
             if lane.send(ToLane::Batch(batch)).is_err() {
-                return false;
+                return Ok(false);
             }
         }
-        true
+        Ok(true)
     }
 
     fn show(&self, watermark: EventTime) {

@@ -105,8 +105,8 @@ fn lane(c: &Case) -> Lane {
         sources: vec!["s".into()],
     };
     match c.rude {
-        Some(hint) => Lane::new(config_, Box::new(Contained::new(Rude::new(c, hint)))),
-        None => Lane::new(config_, Box::new(Contained::new(Gap::new(&config(c))))),
+        Some(hint) => Lane::new(config_, Box::new(Contained::new(Rude::new(c, hint), u32::MAX))),
+        None => Lane::new(config_, Box::new(Contained::new(Gap::new(&config(c)), 0))),
     }
 }
 

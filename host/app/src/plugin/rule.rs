@@ -1,0 +1,102 @@
+//! A sessionizer as a session rule: batches of turns into calls of bounded size, faults to the turn that caused them.
+
+use super::CALL_DEADLINE;
+use super::frames::{Column, TurnFrames, read_results};
+use std::ops::Range;
+use tidemill_contract::rows::progress;
+use tidemill_engine::rule::{Description, Fault, FaultAt, Results, SessionRule, TurnResult, Turns};
+use tidemill_sandbox::{self as sandbox, FaultKind, Instance};
+
+/// Inputs in one frame: the cost of a call is spread over them, and a call that fails is found again among them.
+const FRAME_INPUTS: usize = 1024;
+/// Turns in one frame.
+const FRAME_TURNS: usize = 256;
+
+/// A plugin behind the engine's trait.
+pub(crate) struct PluginRule {
+    description: Description,
+    frames: TurnFrames,
+    instance: Instance,
+}
+
+impl PluginRule {
+    /// The rule of an instance; extensions of events begin with its declared fields.
+    pub(crate) fn new(instance: Instance) -> PluginRule {
+        let d = instance.plugin().component().description();
+        let columns = d.fields.iter().enumerate().map(|(n, f)| Column::new(f, n)).collect();
+        let description = Description {
+            plugin: format!("{}@{}", d.name, d.version),
+            fields: d.fields.iter().map(|f| f.name.clone()).collect(),
+            reasons: d.reasons.clone(),
+            timers: d.timers.len() as u8,
+            wants_key: true,
+        };
+        PluginRule { description, frames: TurnFrames::new(columns), instance }
+    }
+
+    /// Answers a run of turns; where the call fails, the turn at fault alone, and the others again.
+    fn answer(&mut self, turns: &Turns, which: Range<usize>, out: &mut Results) {
+        let frame = self.frames.write(turns, which.clone());
+        let fault = match self.instance.fold(frame, CALL_DEADLINE) {
+            Ok(words) => match read_results(words, turns, which.clone(), out) {
+                Ok(()) => return,
+                Err(e) => Fault::unknown(format!("the answer is no frame of results: {e}")),
+            },
+            Err(f) => {
+                let row = f.progress.map(|p| p.row as usize).filter(|r| *r < which.len());
+                let fault = fault(&f);
+                if let Some(row) = row.filter(|_| which.len() > 1 && !fault.fatal) {
+                    let at = which.start + row;
+                    self.run(turns, which.start..at, out);
+                    out.turns.push(TurnResult::failed(fault));
+                    self.run(turns, at + 1..which.end, out);
+                    return;
+                }
+                fault
+            }
+        };
+        if which.len() <= 1 || fault.fatal {
+            out.turns.extend(which.map(|_| TurnResult::failed(fault.clone())));
+        } else {
+            let middle = which.start + which.len() / 2;
+            self.run(turns, which.start..middle, out);
+            self.run(turns, middle..which.end, out);
+        }
+    }
+
+    fn run(&mut self, turns: &Turns, which: Range<usize>, out: &mut Results) {
+        if !which.is_empty() {
+            self.answer(turns, which, out);
+        }
+    }
+}
+
+/// A fault of the sandbox in the engine's words.
+fn fault(f: &sandbox::Fault) -> Fault {
+    let at = match f.progress.map(|p| p.input) {
+        None | Some(progress::FRAME | progress::TIMER) => FaultAt::Unknown,
+        Some(progress::OUTPUT) => FaultAt::Output,
+        Some(i) => FaultAt::Input(i),
+    };
+    Fault { message: f.to_string(), at, fatal: matches!(f.kind, FaultKind::Host(_)) }
+}
+
+impl SessionRule for PluginRule {
+    fn describe(&self) -> &Description {
+        &self.description
+    }
+
+    fn call(&mut self, turns: &Turns, out: &mut Results) {
+        out.clear();
+        let (mut start, mut inputs) = (0, 0);
+        for (i, turn) in turns.turns.iter().enumerate() {
+            let n = turn.inputs.len as usize;
+            if i > start && (inputs + n > FRAME_INPUTS || i - start >= FRAME_TURNS) {
+                self.answer(turns, start..i, out);
+                (start, inputs) = (i, 0);
+            }
+            inputs += n;
+        }
+        self.run(turns, start..turns.turns.len(), out);
+    }
+}

@@ -1,0 +1,181 @@
+//! Validators: plugins that judge events between the decoder and the lanes.
+//!
+//! A verdict is asked for once, before the event has any place in the fold, and never again (SEMANTICS 4). An event at which a
+//! validator fails is rejected like one that it does not accept, with reason `plugin_fault`.
+
+use super::CALL_DEADLINE;
+use super::frames::{Column, push_cells};
+use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
+use tidemill_contract::rows::{self, Verdict};
+use tidemill_engine::event::{RowHead, Rows};
+use tidemill_sandbox::{FaultKind, Instance};
+
+/// Events in one frame.
+const FRAME_EVENTS: usize = 512;
+
+/// The validators of a pipeline, in order.
+#[derive(Default)]
+pub(crate) struct Validators {
+    stages: Vec<Stage>,
+    /// Where the rows of the block at hand stand, in order of arrival: lane, place in the lane, still accepted.
+    order: Vec<(usize, usize)>,
+}
+
+struct Stage {
+    instance: Instance,
+    columns: Vec<Column>,
+    reasons: Vec<String>,
+    writer: FrameWriter,
+    events: Vec<u64>,
+    bytes: Vec<u8>,
+}
+
+/// Why an event was rejected.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Rejected {
+    /// One of the validator's reasons, or `plugin_fault`.
+    pub(crate) reason: String,
+    /// For a reader.
+    pub(crate) message: String,
+}
+
+impl Validators {
+    /// Adds a validator whose declared fields stand in extensions from `first_slot` on.
+    pub(crate) fn push(&mut self, instance: Instance, first_slot: usize) {
+        let d = instance.plugin().component().description();
+        self.stages.push(Stage {
+            columns: d.fields.iter().enumerate().map(|(n, f)| Column::new(f, first_slot + n)).collect(),
+            reasons: d.reasons.clone(),
+            instance,
+            writer: FrameWriter::default(),
+            events: Vec::new(),
+            bytes: Vec::new(),
+        });
+    }
+
+    /// Takes out the rows from `from` on (a length for each lane) that a validator does not accept, and tells of them.
+    ///
+    /// # Errors
+    /// If a validator cannot be called at all.
+    pub(crate) fn judge(
+        &mut self,
+        lanes: &mut [Rows],
+        from: &[usize],
+        mut rejected: impl FnMut(&RowHead, &Rejected),
+    ) -> Result<(), String> {
+        if self.stages.is_empty() {
+            return Ok(());
+        }
+        self.order.clear();
+        for (lane, (rows, from)) in lanes.iter().zip(from).enumerate() {
+            self.order.extend((*from..rows.heads.len()).map(|row| (lane, row)));
+        }
+        self.order.sort_unstable_by_key(|(lane, row)| lanes[*lane].heads[*row].raw_at);
+        let mut dead: Vec<(usize, usize)> = Vec::new();
+        for stage in &mut self.stages {
+            let mut next = Vec::new();
+            for part in self.order.chunks(FRAME_EVENTS) {
+                stage.part(lanes, part, &mut next)?;
+            }
+            for (at, why) in &next {
+                rejected(&lanes[at.0].heads[at.1], why);
+            }
+            dead.extend(next.iter().map(|(at, _)| *at));
+            self.order.retain(|at| !next.iter().any(|(n, _)| n == at));
+        }
+        if dead.is_empty() {
+            return Ok(());
+        }
+        dead.sort_unstable();
+        for (lane, rows) in lanes.iter_mut().enumerate() {
+            let mut row = 0;
+            rows.heads.retain(|_| {
+                row += 1;
+                dead.binary_search(&(lane, row - 1)).is_err()
+            });
+        }
+        Ok(())
+    }
+}
+
+type Verdicts = Vec<((usize, usize), Rejected)>;
+
+impl Stage {
+    /// Judges some rows; where the call fails, the row at fault is rejected and the others are asked again.
+    fn part(&mut self, lanes: &[Rows], part: &[(usize, usize)], out: &mut Verdicts) -> Result<(), String> {
+        if part.is_empty() {
+            return Ok(());
+        }
+        self.write(lanes, part);
+        let (message, row) = match self.instance.validate(self.writer.end(), CALL_DEADLINE) {
+            Ok(words) => match read(words, part, &self.reasons, out) {
+                Ok(()) => return Ok(()),
+                Err(e) => (format!("the answer is no frame of verdicts: {e}"), None),
+            },
+            Err(f) if matches!(f.kind, FaultKind::Host(_)) => return Err(f.to_string()),
+            Err(f) => (f.to_string(), f.progress.map(|p| p.row as usize).filter(|r| *r < part.len())),
+        };
+        match row {
+            _ if part.len() == 1 => {
+                out.push((part[0], Rejected { reason: "plugin_fault".into(), message }));
+                Ok(())
+            }
+            Some(row) => {
+                self.part(lanes, &part[..row], out)?;
+                self.part(lanes, &part[row..=row], out)?;
+                self.part(lanes, &part[row + 1..], out)
+            }
+            None => {
+                let (a, b) = part.split_at(part.len() / 2);
+                self.part(lanes, a, out)?;
+                self.part(lanes, b, out)
+            }
+        }
+    }
+
+    fn write(&mut self, lanes: &[Rows], part: &[(usize, usize)]) {
+        self.events.clear();
+        self.bytes.clear();
+        for (lane, row) in part {
+            let rows = &lanes[*lane];
+            let head = &rows.heads[*row];
+            let (key, ext) = (rows.key(head), rows.ext(head));
+            let at = self.bytes.len();
+            self.events.push(head.time.ms() as u64);
+            self.events.push(at as u64 | (key.len() as u64) << 32);
+            push_cells(&self.columns, ext, at + key.len(), &mut self.events);
+            self.bytes.extend_from_slice(key);
+            self.bytes.extend_from_slice(ext);
+        }
+        self.writer.begin(Kind::Events);
+        self.writer.wide_section(&self.events, part.len());
+        self.writer.section(&self.bytes);
+    }
+}
+
+fn read(
+    words: &[u64],
+    part: &[(usize, usize)],
+    reasons: &[String],
+    out: &mut Verdicts,
+) -> Result<(), FrameError> {
+    let frame = Frame::read(words, Kind::Verdicts)?;
+    let verdicts: &[Verdict] = frame.rows(0)?;
+    let _: &[rows::Count] = frame.rows(1)?;
+    let bytes: &[u8] = frame.rows(2)?;
+    if verdicts.len() != part.len() {
+        return Err(FrameError::Section(0));
+    }
+    let before = out.len();
+    for (v, at) in verdicts.iter().zip(part).filter(|(v, _)| v.code != 0) {
+        let reason = usize::try_from(v.code - 1).ok().and_then(|n| reasons.get(n));
+        let message = v.message.of(bytes);
+        let (Some(reason), Ok(message)) = (reason, message) else {
+            out.truncate(before);
+            return Err(FrameError::Range);
+        };
+        let message = String::from_utf8_lossy(message).into_owned();
+        out.push((*at, Rejected { reason: reason.clone(), message }));
+    }
+    Ok(())
+}
