@@ -7,6 +7,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 use wit_component::{ComponentEncoder, DecodedWasm, decode};
+use wit_parser::WorldItem;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -31,8 +32,10 @@ fn run(module: &str, component: &str) -> Result<String, Box<dyn std::error::Erro
     let made = ComponentEncoder::default().validate(true).module(&bytes)?.encode()?;
     let DecodedWasm::Component(resolve, world) = decode(&made)? else { return Err("no component".into()) };
     let world = &resolve.worlds[world];
-    // `types` holds no functions, so the host need not give anything for it.
-    let wanted: Vec<String> = world.imports.keys().map(|k| resolve.name_world_key(k)).collect();
+    // `types` holds no functions, and the types that the world takes from it are none either: the host gives nothing for
+    // them.
+    let given_by_host = world.imports.iter().filter(|(_, item)| !matches!(item, WorldItem::Type { .. }));
+    let wanted: Vec<String> = given_by_host.map(|(k, _)| resolve.name_world_key(k)).collect();
     let given = |name: &str| ["tidemill:plugin/host@0.1.0", "tidemill:plugin/types@0.1.0"].contains(&name);
     let foreign: Vec<&String> = wanted.iter().filter(|name| !given(name)).collect();
     if !foreign.is_empty() {
