@@ -9,6 +9,10 @@
 //!   declared paths, at most [`POINTER_LEVELS_MAX`] deep.
 //! - A declared text, number or boolean costs no allocation; slots point into the record. Only text with
 //!   `\u` escapes and values nested twice make serde_json allocate.
+//! - A record is first read quickly (`scan`). What that does not take is read by serde_json alone, which says
+//!   what is wrong; both ways give the same slots.
+
+mod scan;
 
 use super::{Decoder, Kind, Malformed, Slots};
 use serde::Deserializer as _;
@@ -132,18 +136,37 @@ impl Decoder for JsonDecoder {
     }
 
     fn decode(&mut self, record: &[u8], out: &mut Slots) -> Result<(), Malformed> {
-        out.reset(self.wanted);
         let malformed = |message: String| Malformed { reason: REASON, message };
         let text = simdutf8::basic::from_utf8(record).map_err(|_| malformed(utf8_message(record)))?;
+        if self.read_quickly(text, out) { Ok(()) } else { self.read(text, out).map_err(malformed) }
+    }
+}
+
+impl JsonDecoder {
+    /// False: the record is malformed or unusual, and the slots mean nothing.
+    fn read_quickly(&mut self, text: &str, out: &mut Slots) -> bool {
+        out.reset(self.wanted);
+        let children = &self.paths.nodes[0].children;
+        let mut at = Walk { paths: &self.paths, base: text.as_ptr() as usize, out, text: &mut self.text };
+        scan::members(text.as_bytes(), |name, value| {
+            match children.iter().find(|c| c.name.as_bytes() == name) {
+                Some(child) => at.take(child.node, &text[value]).is_ok(),
+                None => true,
+            }
+        })
+    }
+
+    fn read(&mut self, text: &str, out: &mut Slots) -> Result<(), String> {
+        out.reset(self.wanted);
         let first = text.bytes().find(|b| !matches!(b, b' ' | b'\t' | b'\n' | b'\r'));
         if first.is_some_and(|b| b != b'{') {
-            return Err(malformed("record is not a JSON object".to_owned()));
+            return Err("record is not a JSON object".to_owned());
         }
         let mut at = Walk { paths: &self.paths, base: text.as_ptr() as usize, out, text: &mut self.text };
         let mut json = serde_json::Deserializer::from_str(text);
         json.deserialize_map(Below { walk: &mut at, node: 0 })
             .and_then(|()| json.end())
-            .map_err(|e| malformed(e.to_string()))
+            .map_err(|e| e.to_string())
     }
 }
 
@@ -164,11 +187,11 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// Takes the value at a declared node, and what is declared below it.
-    fn take(&mut self, node: usize, raw: &RawValue) -> Result<(), serde_json::Error> {
+    fn take(&mut self, node: usize, raw: &str) -> Result<(), serde_json::Error> {
         let paths = self.paths;
         let node_at = &paths.nodes[node];
         for &slot in &node_at.slots {
-            self.set(slot, raw.get())?;
+            self.set(slot, raw)?;
         }
         if node_at.children.is_empty() {
             return Ok(());
@@ -178,14 +201,14 @@ impl Walk<'_> {
         }
         // A new deserializer for each level: the value is known to be JSON, and neither numbers out of
         // serde_json's range nor its depth limit can refuse what is only passed through.
-        let mut json = serde_json::Deserializer::from_str(raw.get());
+        let mut json = serde_json::Deserializer::from_str(raw);
         let below = Below { walk: self, node };
-        match raw.get().as_bytes().first() {
+        match raw.as_bytes().first() {
             Some(b'{') => json.deserialize_map(below),
             Some(b'[') => json.deserialize_seq(below),
             _ => Ok(()),
         }
-        .map_err(|e| self.inside(raw.get(), &e))
+        .map_err(|e| self.inside(raw, &e))
     }
 
     fn set(&mut self, slot: usize, raw: &str) -> Result<(), serde_json::Error> {
@@ -264,7 +287,7 @@ impl<'de> Visitor<'de> for Below<'_, '_> {
             match child {
                 Some(node) => {
                     let raw: &RawValue = map.next_value()?;
-                    self.walk.take(node, raw).map_err(A::Error::custom)?;
+                    self.walk.take(node, raw.get()).map_err(A::Error::custom)?;
                 }
                 None => {
                     map.next_value::<IgnoredAny>()?;
@@ -281,7 +304,7 @@ impl<'de> Visitor<'de> for Below<'_, '_> {
             match children.iter().find(|c| c.index == Some(index)) {
                 Some(child) => {
                     let Some(raw) = seq.next_element::<&RawValue>()? else { break };
-                    self.walk.take(child.node, raw).map_err(A::Error::custom)?;
+                    self.walk.take(child.node, raw.get()).map_err(A::Error::custom)?;
                 }
                 None => {
                     if seq.next_element::<IgnoredAny>()?.is_none() {
@@ -583,6 +606,29 @@ mod tests {
             let reference: Result<serde_json::Value, _> = serde_json::from_str(&record);
             // serde_json's own tree accepts no more than we do.
             prop_assert!(result.is_ok() || !reference.is_ok_and(|v| v.is_object()));
+        }
+
+        /// Bug family: the quick way gives other slots than serde_json, or takes what it refuses.
+        #[test]
+        fn both_ways_agree(
+            v in any_json(),
+            edit in prop::option::of((any::<prop::sample::Index>(), r#"[\[\]{}",:a1e.\\un -]{1,3}"#)),
+        ) {
+            let mut record = serde_json::json!({ "k": "x", "a": v, "t": 1 }).to_string();
+            if let Some((at, with)) = edit {
+                let places: Vec<usize> = record.char_indices().map(|(i, _)| i).collect();
+                record.insert_str(*at.get(&places), &with);
+            }
+            let mut decoder = JsonDecoder::new(&wanted(&["k", "t", "a", "/a/a", "/a/0"]));
+            let (mut quick, mut slow) = (Slots::default(), Slots::default());
+            let refused = decoder.read(&record, &mut slow).is_err();
+            if decoder.read_quickly(&record, &mut quick) {
+                prop_assert!(!refused);
+                for i in 0..5 {
+                    prop_assert_eq!(quick.kind(i), slow.kind(i));
+                    prop_assert_eq!(quick.get(i, record.as_bytes()), slow.get(i, record.as_bytes()));
+                }
+            }
         }
 
         /// Bug family: wrong place, wrong level, stale slot. The model is `Value::pointer`.
