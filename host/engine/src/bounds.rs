@@ -13,6 +13,8 @@ pub const CALL_INPUTS: usize = 4096;
 pub const CALL_TURNS: usize = 512;
 /// Rows that a lane takes in before it folds what is due: between barriers, with early output off and no lateness.
 pub const SWEEP_ROWS: usize = 1 << 17;
+/// Rows whose keys are looked up together: more than a core can wait for at once, few enough to stay in its first-level cache.
+pub const LOOKUP_ROWS: usize = 32;
 /// Width of a bucket in the index of due times, as a power of two in ms: about a second.
 pub const DUE_BUCKET_BITS: u32 = 10;
 /// Events in one key's suffix by default (SEMANTICS 31).

@@ -56,13 +56,20 @@ impl Row {
         let at = self.ext_at as usize;
         &bytes[at..at + (self.ext_len & !FRESH) as usize]
     }
+    #[inline]
     fn order(&self, other: &Row, bytes: &[u8]) -> Ordering {
-        self.time.cmp(&other.time).then_with(|| match (ext::id(self.ext(bytes)), ext::id(other.ext(bytes))) {
+        self.time.cmp(&other.time).then_with(|| self.order_by_id(other, bytes))
+    }
+    fn order_by_id(&self, other: &Row, bytes: &[u8]) -> Ordering {
+        if bytes.is_empty() {
+            return self.position.cmp(&other.position);
+        }
+        match (ext::id(self.ext(bytes)), ext::id(other.ext(bytes))) {
             (None, None) => self.position.cmp(&other.position),
             (Some(a), Some(b)) => a.cmp(b),
             (Some(a), None) => a.cmp(&other.position.id_bytes()),
             (None, Some(b)) => self.position.id_bytes().as_slice().cmp(b),
-        })
+        }
     }
     pub(crate) fn ident(&self, bytes: &[u8]) -> Ident {
         Ident { time: self.time, position: self.position, id: ext::id(self.ext(bytes)).map(Into::into) }
@@ -77,7 +84,37 @@ pub(crate) struct Open {
     pub(crate) last_position: Position,
     pub(crate) count: u64,
     pub(crate) state: Box<[u8]>,
-    pub(crate) timers: Vec<Timer>,
+    pub(crate) timers: Timers,
+}
+
+/// The pending timers of a session. Most rules set one at a time: it stands in place, so that a session costs
+/// no allocation for it and a visit no cache miss.
+#[derive(Clone, Debug)]
+pub(crate) enum Timers {
+    None,
+    One(Timer),
+    Many(Box<[Timer]>),
+}
+
+impl From<&[Timer]> for Timers {
+    fn from(timers: &[Timer]) -> Self {
+        match timers {
+            [] => Timers::None,
+            [one] => Timers::One(*one),
+            many => Timers::Many(many.into()),
+        }
+    }
+}
+
+impl std::ops::Deref for Timers {
+    type Target = [Timer];
+    fn deref(&self) -> &[Timer] {
+        match self {
+            Timers::None => &[],
+            Timers::One(one) => std::slice::from_ref(one),
+            Timers::Many(many) => many,
+        }
+    }
 }
 
 impl Open {
@@ -144,12 +181,13 @@ pub(crate) struct Sent {
     pub(crate) content: u64,
 }
 
-/// What a key has besides its base: only active keys do.
+/// What a key has besides its base: only active keys do. What every event needs comes first, in one cache line.
 #[derive(Default, Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Tail {
     pub(crate) rows: Vec<Row>,
-    pub(crate) ext: Vec<u8>,
     pub(crate) sorted: usize,
+    pub(crate) ext: Vec<u8>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) closed: Vec<Closed>,
     pub(crate) rejected: Vec<Rejected>,
@@ -331,15 +369,16 @@ impl std::ops::Deref for KeyBytes {
     }
 }
 
-/// A key and its fold.
+/// A key and its fold. In order of use: an event needs the key and the tail, only a fold the rest.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct KeyState {
+    pub(crate) tail: Option<Box<Tail>>,
     pub(crate) hash: u64,
     pub(crate) key: KeyBytes,
-    pub(crate) base: Option<Open>,
     /// Sessions that closed at or before this frontier were settled: reported for the last time.
     pub(crate) settled_b: EventTime,
-    pub(crate) tail: Option<Box<Tail>>,
+    pub(crate) base: Option<Open>,
 }
 
 /// The byte form: little-endian, one record a key, whole or as the difference since the last epoch.
@@ -398,6 +437,7 @@ pub(crate) mod codec {
             let timers = (0..n)
                 .map(|_| Some(Timer { number: self.u8()?, at: self.time()? }))
                 .collect::<Option<Vec<_>>>()?;
+            let timers = timers.as_slice().into();
             Some(Some(Open { first, last, last_position, count, state, timers }))
         }
         fn sent(&mut self) -> Option<Sent> {
@@ -446,7 +486,7 @@ pub(crate) mod codec {
         put_u64(out, o.count);
         put_bytes(out, &o.state);
         out.push(o.timers.len() as u8);
-        for t in &o.timers {
+        for t in o.timers.iter() {
             out.push(t.number);
             put_time(out, t.at);
         }

@@ -4,7 +4,7 @@
 //! to a call of the rule. Everything that leaves (changed state, revisions, dead letters, counts) leaves at a barrier.
 
 use crate::bounds::{
-    CALL_INPUTS, CALL_TURNS, DUE_BUCKET_BITS, KEY_EXT_BYTES, SNAPSHOT_ROWS, SNAPSHOTS_PER_TURN,
+    CALL_INPUTS, CALL_TURNS, DUE_BUCKET_BITS, KEY_EXT_BYTES, LOOKUP_ROWS, SNAPSHOT_ROWS, SNAPSHOTS_PER_TURN,
 };
 use crate::event::{Position, RowHead, Rows, ext};
 use crate::key::{KeyForm, key_group, session_id};
@@ -149,9 +149,10 @@ const NEVER: i64 = i64::MAX;
 const KEY_RECORD: u8 = 0;
 const IMAGE: u8 = 1;
 
+/// A key and its place in the lane's lists. What every event needs stands in the first cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 struct Entry {
-    state: KeyState,
     due: EventTime,
     /// The bucket of the due index that holds this key, or `NEVER`.
     bucket: i64,
@@ -162,7 +163,10 @@ struct Entry {
     /// An epoch record may hold it.
     persisted: bool,
     live: bool,
+    state: KeyState,
 }
+
+const _: () = assert!(std::mem::offset_of!(Entry, state) + std::mem::offset_of!(KeyState, settled_b) <= 64);
 
 /// What a turn was made from, to read its answer by.
 #[derive(Clone, Copy, Debug)]
@@ -249,10 +253,25 @@ impl Lane {
     /// Takes in a batch. `watermark` is the one before the batch; the rows are not before its frontier.
     pub fn insert(&mut self, rows: &Rows, watermark: EventTime, origin: Origin<'_>) {
         self.watermark = self.watermark.max(watermark);
-        for head in &rows.heads {
-            let slot = self.slot(head.key_hash, rows.key(head));
-            self.push_row(slot, head, rows.ext(head), origin);
+        let mut slots = [0; LOOKUP_ROWS];
+        for heads in rows.heads.chunks(LOOKUP_ROWS) {
+            let slots = &mut slots[..heads.len()];
+            for (slot, head) in slots.iter_mut().zip(heads) {
+                *slot = self.slot(head.key_hash, rows.key(head));
+            }
+            self.fetch(slots, |t| t.rows.last());
+            for (slot, head) in slots.iter().zip(heads) {
+                self.push_row(*slot, head, rows.ext(head), origin);
+            }
         }
+    }
+
+    /// Reads a little of what is about to be worked on. Keys lie far apart in memory; in loops as short as
+    /// these the processor waits for many of them at once, instead of for one after the other.
+    fn fetch(&self, slots: &[u32], row: impl Fn(&Tail) -> Option<&Row>) {
+        let tails = || slots.iter().filter_map(|s| self.entries[*s as usize].state.tail.as_deref());
+        std::hint::black_box(tails().fold(0, |n, t| n ^ t.rows.len()));
+        std::hint::black_box(tails().filter_map(row).fold(0, |n, r| n ^ r.ext_at));
     }
 
     fn push_row(&mut self, slot: u32, head: &RowHead, ext: &[u8], origin: Origin<'_>) {
@@ -262,7 +281,9 @@ impl Lane {
         let e = &mut self.entries[slot as usize];
         let tail = e.state.tail.get_or_insert_with(|| self.tails.pop().unwrap_or_default());
         let at = tail.ext.len() as u32;
-        tail.ext.extend_from_slice(ext);
+        if !ext.is_empty() {
+            tail.ext.extend_from_slice(ext);
+        }
         tail.rows.push(Row::new(head.time, head.position, at, ext.len() as u32));
         self.suffix_bytes += size_of::<Row>() + ext.len();
         if !e.touched {
@@ -330,11 +351,18 @@ impl Lane {
         true
     }
 
+    #[inline]
     fn slot(&mut self, hash: u64, key: &[u8]) -> u32 {
         let entries = &self.entries;
-        if let Some(s) = self.table.find(hash, |s| *entries[*s as usize].state.key == *key) {
-            return *s;
+        let found = self.table.find(hash, |s| *entries[*s as usize].state.key == *key);
+        match found {
+            Some(s) => *s,
+            None => self.add_key(hash, key),
         }
+    }
+
+    #[cold]
+    fn add_key(&mut self, hash: u64, key: &[u8]) -> u32 {
         let state =
             KeyState { hash, key: key.into(), base: None, settled_b: EventTime::BEGINNING, tail: None };
         let due = EventTime::INFINITY;
@@ -452,10 +480,15 @@ impl Lane {
     fn fold(&mut self, slots: &[u32], barrier: Barrier, at_barrier: bool) -> Result<(), LaneFault> {
         let w = if barrier.at_end { EventTime::INFINITY } else { barrier.watermark };
         let now = Now { w, b: w.minus(self.config.lateness_ms), barrier, at_barrier };
-        for slot in slots {
-            self.plan(*slot, now);
-            if self.turns.inputs.len() >= CALL_INPUTS || self.turns.turns.len() >= CALL_TURNS {
-                self.call(now)?;
+        for some in slots.chunks(LOOKUP_ROWS) {
+            let settled = some.iter().map(|s| self.entries[*s as usize].state.settled_b.ms());
+            std::hint::black_box(settled.fold(0, |n, b| n ^ b));
+            self.fetch(some, |t| t.rows.first());
+            for slot in some {
+                self.plan(*slot, now);
+                if self.turns.inputs.len() >= CALL_INPUTS || self.turns.turns.len() >= CALL_TURNS {
+                    self.call(now)?;
+                }
             }
         }
         self.call(now)
@@ -938,7 +971,7 @@ impl Start<'_> {
             last_position,
             count: self.count(place, last),
             state: results.bytes[at.state.range()].into(),
-            timers: results.timers[at.timers.range()].to_vec(),
+            timers: results.timers[at.timers.range()].into(),
         })
     }
 }
@@ -957,8 +990,7 @@ fn advance_direct(base: &mut Option<Open>, tail: &mut Tail, p: Pending, r: &Turn
                 o.last_position = last.position;
                 o.count += p.folded as u64;
             }
-            o.timers.clear();
-            o.timers.extend_from_slice(&results.timers[r.end.timers.range()]);
+            o.timers = results.timers[r.end.timers.range()].into();
             let state = &results.bytes[r.end.state.range()];
             if *o.state != *state {
                 o.state = state.into();
