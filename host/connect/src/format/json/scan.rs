@@ -234,8 +234,8 @@ const HIGH: u64 = LOW << 7;
 fn special(text: &[u8], mut at: usize) -> usize {
     while let Some(eight) = text.get(at..).and_then(|t| t.first_chunk::<8>()) {
         let w = u64::from_le_bytes(*eight);
-        let quote = w ^ LOW * b'"' as u64;
-        let backslash = w ^ LOW * b'\\' as u64;
+        let quote = w ^ (LOW * b'"' as u64);
+        let backslash = w ^ (LOW * b'\\' as u64);
         let found = (quote.wrapping_sub(LOW) & !quote
             | backslash.wrapping_sub(LOW) & !backslash
             | w.wrapping_sub(LOW * 0x20) & !w)
