@@ -1,0 +1,127 @@
+//! What names what: names that pipelines may use, each use of one, and uses that cannot stand together.
+
+use super::diagnose::{Problems, Spot};
+use super::pipeline::PluginFile;
+use super::plan::{Pipeline, Rule, Sink, SinkKind, Source, SourceKind};
+use std::path::{Path, PathBuf};
+
+/// What pipelines may refer to.
+pub(super) struct Names {
+    pub(super) sources: Vec<String>,
+    pub(super) sinks: Vec<String>,
+    pub(super) plugins: Vec<PluginFile>,
+    pub(super) epoch_ms: i64,
+}
+
+/// One mention of a source or sink in a pipeline.
+pub(super) struct Use {
+    pub(super) index: usize,
+    pub(super) at: Spot,
+    pub(super) path: String,
+    pub(super) dead: bool,
+}
+
+/// All mentions, to find what can be used only once.
+#[derive(Default)]
+pub(super) struct Uses {
+    pub(super) sources: Vec<Use>,
+    pub(super) sinks: Vec<Use>,
+}
+
+impl Uses {
+    pub(super) fn check(&self, sources: &[Option<Source>], sinks: &[Option<Sink>], p: &mut Problems) {
+        let mut stdin: Option<&Use> = None;
+        for u in &self.sources {
+            if !matches!(sources.get(u.index), Some(Some(Source { kind: SourceKind::Stdin, .. }))) {
+                continue;
+            }
+            if let Some(first) = stdin {
+                let help = format!("`{}` reads it already", first.path);
+                p.error(u.at, &u.path, "standard input can be read only once".to_owned(), help);
+            }
+            stdin = stdin.or(Some(u));
+        }
+        for (n, u) in self.sinks.iter().enumerate() {
+            let Some(Some(sink)) = sinks.get(u.index) else { continue };
+            if u.dead && matches!(sink.kind, SinkKind::Sqlite { .. }) {
+                let message = format!("dead letters cannot go to `{}`: they are JSON lines", sink.name);
+                p.error(u.at, &u.path, message, "use a sink of kind = \"file\" or \"stdout\"".to_owned());
+            }
+            // A file is cut back to one pipeline's cursor after a crash; two would cut each other.
+            let first = self.sinks[..n].iter().find(|first| first.index == u.index);
+            if let (Some(first), SinkKind::File { .. }) = (first, &sink.kind) {
+                let message = format!("the file sink `{}` is used twice", sink.name);
+                p.error(
+                    u.at,
+                    &u.path,
+                    message,
+                    format!("`{}` writes to it already; give each its own", first.path),
+                );
+            }
+        }
+    }
+}
+
+/// Warns of sources, sinks and plugins that no pipeline uses.
+pub(super) fn unused(
+    names: &Names,
+    uses: &Uses,
+    sources: &[Option<Source>],
+    sinks: &[Option<Sink>],
+    pipelines: &[Option<Pipeline>],
+    p: &mut Problems,
+) {
+    for (i, source) in sources.iter().enumerate() {
+        if let Some(source) = source
+            && !uses.sources.iter().any(|u| u.index == i)
+        {
+            let message = format!("no pipeline reads the source `{}`", names.sources[i]);
+            p.warn(source.at, &format!("source.{}", source.name), message, None);
+        }
+    }
+    for (i, sink) in sinks.iter().enumerate() {
+        if let Some(sink) = sink
+            && !uses.sinks.iter().any(|u| u.index == i)
+        {
+            let message = format!("no pipeline writes to the sink `{}`", names.sinks[i]);
+            p.warn(sink.at, &format!("sink.{}", sink.name), message, None);
+        }
+    }
+    let pipelines = || pipelines.iter().flatten();
+    for plugin in &names.plugins {
+        let in_session = |k: &Pipeline| matches!(&k.rule, Rule::Plugin(u) if u.name == plugin.name);
+        let in_validate = |k: &Pipeline| k.validate.iter().any(|u| u.name == plugin.name);
+        if !pipelines().any(|k| in_session(k) || in_validate(k)) {
+            let message = format!("no pipeline uses the plugin `{}`", plugin.name);
+            p.warn(plugin.at, &format!("plugin.{}", plugin.name), message, None);
+        }
+    }
+}
+
+/// Two sinks on one file would overwrite each other; two tables in one database are fine.
+pub(super) fn check_one_file(sinks: &[Option<Sink>], p: &mut Problems) {
+    let sinks: Vec<&Sink> = sinks.iter().flatten().collect();
+    for (n, sink) in sinks.iter().enumerate() {
+        let clash = sinks[..n].iter().find(|first| match (&first.kind, &sink.kind) {
+            (SinkKind::Sqlite { path: a, table: s }, SinkKind::Sqlite { path: b, table: t }) => {
+                same_file(a, b) && s.eq_ignore_ascii_case(t)
+            }
+            (a, b) => matches!((a.path(), b.path()), (Some(a), Some(b)) if same_file(a, b)),
+        });
+        if let Some(first) = clash {
+            let message = format!("the sinks `{}` and `{}` write to the same place", first.name, sink.name);
+            p.error(
+                sink.path_at,
+                &format!("sink.{}.path", sink.name),
+                message,
+                "give each its own".to_owned(),
+            );
+        }
+    }
+}
+
+/// Whether two paths are spelled alike but for `.` parts.
+fn same_file(a: &Path, b: &Path) -> bool {
+    let plain = |p: &Path| p.components().filter(|c| *c != std::path::Component::CurDir).collect::<PathBuf>();
+    plain(a) == plain(b)
+}

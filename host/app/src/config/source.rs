@@ -1,0 +1,320 @@
+//! `[source.NAME]`: where records come from, and what in them is key, time and id.
+
+use super::diagnose::{Problems, nearest};
+use super::plan::{
+    Format, Generator, IdSpec, KeySpec, Secret, Source, SourceKind, TimeForm, TimeSpec, TimeUnit,
+};
+use super::raw::{self, Field, Section, Value};
+use super::{duration, last};
+use std::collections::BTreeMap;
+
+/// What a line of the combined log format has.
+const COMBINED_FIELDS: [&str; 11] =
+    ["host", "ident", "user", "time", "method", "url", "protocol", "status", "bytes", "referer", "agent"];
+/// Keys that only some kinds of source have.
+const SOURCE_ONLY: [(&str, &str); 8] = [
+    ("path", "only kind = \"file\" has it"),
+    ("follow", "only kind = \"file\" has it"),
+    ("events", "only kind = \"generator\" has it"),
+    ("rate", "only kind = \"generator\" has it"),
+    ("users", "only kind = \"generator\" has it"),
+    ("seed", "only kind = \"generator\" has it"),
+    ("stories", "only kind = \"generator\" has it"),
+    ("start", "only kind = \"generator\" has it"),
+];
+
+pub(super) fn check_source(mut s: Section<'_>, now_ms: i64, p: &mut Problems) -> Option<Source> {
+    let name = last(&s.path).to_owned();
+    let at = s.at;
+    let kind = s.need("kind", "write `kind = \"file\"`, \"stdin\" or \"generator\"", p);
+    let kind = kind.and_then(|f| f.word(&["file", "stdin", "generator"], &["http", "kafka", "pubsub"], p));
+    let kind = check_source_kind(kind, &mut s, p);
+    let generated = matches!(kind, Some(SourceKind::Generator(_)));
+    let format = check_format(&mut s, generated, p);
+    let combined = format == Some(Format::Combined);
+    let key = check_key(&mut s, generated, combined, p);
+    let key_hmac = check_secret(&mut s, p);
+    // Without a known format nobody can say whether `time` may be left out.
+    let time = check_time(&mut s, generated || format.is_none(), combined, p);
+    let id = check_id(&mut s, combined, p);
+    let disorder_ms = duration(&mut s, "disorder", 60_000, p);
+    let idle_ms = duration(&mut s, "idle", 30_000, p);
+    let drift_ms = duration(&mut s, "drift", 60_000, p);
+    let far_future_ms = check_far_future(&mut s, kind.as_ref(), now_ms, p);
+    if let Some(f) = s.get("dedup")
+        && f.duration_ms(p).is_some_and(|ms| ms > 0)
+    {
+        f.wrong("`dedup` is not in this build yet".to_owned(), "leave it out, or write \"0s\"".to_owned(), p);
+    }
+    let fields = check_fields(&mut s, combined, p);
+    s.finish(&SOURCE_ONLY, p);
+    Some(Source {
+        name,
+        at,
+        kind: kind?,
+        format: format?,
+        key: key?,
+        key_hmac,
+        time: time?,
+        id: id?,
+        disorder_ms,
+        idle_ms,
+        drift_ms,
+        far_future_ms,
+        fields,
+    })
+}
+
+fn check_source_kind(kind: Option<&str>, s: &mut Section<'_>, p: &mut Problems) -> Option<SourceKind> {
+    let Some(kind) = kind else {
+        s.forgive(&SOURCE_ONLY.map(|(key, _)| key));
+        return None;
+    };
+    match kind {
+        "file" => {
+            let follow_field = s.get("follow");
+            let follow = follow_field.as_ref().and_then(|f| f.boolean(p)).unwrap_or(false);
+            let path = s.need("path", "write `path = \"access.log\"`", p)?;
+            let pattern = path.text(p)?;
+            if let Err(e) = glob::Pattern::new(pattern) {
+                path.wrong(format!("`{}` is not a pattern: {}", path.shown(), e.msg), None, p);
+            }
+            if follow && (pattern.ends_with(".gz") || pattern.ends_with(".zst")) {
+                let help = "leave `follow` out, or follow the plain file".to_owned();
+                path.wrong("a compressed file cannot be followed".to_owned(), help, p);
+            }
+            Some(SourceKind::File { pattern: pattern.to_owned(), at: path.node.at, follow })
+        }
+        "stdin" => Some(SourceKind::Stdin),
+        "generator" => Some(SourceKind::Generator(check_generator(s, p))),
+        _ => None,
+    }
+}
+
+fn check_generator(s: &mut Section<'_>, p: &mut Problems) -> Generator {
+    Generator {
+        events: s.get("events").and_then(|f| f.count(1, p)),
+        rate: s.get("rate").and_then(|f| f.positive(p)),
+        users: s.get("users").and_then(|f| f.count(1, p)).unwrap_or(1000),
+        seed: s.get("seed").and_then(|f| f.count(0, p)).unwrap_or(1),
+        stories: s.get("stories").and_then(|f| f.boolean(p)).unwrap_or(false),
+        start_ms: s.get("start").and_then(|f| instant_ms(&f, p)),
+    }
+}
+
+/// A point in time: text or TOML date by RFC 3339, or milliseconds since the Unix epoch.
+fn instant_ms(f: &Field<'_>, p: &mut Problems) -> Option<i64> {
+    let text = match &f.node.value {
+        Value::Int(ms) => return Some(*ms),
+        Value::Date(date) => date.as_str(),
+        _ => f.text(p)?,
+    };
+    match text.parse::<jiff::Timestamp>() {
+        Ok(t) => Some(t.as_millisecond()),
+        Err(_) => {
+            let help = "write \"2026-01-31T00:00:00Z\"".to_owned();
+            f.wrong(format!("`{}` is not a point in time", last(&f.path)), help, p);
+            None
+        }
+    }
+}
+
+fn check_format(s: &mut Section<'_>, generated: bool, p: &mut Problems) -> Option<Format> {
+    let field = match s.get("format") {
+        None if generated => return Some(Format::Json),
+        Some(f) => f,
+        None => {
+            return s
+                .need("format", "write `format = \"json\"`, \"csv\", \"tsv\" or \"combined\"", p)
+                .and(None);
+        }
+    };
+    match field.word(&["json", "csv", "tsv", "combined"], &["avro", "protobuf"], p)? {
+        "json" => Some(Format::Json),
+        "csv" => Some(Format::Csv),
+        "tsv" => Some(Format::Tsv),
+        _ => Some(Format::Combined),
+    }
+    .filter(|format| {
+        let fits = !generated || *format == Format::Json;
+        if !fits {
+            field.wrong("the generator writes JSON only".to_owned(), "leave `format` out".to_owned(), p);
+        }
+        fits
+    })
+}
+
+/// A field of a record; of combined logs the names are known.
+fn check_path(f: &Field<'_>, combined: bool, p: &mut Problems) -> Option<String> {
+    let name = f.text(p)?;
+    if combined && !COMBINED_FIELDS.contains(&name) {
+        let help = match nearest(name, COMBINED_FIELDS) {
+            Some(k) => format!("did you mean \"{k}\"?"),
+            None => format!("it has {}", COMBINED_FIELDS.join(", ")),
+        };
+        f.wrong(format!("a combined log has no field `{}`", f.shown()), help, p);
+    }
+    Some(name.to_owned())
+}
+
+/// Several fields of a record; none may stand twice.
+fn check_paths(f: &Field<'_>, combined: bool, p: &mut Problems) -> Option<Vec<String>> {
+    let mut list: Vec<String> = Vec::new();
+    for element in f.elements() {
+        let name = check_path(&element, combined, p)?;
+        if list.contains(&name) {
+            element.wrong(format!("`{}` stands here twice", element.shown()), None, p);
+        }
+        list.push(name);
+    }
+    if list.is_empty() {
+        f.wrong(format!("`{}` names no field", f.path), None, p);
+        return None;
+    }
+    Some(list)
+}
+
+fn check_key(s: &mut Section<'_>, generated: bool, combined: bool, p: &mut Problems) -> Option<KeySpec> {
+    let help = "write `key = \"user_id\"`: the field whose value names the visitor";
+    let field = match s.get("key") {
+        None if generated => return Some(KeySpec::One("user_id".to_owned())),
+        Some(f) => f,
+        None => return s.need("key", help, p).and(None),
+    };
+    if let Value::Table(_) = field.node.value {
+        let help = "write one field \"a\", or [\"a\", \"b\"] for several together".to_owned();
+        field.wrong("`{ first_of = [..] }` is not in this build yet".to_owned(), help, p);
+        return None;
+    }
+    let mut list = check_paths(&field, combined, p)?;
+    if list.len() == 1 { list.pop().map(KeySpec::One) } else { Some(KeySpec::Together(list)) }
+}
+
+fn check_secret(s: &mut Section<'_>, p: &mut Problems) -> Option<Secret> {
+    let field = s.get("key_hmac")?;
+    let secret = field.text(p)?;
+    if !field.shown().contains("${") {
+        let help = "write \"${env:CLICK_KEY}\" or \"${file:/run/secrets/click_key}\"".to_owned();
+        p.warn(field.key_at, &field.path, "a secret stands in the config file itself".to_owned(), help);
+    }
+    Some(Secret::new(secret.to_owned()))
+}
+
+fn check_time(s: &mut Section<'_>, optional: bool, combined: bool, p: &mut Problems) -> Option<TimeSpec> {
+    // As the generator writes it, and as the combined log has it.
+    let default = if optional {
+        TimeSpec { field: "ts".to_owned(), form: TimeForm::Unix(TimeUnit::Ms) }
+    } else {
+        TimeSpec { field: "time".to_owned(), form: TimeForm::Standard }
+    };
+    let help = "write `time = { field = \"ts\", unit = \"ms\" }`, or `{ field = \"ts\" }` for RFC 3339 text";
+    let field = match s.get("time") {
+        None if optional || combined => return Some(default),
+        Some(f) => f,
+        None => return s.need("time", help, p).and(None),
+    };
+    if let Value::Text { .. } = field.node.value {
+        let field = check_path(&field, combined, p)?;
+        return Some(TimeSpec { field, form: TimeForm::Standard });
+    }
+    let mut t = field.section(help, p)?;
+    let path = t.need("field", "write `field = \"ts\"`", p).and_then(|f| check_path(&f, combined, p));
+    let unit_field = t.get("unit");
+    let unit = unit_field.as_ref().and_then(|f| f.word(&["s", "ms", "us"], &[], p));
+    let format = t.get("format").and_then(|f| check_strptime(&f, p));
+    let zone_field = t.get("zone");
+    let zone = zone_field.as_ref().and_then(|f| check_zone(f, p));
+    if let (Some(f), true) = (&unit_field, format.is_some() || zone_field.is_some()) {
+        let help = "keep `unit` if the time is a number, `format` and `zone` if it is text".to_owned();
+        f.wrong("`unit` is for numbers, `format` and `zone` are for text".to_owned(), help, p);
+    }
+    t.finish(&[], p);
+    let form = match (unit, format, zone) {
+        (Some("s"), ..) => TimeForm::Unix(TimeUnit::S),
+        (Some("us"), ..) => TimeForm::Unix(TimeUnit::Us),
+        (Some(_), ..) => TimeForm::Unix(TimeUnit::Ms),
+        (None, None, None) => TimeForm::Standard,
+        (None, format, zone) => TimeForm::Text { format, zone: zone.unwrap_or_else(|| "UTC".to_owned()) },
+    };
+    Some(TimeSpec { field: path?, form })
+}
+
+/// Formats are tried out on a fixed instant: what cannot be printed cannot be read either.
+fn check_strptime(f: &Field<'_>, p: &mut Problems) -> Option<String> {
+    let format = f.text(p)?;
+    let sample = jiff::Timestamp::UNIX_EPOCH.to_zoned(jiff::tz::TimeZone::UTC);
+    if let Err(e) = jiff::fmt::strtime::format(format, &sample) {
+        let help = "as in strptime: \"%Y-%m-%d %H:%M:%S\"".to_owned();
+        f.wrong(format!("`{}` is not a time format: {e}", f.shown()), help, p);
+        return None;
+    }
+    Some(format.to_owned())
+}
+
+fn check_zone(f: &Field<'_>, p: &mut Problems) -> Option<String> {
+    let zone = f.text(p)?;
+    if jiff::tz::TimeZone::get(zone).is_err() {
+        let help = "write an IANA name: \"UTC\", \"Europe/Berlin\"".to_owned();
+        f.wrong(format!("the time zone `{}` is not known", f.shown()), help, p);
+    }
+    Some(zone.to_owned())
+}
+
+fn check_id(s: &mut Section<'_>, combined: bool, p: &mut Problems) -> Option<IdSpec> {
+    let Some(field) = s.get("id") else { return Some(IdSpec::Position) };
+    if let Value::Text { value, .. } = &field.node.value {
+        match value.as_str() {
+            "position" => return Some(IdSpec::Position),
+            "content" => return Some(IdSpec::Content),
+            _ => {}
+        }
+        // A slip in one of the two words would silently make it a field that no record has.
+        if let Some(word) = nearest(value, ["position", "content"]) {
+            let help = "a field of that name can be written as an array".to_owned();
+            p.warn(
+                field.node.at,
+                &field.path,
+                format!("is `{}` a field, or \"{word}\"?", field.shown()),
+                help,
+            );
+        }
+    }
+    check_paths(&field, combined, p).map(IdSpec::Fields)
+}
+
+fn check_far_future(
+    s: &mut Section<'_>,
+    kind: Option<&SourceKind>,
+    now_ms: i64,
+    p: &mut Problems,
+) -> Option<i64> {
+    let field = s.get("far_future");
+    let off =
+        field.as_ref().is_some_and(|f| matches!(&f.node.value, Value::Text { value, .. } if value == "off"));
+    if off {
+        return None;
+    }
+    let ms = field.as_ref().and_then(|f| f.duration_ms(p)).unwrap_or(5 * 60_000);
+    if let Some(SourceKind::Generator(Generator { start_ms: Some(start), .. })) = kind
+        && *start > now_ms.saturating_add(ms)
+    {
+        let (at, path) = field.as_ref().map_or((s.at, s.path.clone()), |f| (f.node.at, f.path.clone()));
+        let message = "the generator starts in the future, where every event is a dead letter".to_owned();
+        p.error(at, &path, message, "write `far_future = \"off\"`".to_owned());
+    }
+    Some(ms)
+}
+
+fn check_fields(s: &mut Section<'_>, combined: bool, p: &mut Problems) -> BTreeMap<String, String> {
+    let help = "write `[source.NAME.fields]` with lines as `referrer = \"referer\"`";
+    let Some(table) = s.get("fields").and_then(|f| f.section(help, p)) else { return BTreeMap::new() };
+    let path = table.path.clone();
+    table
+        .entries()
+        .iter()
+        .filter_map(|e| {
+            let field = Field { node: &e.node, key_at: e.key_at, path: raw::join(&path, &e.key) };
+            Some((e.key.clone(), check_path(&field, combined, p)?))
+        })
+        .collect()
+}

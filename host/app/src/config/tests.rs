@@ -1,0 +1,440 @@
+//! What a config file says, and what is said of a wrong one.
+
+use super::plan::Generator;
+use super::*;
+use tidemill_engine::outbox::{Stage, Stages};
+
+const NOW_MS: i64 = 1_750_000_000_000;
+
+/// The file of DESIGN 8, as it stands there.
+const DESIGN: &str = r#"
+[server]
+listen   = "127.0.0.1:7300"          # admin API, status page, /metrics; beyond loopback only with [server.tls] or insecure = true
+data_dir = "./.tidemill"             # epoch segments, plugins, ingest log
+epoch    = "1s"
+
+[source.web]
+kind     = "file"                    # file | stdin | http | generator | kafka | pubsub
+path     = "access.log.gz"           # plain, .gz or .zst; a glob takes several, each a partition; follow = true for growing logs
+format   = "combined"                # json | csv | tsv | combined | avro | protobuf | ...
+key      = "host"                    # "a" | ["a", "b"] (together) | { first_of = ["a", "b"] }
+time     = { field = "time" }        # unit = "s" | "ms" | "us" for numbers; format and zone = "UTC" for text
+id       = "position"
+disorder = "60s"
+
+[source.web.fields]                  # field a plugin asks for = where it is in this source (column or JSON pointer)
+referrer = "referer"
+
+[pipeline.visits]
+from     = ["web"]
+validate = []                        # plugin names, in order
+session  = { plugin = "builtin:gap", config = { gap = "30m", boundary = "exclusive" } }
+enrich   = []
+early    = "epoch"                   # or { every = "5s" }, or "off"
+lateness = "0s"
+retain   = "lateness"
+to       = ["sessions"]              # or { sink = "live", stages = ["early"] }
+dead     = "dead"
+
+[sink.sessions]
+kind  = "sqlite"                     # the embedded default
+path  = "sessions.db"
+table = "sessions"
+
+[sink.dead]
+kind = "file"
+path = "dead.jsonl"
+"#;
+
+/// A source, a pipeline and a sink that are right; tests replace one line.
+const SMALL: &str = r#"[source.web]
+kind = "stdin"
+format = "json"
+key = "user"
+time = { field = "ts", unit = "ms" }
+[pipeline.visits]
+from = ["web"]
+session = { plugin = "builtin:gap", config = { gap = "30m" } }
+to = ["out"]
+[sink.out]
+kind = "file"
+path = "out.jsonl"
+"#;
+
+fn parsed(text: &str) -> Result<Plan, Problems> {
+    let env = |name: &str| (name == "SECRET").then(|| "hunter2".to_owned());
+    parse_with(text, Path::new("t.toml"), NOW_MS, &env)
+}
+
+/// One finding a line: `line:column key: message (help)`, warnings marked.
+fn listed(problems: &Problems) -> String {
+    let mut out = String::new();
+    for f in problems.to_json().as_array().unwrap() {
+        let word = if f["severity"] == "warning" { "warning: " } else { "" };
+        let place = f["line"].as_u64().map_or(String::new(), |l| format!("{l}:{} ", f["column"]));
+        let (key, message) = (f["key"].as_str().unwrap(), f["message"].as_str().unwrap());
+        let help = f["help"].as_str().map_or(String::new(), |h| format!(" ({h})"));
+        out.push_str(&format!("{word}{place}{key}: {message}{help}\n"));
+    }
+    out
+}
+
+/// `SMALL` with `line` (an exact line of it) replaced must give exactly these findings.
+#[track_caller]
+fn check(line: &str, by: &str, want: &str) {
+    assert!(SMALL.contains(&format!("{line}\n")), "no such line: {line}");
+    let found = match parsed(&SMALL.replacen(&format!("{line}\n"), &format!("{by}\n"), 1)) {
+        Ok(plan) => listed(&plan.warnings),
+        Err(problems) => listed(&problems),
+    };
+    let want: String = want.lines().map(|l| format!("{}\n", l.trim())).collect();
+    assert_eq!(found, want, "{by}");
+}
+
+#[test]
+fn the_file_of_the_design_parses_as_it_stands() {
+    let plan = parsed(DESIGN).unwrap();
+    assert!(plan.warnings.is_empty());
+    assert_eq!(plan.server.epoch_ms, 1000);
+    let (source, pipeline) = (&plan.sources[0], &plan.pipelines[0]);
+    assert!(
+        matches!(&source.kind, SourceKind::File { pattern, follow: false, .. } if pattern == "access.log.gz")
+    );
+    assert_eq!(source.key, KeySpec::One("host".to_owned()));
+    assert_eq!(source.far_future_ms, Some(300_000));
+    assert_eq!(source.path_of("referrer"), "referer");
+    assert!(matches!(&pipeline.rule, Rule::Gap(r) if (r.gap_ms, r.inclusive) == (1_800_000, false)));
+    assert_eq!(pipeline.to, [Target { sink: 0, stages: Stages::ALL }]);
+    assert_eq!((pipeline.dead, pipeline.early), (Some(1), Early::Epoch));
+    assert_eq!(plan.sinks[1].kind, SinkKind::File { path: "dead.jsonl".into() });
+}
+
+#[test]
+fn all_the_keys() {
+    let plan = parsed(
+        r#"
+            [server]
+            listen = "0.0.0.0:80"
+            insecure = true
+            epoch = "2s"
+            [source.made]
+            kind = "generator"
+            events = 10
+            rate = 2.5
+            users = 3
+            seed = 4
+            stories = true
+            start = 2025-01-01T00:00:00Z
+            far_future = "off"
+            id = ["a", "b"]
+            key = ["a", "b"]
+            key_hmac = "${env:SECRET}"
+            [source.text]
+            kind = "file"
+            path = "*.csv"
+            follow = true
+            format = "csv"
+            key = "k"
+            time = { field = "t", format = "%Y-%m-%d %H:%M:%S", zone = "Europe/Berlin" }
+            id = "eid"
+            [pipeline.a]
+            from = ["made", "text"]
+            early = { every = "5s" }
+            lateness = "1h"
+            end_of_input = "hold"
+            to = [{ sink = "db", stages = ["final", "corrected"] }, "screen"]
+            dead = "screen"
+            limits = { events_per_key = 5, suffix_bytes = "1MiB", outbox_bytes = "2MB" }
+            [pipeline.a.session]
+            plugin = "builtin:gap"
+            config = { gap = "5m", boundary = "inclusive", max = "4h", start = { field = "type", in = ["login"] } }
+            [sink.db]
+            kind = "sqlite"
+            path = "x.db"
+            [sink.screen]
+            kind = "stdout"
+            "#,
+    )
+    .unwrap_or_else(|p| panic!("{}", p.render(false)));
+    let made = Generator {
+        events: Some(10),
+        rate: Some(2.5),
+        users: 3,
+        seed: 4,
+        stories: true,
+        start_ms: Some(1_735_689_600_000),
+    };
+    assert_eq!(plan.sources[0].kind, SourceKind::Generator(made));
+    assert_eq!(plan.sources[0].far_future_ms, None);
+    assert_eq!(plan.sources[1].id, IdSpec::Fields(vec!["eid".to_owned()]));
+    assert_eq!(plan.pipelines[0].early, Early::Every(6000), "rounded up to whole epochs");
+    assert_eq!(plan.pipelines[0].to[0].stages, Stages::of(&[Stage::Final, Stage::Corrected]));
+    assert_eq!(plan.pipelines[0].limits.outbox_bytes, 2_000_000);
+    assert_eq!(plan.sources[0].key_hmac.as_ref().unwrap().reveal(), "hunter2");
+    assert!(!format!("{plan:?}").contains("hunter2"));
+}
+
+#[test]
+fn several_problems_are_reported_at_once_with_their_lines() {
+    let text = SMALL.replace("format", "fromat").replace("[\"out\"]", "[\"uot\"]").replace("30m", "30 min");
+    let want = r#"error: `source.web.format` is missing
+ --> t.toml:1:9
+  |
+1 | [source.web]
+  |         ^^^
+  |
+  = help: write `format = "json"`, "csv", "tsv" or "combined"
+
+error: unknown key `source.web.fromat`
+ --> t.toml:3:1
+  |
+3 | fromat = "json"
+  | ^^^^^^
+  |
+  = help: did you mean `format`?
+
+error: `30 min` is not a duration
+ --> t.toml:8:54
+  |
+8 | session = { plugin = "builtin:gap", config = { gap = "30 min" } }
+  |                                                      ^^^^^^^^
+  |
+  = help: write `m` instead of `min`
+
+error: there is no sink `uot`
+ --> t.toml:9:7
+  |
+9 | to = ["uot"]
+  |       ^^^^^
+  |
+  = help: did you mean "out"?
+
+warning: no pipeline writes to the sink `out`
+  --> t.toml:10:7
+   |
+10 | [sink.out]
+   |       ^^^
+"#;
+    let problems = parsed(&text).unwrap_err();
+    assert_eq!(problems.render(false), want);
+    assert!(problems.render(true).contains('\u{1b}') && !problems.render(false).contains('\u{1b}'));
+}
+
+#[test]
+fn wrong_sources() {
+    check(
+        r#"kind = "stdin""#,
+        r#"kind = "kafka""#,
+        "2:8 source.web.kind: `kafka` is not in this build yet (this build has `file`, `stdin` or `generator`)",
+    );
+    check(
+        r#"kind = "stdin""#,
+        "kind = 5",
+        "2:8 source.web.kind: `source.web.kind` must be a string, not a whole number (write \"5\")",
+    );
+    check(
+        r#"kind = "stdin""#,
+        r#"kind = "file""#,
+        "1:9 source.web.path: `source.web.path` is missing (write `path = \"access.log\"`)",
+    );
+    check(
+        r#"format = "json""#,
+        r#"format = "avro""#,
+        "3:10 source.web.format: `avro` is not in this build yet (this build has `json`, `csv`, `tsv` or `combined`)",
+    );
+    check(
+        r#"key = "user""#,
+        r#"key = { first_of = ["a"] }"#,
+        "4:7 source.web.key: `{ first_of = [..] }` is not in this build yet (write one field \"a\", or [\"a\", \"b\"] for several together)",
+    );
+    check(r#"key = "user""#, r#"key = ["a", "a"]"#, "4:13 source.web.key: `a` stands here twice");
+    check(
+        r#"key = "user""#,
+        "key = \"user\"\nid = \"postion\"",
+        "warning: 5:6 source.web.id: is `postion` a field, or \"position\"? (a field of that name can be written as an array)",
+    );
+    check(
+        r#"time = { field = "ts", unit = "ms" }"#,
+        r#"time = { field = "ts", unit = "ms", zone = "UTC" }"#,
+        "5:31 source.web.time.unit: `unit` is for numbers, `format` and `zone` are for text (keep `unit` if the time is a number, `format` and `zone` if it is text)",
+    );
+    check(
+        r#"time = { field = "ts", unit = "ms" }"#,
+        r#"time = { field = "ts", zone = "Mars" }"#,
+        "5:31 source.web.time.zone: the time zone `Mars` is not known (write an IANA name: \"UTC\", \"Europe/Berlin\")",
+    );
+    check(
+        r#"key = "user""#,
+        "key = \"user\"\ndisorder = 60",
+        "5:12 source.web.disorder: `source.web.disorder` must be a duration, not a whole number (write \"60s\" for seconds, \"60ms\" for milliseconds)",
+    );
+    check(
+        r#"kind = "stdin""#,
+        "kind = \"generator\"\nstart = 2099-01-01T00:00:00Z",
+        "1:9 source.web: the generator starts in the future, where every event is a dead letter (write `far_future = \"off\"`)",
+    );
+    check(
+        r#"kind = "stdin""#,
+        "kind = \"file\"\npath = \"a.gz\"\nfollow = true",
+        "3:8 source.web.path: a compressed file cannot be followed (leave `follow` out, or follow the plain file)",
+    );
+}
+
+#[test]
+fn wrong_pipelines() {
+    let session = r#"session = { plugin = "builtin:gap", config = { gap = "30m" } }"#;
+    check(
+        r#"from = ["web"]"#,
+        r#"from = ["web"]
+            validate = ["v"]"#,
+        "8:25 pipeline.visits.validate: there is no plugin `v` (write a [plugin.v])",
+    );
+    check(
+        session,
+        r#"session = { plugin = "gap", config = {} }"#,
+        "8:22 pipeline.visits.session.plugin: there is no plugin `gap` (did you mean \"builtin:gap\"?)",
+    );
+    check(
+        session,
+        r#"session = { plugin = "builtin:gap", config = {} }"#,
+        "8:37 pipeline.visits.session.config.gap: `pipeline.visits.session.config.gap` is missing (write `gap = \"30m\"`)",
+    );
+    check(
+        r#"to = ["out"]"#,
+        "to = [\"out\"]\ndead = \"out\"",
+        "10:8 pipeline.visits.dead: the file sink `out` is used twice (`pipeline.visits.to` writes to it already; give each its own)",
+    );
+    check(
+        r#"to = ["out"]"#,
+        "to = [\"out\", \"out\"]",
+        "9:14 pipeline.visits.to: this sink stands here twice (write it once, with all its `stages`)",
+    );
+    check(
+        r#"to = ["out"]"#,
+        "to = { sink = \"out\", stages = [\"early\"] }\nearly = \"off\"",
+        "9:31 pipeline.visits.to.stages: only early revisions are wanted here, and `early` is off (write `early = \"epoch\"`, or other stages)",
+    );
+    check(
+        r#"to = ["out"]"#,
+        "to = [\"out\"]\nlimits = { suffix_bytes = 64 }",
+        "10:27 pipeline.visits.limits.suffix_bytes: `pipeline.visits.limits.suffix_bytes` must be a size, not a whole number (write \"64B\" for bytes, \"64MiB\" for mebibytes)",
+    );
+    check(r#"path = "out.jsonl""#, "path = \"out.jsonl\"\n[pipeline.b]\nfrom = \"web\"\nto = \"out\"\nsession.plugin = \"builtin:gap\"\nsession.config.gap = \"1m\"",
+        "14:8 pipeline.b.from: standard input can be read only once (`pipeline.visits.from` reads it already)
+         15:6 pipeline.b.to: the file sink `out` is used twice (`pipeline.visits.to` writes to it already; give each its own)");
+}
+
+#[test]
+fn wrong_sinks_and_server() {
+    check(
+        r#"path = "out.jsonl""#,
+        "path = \"out.jsonl\"\ntable = \"t\"",
+        "13:1 sink.out.table: `table` means nothing here: only kind = \"sqlite\" has it",
+    );
+    check(
+        r#"path = "out.jsonl""#,
+        "path = \"out.jsonl\"\n[sink.b]\nkind = \"file\"\npath = \"./out.jsonl\"",
+        "warning: 13:7 sink.b: no pipeline writes to the sink `b`
+         15:8 sink.b.path: the sinks `out` and `b` write to the same place (give each its own)",
+    );
+    check(
+        r#"path = "out.jsonl""#,
+        "path = \"${env:NOPE}\"",
+        "12:8 sink.out.path: the environment variable `NOPE` is not set (set it before the start: `export NOPE=...`)",
+    );
+    check("[source.web]", "[server]\nepoch = \"5ms\"\nlisten = \"0.0.0.0:1\"\n[source.web]",
+        "2:9 server.epoch: `server.epoch` must lie between 10ms and 60s (\"1s\" is usual)
+         3:10 server.listen: `0.0.0.0:1` is beyond loopback, and there is no TLS in this build (write \"127.0.0.1:1\", or `insecure = true` if the network is yours alone)");
+    check(
+        "[source.web]",
+        "[plugin.mine]\npath = \"x.wasm\"\n[source.web]",
+        "warning: 1:9 plugin.mine: no pipeline uses the plugin `mine`",
+    );
+}
+
+#[test]
+fn no_toml_no_pipeline_no_file() {
+    assert_eq!(
+        listed(&parsed("").unwrap_err()),
+        ": there is no pipeline (write a [pipeline.visits] with `from`, `session` and `to`)\n"
+    );
+    assert!(listed(&parsed("a = = 1\n").unwrap_err()).starts_with("1:5 : not valid TOML: "));
+    let missing = load(Path::new("/nowhere.toml")).unwrap_err();
+    assert!(missing.render(false).contains("`/nowhere.toml` cannot be read"), "{}", missing.render(false));
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    for value in ["\"hunter2\"", "'''\nhunter2'''", "\"hunter2", "\"${env:SECRET}\""] {
+        let text = SMALL.replace("key = \"user\"", &format!("key = \"user\"\nkey_hmac = {value}"));
+        let shown = match parsed(&text) {
+            Ok(plan) => format!("{plan:?}{}", plan.warnings.render(false)),
+            Err(p) => format!("{p:?}{}{}", p.render(false), p.to_json()),
+        };
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}
+
+#[test]
+fn the_probe_finds_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().display();
+    for name in ["a.log", "a.log.gz"] {
+        std::fs::write(dir.path().join(name), "").unwrap();
+    }
+    let with = |pattern: &str| {
+        let source = format!("kind = \"file\"\npath = \"{root}/{pattern}\"");
+        let text =
+            SMALL.replace("kind = \"stdin\"", &source).replace("out.jsonl", &format!("{root}/no/out.jsonl"));
+        listed(&parsed(&text).unwrap().probe()).replace(&root.to_string(), "ROOT")
+    };
+    let sink = "13:8 sink.out.path: the directory `ROOT/no` does not exist (`mkdir -p ROOT/no`)\n";
+    let copies = "warning: 3:8 source.web.path: `ROOT/a.log` and `ROOT/a.log.gz` both match: are they copies? (copies would be counted twice; narrow the pattern)\n";
+    assert_eq!(with("*"), format!("{copies}{sink}"));
+    assert_eq!(with("a.log"), sink);
+    assert_eq!(
+        with("b.log"),
+        format!("3:8 source.web.path: `ROOT/b.log` does not exist (did you mean \"ROOT/a.log\"?)\n{sink}")
+    );
+    assert_eq!(with("*.csv"), format!("3:8 source.web.path: no file matches `ROOT/*.csv`\n{sink}"));
+}
+
+/// What the store would say about going from `SMALL` to `SMALL` with one line replaced.
+fn changes(line: &str, by: &str) -> Vec<(String, ChangeKind)> {
+    let print = |text: &str| {
+        let plan = parsed(text).unwrap_or_else(|p| panic!("{}", p.render(false)));
+        fingerprint(&plan.pipelines[0], &plan)
+    };
+    let found = compare(&print(SMALL), &print(&SMALL.replacen(line, by, 1)));
+    assert!(found.iter().all(|c| !c.message.contains("hunter2")));
+    found.into_iter().map(|c| (c.what, c.kind)).collect()
+}
+
+#[test]
+fn changes_are_named_by_what_they_mean() {
+    use ChangeKind::{Free, Refused, Swap};
+    type Line<'a> = (&'a str, &'a str, &'a [(&'a str, ChangeKind)]);
+    let table: [Line<'_>; 9] = [
+        ("", "", &[]),
+        ("\"user\"", "\"visitor\"", &[("source.web.key", Refused)]),
+        ("key = \"user\"", "key = \"user\"\nid = \"eid\"", &[("source.web.id", Refused)]),
+        ("\"stdin\"", "\"file\"\npath = \"a\"", &[("source.web.kind", Refused)]),
+        (
+            "key = \"user\"",
+            "key = \"user\"\nkey_hmac = \"${env:SECRET}\"",
+            &[("source.web.key_hmac", Refused)],
+        ),
+        ("30m", "40m", &[("pipeline.visits.session.gap", Swap)]),
+        (
+            "to =",
+            "lateness = \"1h\"\nearly = \"off\"\nto =",
+            &[("pipeline.visits.lateness", Free), ("pipeline.visits.early", Free)],
+        ),
+        ("\"out.jsonl\"", "\"new.jsonl\"", &[("sink.out", Free)]),
+        ("to =", "limits.events_per_key = 5\nto =", &[("pipeline.visits.limits.events_per_key", Free)]),
+    ];
+    for (line, by, want) in table {
+        let want: Vec<(String, ChangeKind)> = want.iter().map(|(w, k)| ((*w).to_owned(), *k)).collect();
+        assert_eq!(changes(line, by), want, "{by}");
+    }
+}
