@@ -1,24 +1,14 @@
 //! `[pipeline.NAME]` and `[plugin.NAME]`: what is done to events, and where sessions go.
 
-use super::diagnose::{Problems, Spot, nearest, one_of};
+use super::diagnose::{Problems, nearest, one_of};
 use super::plan::{Early, EndOfInput, GapRule, Limits, Match, Pipeline, PluginUse, Rule, Target};
 use super::raw::{self, Field, Section, Value};
-use super::references::{Names, Use, Uses};
+use super::references::{Names, PluginFile, Use, Uses};
 use super::{duration, last};
-use std::path::PathBuf;
 use tidemill_engine::outbox::{Stage, Stages};
 
 /// Suffix memory if neither config nor the system says how much there is.
 const SUFFIX_BYTES_FALLBACK: u64 = 1 << 30;
-
-/// `[plugin.NAME]`.
-pub(super) struct PluginFile {
-    pub(super) name: String,
-    /// Place of the name.
-    pub(super) at: Spot,
-    pub(super) path: PathBuf,
-    pub(super) config: Option<serde_json::Value>,
-}
 
 pub(super) fn check_plugin(mut s: Section<'_>, p: &mut Problems) -> Option<PluginFile> {
     let name = last(&s.path).to_owned();

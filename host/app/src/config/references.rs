@@ -1,7 +1,6 @@
 //! What names what: names that pipelines may use, each use of one, and uses that cannot stand together.
 
 use super::diagnose::{Problems, Spot};
-use super::pipeline::PluginFile;
 use super::plan::{Pipeline, Rule, Sink, SinkKind, Source, SourceKind};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,15 @@ pub(super) struct Names {
     pub(super) sinks: Vec<String>,
     pub(super) plugins: Vec<PluginFile>,
     pub(super) epoch_ms: i64,
+}
+
+/// `[plugin.NAME]`.
+pub(super) struct PluginFile {
+    pub(super) name: String,
+    /// Place of the name.
+    pub(super) at: Spot,
+    pub(super) path: PathBuf,
+    pub(super) config: Option<serde_json::Value>,
 }
 
 /// One mention of a source or sink in a pipeline.
