@@ -15,6 +15,7 @@ mod key_state;
 pub mod lane;
 pub mod letter;
 pub mod outbox;
+mod pieces;
 pub mod record;
 pub mod rule;
 pub mod time;
