@@ -1,7 +1,7 @@
 //! End to end: real processes over real or made-up logs, compared with the naive model.
 //!
 //! This file is the harness: it finds or builds the binary, writes configs, runs, kills and reads what came out.
-//! `model` says what must come out, `traffic` makes input, `trials` finds the real logs.
+//! `model` says what must come out, `traffic` makes input, `trials` finds the real logs, `plugins` builds components.
 //!
 //! `TIDEMILL_BIN` names a binary; without it `cargo build -p tidemill --profile trial` makes one, once a process.
 //! Waiting is always for a condition, with a deadline, never for a time.
@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 pub mod model;
+pub mod plugins;
 pub mod traffic;
 pub mod trials;
 
@@ -35,6 +36,18 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
 
+/// Where cargo puts what it builds.
+fn target_dir() -> PathBuf {
+    workspace().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// The cargo that runs these tests, in the workspace's folder.
+fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(arguments).current_dir(workspace());
+    cargo
+}
+
 /// The binary under test.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
@@ -42,15 +55,10 @@ pub fn binary() -> &'static Path {
         if let Some(path) = std::env::var_os("TIDEMILL_BIN") {
             return PathBuf::from(path).canonicalize().expect("TIDEMILL_BIN names no file");
         }
-        let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            .args(["build", "--quiet", "-p", "tidemill", "--profile", "trial"])
-            .current_dir(workspace())
-            .status()
-            .expect("cargo cannot be started");
+        let mut build = cargo(&["build", "--quiet", "-p", "tidemill", "--profile", "trial"]);
+        let status = build.status().expect("cargo cannot be started");
         assert!(status.success(), "the tidemill binary does not build");
-        let target =
-            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-        workspace().join(target).join("trial/tidemill")
+        target_dir().join("trial/tidemill")
     })
 }
 
