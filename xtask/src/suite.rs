@@ -7,6 +7,13 @@ use std::time::{Duration, Instant};
 /// The engine must build where there are no files, threads or clocks.
 const PURE_TARGET: &str = "wasm32-unknown-unknown";
 
+/// Tests run in the profile of the binary under test (optimised, with debug assertions and overflow checks), and all
+/// is built in one piece: every dependency is compiled once, with one set of features. Lints check in that profile
+/// too, so that build scripts, and the C code that they compile, run once.
+const PROFILE: &str = "--profile=trial";
+const ALL: &str = "--workspace";
+const LOCKED: &str = "--locked";
+
 /// Runs the steps; stops at the first failure.
 pub(crate) fn run() -> Result<(), Failure> {
     let mut list = Steps { begun: Instant::now(), done: Vec::new() };
@@ -28,14 +35,14 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
     )?;
     list.step(
         "lints",
-        &mut cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        &mut cargo(&["clippy", LOCKED, ALL, "--all-targets", PROFILE, "--", "-D", "warnings"]),
     )?;
     list.step(
-        "the binary under test",
-        &mut cargo(&["build", "--locked", "-p", "tidemill", "--profile", "trial"]),
+        "the binary under test, and the tests",
+        &mut cargo(&["build", LOCKED, ALL, "--all-targets", PROFILE]),
     )?;
     let binary = target_dir().join("trial").join("tidemill");
-    list.step("every test", cargo(&["test", "--locked", "--workspace"]).env("TIDEMILL_BIN", binary))
+    list.step("every test", cargo(&["test", LOCKED, ALL, PROFILE]).env("TIDEMILL_BIN", binary))
 }
 
 /// Whether the tool chain has the target's library already; rustup may be out of reach.

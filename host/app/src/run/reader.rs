@@ -1,40 +1,36 @@
 //! The reader: one thread of a pipeline that reads all its partitions in step, decodes, stamps batches
 //! with the watermark, and says when an epoch ends (SEMANTICS 5 to 9).
 
+mod follow;
+mod partitions;
+
+use self::partitions::Part;
 use super::RunError;
 use super::commit::{IMAGE_GROUPS, Sealed, wants_images};
-use super::ingest::{Ingest, Intake, Judge, Letters, framing};
+use super::ingest::{Intake, Judge, Letters};
 use super::meta::{Counters, Meta, PartitionMeta, SourceMeta};
 use super::progress::Progress;
-use crate::config::plan::{Early, EndOfInput, Pipeline, Plan, Source, SourceKind};
+use crate::config::plan::{Early, EndOfInput, Pipeline, Plan, Source};
 use crate::plugin::validate::Validators;
 use crate::plugin::{Declared, Stages};
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tidemill_connect::source::file::{self, FilePartition, Rotation};
-use tidemill_connect::source::generator::{GeneratorPartition, GeneratorSpec};
-use tidemill_connect::source::stdin::StdinPartition;
-use tidemill_connect::source::{Block, Partition, PartitionIdentity, Read};
+use tidemill_connect::source::{Block, Read};
 use tidemill_engine::bounds::KEY_GROUPS;
 use tidemill_engine::event::Rows;
 use tidemill_engine::lane::Barrier;
 use tidemill_engine::time::EventTime;
-use tidemill_engine::watermark::{PartitionKey, PartitionTime, SourceTime, Watermarks};
+use tidemill_engine::watermark::{PartitionKey, SourceTime, Watermarks};
 
-/// Files of one pipeline open at once (SEMANTICS 7): well below the usual limit of 1,024 descriptors.
-const OPEN_FILES_MAX: usize = 64;
 /// Rows in one epoch: bounds what the lanes hold between barriers, whatever the epoch's length.
 const EPOCH_ROWS_MAX: u64 = 2_000_000;
 /// Bytes of dead letters in one epoch.
 const EPOCH_LETTER_BYTES_MAX: u64 = 16 << 20;
 /// How long to wait when no partition has anything: short beside an epoch, long beside a system call.
 const POLL: Duration = Duration::from_millis(5);
-/// Between two looks at the directory of a followed file.
-const LOOK_MS: i64 = 200;
 
 /// What goes to a lane.
 pub(crate) enum ToLane {
@@ -62,34 +58,6 @@ pub(crate) struct Outputs {
     pub(crate) log_bytes: Arc<AtomicU64>,
     /// Bytes of dead letters that the lanes hold.
     pub(crate) lane_letters: Arc<AtomicU64>,
-}
-
-enum Reading {
-    File(FilePartition),
-    Stdin(StdinPartition),
-    Generator(Box<GeneratorPartition>),
-}
-
-impl Reading {
-    fn partition(&mut self) -> &mut dyn Partition {
-        match self {
-            Reading::File(p) => p,
-            Reading::Stdin(p) => p,
-            Reading::Generator(p) => p.as_mut(),
-        }
-    }
-}
-
-struct Part {
-    key: PartitionKey,
-    source: usize,
-    name: Arc<str>,
-    source_name: Arc<str>,
-    identity: PartitionIdentity,
-    offset: u64,
-    reading: Option<Reading>,
-    ingest: Option<Ingest>,
-    looked_at_ms: i64,
 }
 
 /// See the module's documentation.
@@ -130,10 +98,6 @@ pub(crate) enum End {
 
 pub(crate) fn clock_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
-}
-
-fn stdin_identity() -> PartitionIdentity {
-    PartitionIdentity { path: "-".into(), device: 0, inode: 0, head_hash: 0, head_len: 0 }
 }
 
 impl<'a> Reader<'a> {
@@ -217,162 +181,6 @@ impl<'a> Reader<'a> {
 
     fn failed(&self, source: usize, e: tidemill_connect::ConnectError) -> RunError {
         RunError::of(&format!("source `{}`", self.plan.sources[source].name), e)
-    }
-
-    fn list(&mut self, i: usize, now: i64) -> Result<(), RunError> {
-        let (source, _) = self.source(i);
-        match &source.kind {
-            SourceKind::File { pattern, .. } => {
-                for path in file::list(pattern).map_err(|e| self.failed(i, e))? {
-                    self.add_file(i, &path, now)?;
-                }
-            }
-            // Each run's standard input is another stream.
-            SourceKind::Stdin => self.add(i, stdin_identity(), None, now),
-            SourceKind::Generator(_) => {
-                let identity = PartitionIdentity { path: "generator".into(), ..stdin_identity() };
-                let known = self.known(i, |p| p.identity.path == "generator");
-                self.add(i, identity, known, now);
-            }
-        }
-        Ok(())
-    }
-
-    fn known(&self, i: usize, same: impl Fn(&PartitionMeta) -> bool) -> Option<u32> {
-        let (_, number) = self.source(i);
-        let taken = |n: usize| self.parts.iter().any(|p| p.key == (number, n as u32));
-        let old = self.old_partitions.get(&number)?;
-        old.iter().enumerate().rposition(|(n, p)| !taken(n) && same(p)).map(|n| n as u32)
-    }
-
-    fn add_file(&mut self, i: usize, path: &Path, now: i64) -> Result<(), RunError> {
-        let identity = file::identity(path).map_err(|e| self.failed(i, e))?;
-        let known = self.known(i, |p| file::same_file(&p.identity, path).unwrap_or(false));
-        self.add(i, identity, known, now);
-        Ok(())
-    }
-
-    /// Adds a partition under its old number, or the next free one.
-    fn add(&mut self, i: usize, identity: PartitionIdentity, known: Option<u32>, now: i64) {
-        let (source, number) = self.source(i);
-        let old = self.old_partitions.entry(number).or_default();
-        let fresh = PartitionTime {
-            max: EventTime::BEGINNING,
-            live: source.is_live(),
-            finished: false,
-            idle: false,
-            last_record_ms: now,
-        };
-        let n = known.unwrap_or(old.len() as u32);
-        if known.is_none() {
-            old.push(PartitionMeta { identity: identity.clone(), offset: 0, time: fresh });
-        }
-        let meta = &mut old[n as usize];
-        meta.identity = identity.clone();
-        // Whether there is more in it shows when it is read.
-        let time = PartitionTime { finished: false, live: source.is_live(), ..meta.time };
-        let name: Arc<str> = identity.path.as_str().into();
-        self.watermarks.add((number, n), time, now);
-        self.parts.push(Part {
-            key: (number, n),
-            source: i,
-            name,
-            source_name: source.name.as_str().into(),
-            identity,
-            offset: meta.offset,
-            reading: None,
-            ingest: None,
-            looked_at_ms: now,
-        });
-    }
-
-    /// Of each listed file the first event is read ahead; its time is the file's first maximum (SEMANTICS 7).
-    fn look_ahead(&mut self) -> Result<(), RunError> {
-        for p in 0..self.parts.len() {
-            let part = &self.parts[p];
-            let known = self.watermarks.get(part.key).is_some_and(|t| t.max != EventTime::BEGINNING);
-            let is_file = matches!(self.plan.sources[part.source].kind, SourceKind::File { .. });
-            if known || !is_file {
-                continue;
-            }
-            self.open(p)?;
-            let mut block = Block::default();
-            let key = self.parts[p].key;
-            let part = &mut self.parts[p];
-            if let (Some(r), Some(ingest)) = (&mut part.reading, &mut part.ingest) {
-                let mut found = None;
-                while found.is_none() {
-                    block.clear();
-                    match r.partition().read(&mut block) {
-                        Ok(Read::Data) => found = ingest.first_time(&block),
-                        Ok(_) => break,
-                        // The same error comes again when the file is read, after what precedes it.
-                        Err(_) => break,
-                    }
-                }
-                if let Some(t) = found {
-                    self.watermarks.observe(key, t, clock_ms());
-                }
-            }
-            self.parts[p].reading = None;
-            self.parts[p].ingest = None;
-        }
-        Ok(())
-    }
-
-    fn open(&mut self, p: usize) -> Result<(), RunError> {
-        let part = &self.parts[p];
-        let source = &self.plan.sources[part.source];
-        let (how, has_header) = framing(source.format);
-        let reading = match &source.kind {
-            SourceKind::File { follow, .. } => {
-                FilePartition::open(&part.identity.path, how, has_header, part.offset, *follow)
-                    .map(Reading::File)
-            }
-            SourceKind::Stdin => StdinPartition::new(how, has_header, 0).map(Reading::Stdin),
-            SourceKind::Generator(g) => Ok(Reading::Generator(Box::new(GeneratorPartition::new(
-                GeneratorSpec {
-                    events: g.events,
-                    rate: g.rate,
-                    users: g.users,
-                    seed: g.seed,
-                    stories: g.stories,
-                    start_ms: g.start_ms.unwrap_or(self.first_start_ms),
-                    skip_to_offset: part.offset,
-                },
-                clock_ms,
-            )))),
-        };
-        let mut reading = reading.map_err(|e| self.failed(part.source, e))?;
-        let lanes = self.out.lanes.len();
-        let mut ingest = Ingest::new(source, &part.identity.path, part.key, &self.fields, lanes)
-            .map_err(|m| RunError::Refused(format!("source `{}`: {m}", source.name)))?;
-        if let Some(header) = reading.partition().header() {
-            ingest
-                .header(header)
-                .map_err(|m| RunError::Failed(format!("{}: header: {}", part.identity.path, m.message)))?;
-        }
-        let part = &mut self.parts[p];
-        part.reading = Some(reading);
-        part.ingest = Some(ingest);
-        Ok(())
-    }
-
-    /// Whether anything is there to be read that no epoch holds: asked of a finished pipeline.
-    pub(crate) fn unread(&mut self) -> Result<bool, RunError> {
-        for p in 0..self.parts.len() {
-            self.open(p)?;
-            let mut block = Block::default();
-            let found = match &mut self.parts[p].reading {
-                Some(Reading::Stdin(_)) | None => false,
-                Some(r) => matches!(r.partition().read(&mut block), Ok(Read::Data)),
-            };
-            self.parts[p].reading = None;
-            if found {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// What was counted so far.
@@ -493,59 +301,6 @@ impl<'a> Reader<'a> {
             Some(i) => self.blocks.swap_remove(i),
             None => Arc::new(Block::default()),
         }
-    }
-
-    fn close_one_too_many(&mut self) {
-        let open: Vec<usize> = (0..self.parts.len())
-            .filter(|p| matches!(&self.parts[*p].reading, Some(Reading::File(_))))
-            .collect();
-        if open.len() < OPEN_FILES_MAX {
-            return;
-        }
-        let max = |p: &usize| self.watermarks.get(self.parts[*p].key).map(|t| t.max);
-        if let Some(furthest) = open.into_iter().max_by_key(max) {
-            self.parts[furthest].reading = None;
-            self.parts[furthest].ingest = None;
-        }
-    }
-
-    /// A followed file has no more for now: was it renamed or cut?
-    fn look_for_rotation(&mut self, p: usize) -> Result<Read, RunError> {
-        let now = clock_ms();
-        let part = &mut self.parts[p];
-        if now - part.looked_at_ms < LOOK_MS {
-            return Ok(Read::Pending);
-        }
-        part.looked_at_ms = now;
-        let (source, path) = (part.source, part.identity.path.clone());
-        let Some(Reading::File(f)) = &mut part.reading else { return Ok(Read::Pending) };
-        match f.rotated() {
-            Ok(Rotation::No) => {}
-            Ok(Rotation::Renamed) => {
-                f.finish();
-                self.add_file(source, Path::new(&path), now)?;
-            }
-            Ok(Rotation::Truncated) => {
-                self.end_part(p);
-                self.add_file(source, Path::new(&path), now)?;
-            }
-            Err(e) => return Err(self.failed(source, e)),
-        }
-        if let SourceKind::File { pattern, .. } = &self.plan.sources[source].kind {
-            self.look_for_new_files(source, pattern, now)?;
-        }
-        Ok(Read::Pending)
-    }
-
-    fn look_for_new_files(&mut self, source: usize, pattern: &str, now: i64) -> Result<(), RunError> {
-        // Between a rename and the new file the pattern may match nothing.
-        for path in file::list(pattern).unwrap_or_default() {
-            let text = path.to_string_lossy();
-            if !self.parts.iter().any(|p| p.source == source && *p.identity.path == *text) {
-                self.add_file(source, &path, now)?;
-            }
-        }
-        Ok(())
     }
 
     fn end_part(&mut self, p: usize) {

@@ -1,0 +1,224 @@
+//! The partitions of a pipeline: listed, found again in the store, opened and closed.
+
+use super::{Reader, clock_ms};
+use crate::config::plan::SourceKind;
+use crate::run::RunError;
+use crate::run::ingest::{Ingest, framing};
+use crate::run::meta::PartitionMeta;
+use std::path::Path;
+use std::sync::Arc;
+use tidemill_connect::source::file::{self, FilePartition};
+use tidemill_connect::source::generator::{GeneratorPartition, GeneratorSpec};
+use tidemill_connect::source::stdin::StdinPartition;
+use tidemill_connect::source::{Block, Partition, PartitionIdentity, Read};
+use tidemill_engine::time::EventTime;
+use tidemill_engine::watermark::{PartitionKey, PartitionTime};
+
+/// Files of one pipeline open at once (SEMANTICS 7): well below the usual limit of 1,024 descriptors.
+const OPEN_FILES_MAX: usize = 64;
+
+/// An open partition.
+pub(super) enum Reading {
+    File(FilePartition),
+    Stdin(StdinPartition),
+    Generator(Box<GeneratorPartition>),
+}
+
+impl Reading {
+    pub(super) fn partition(&mut self) -> &mut dyn Partition {
+        match self {
+            Reading::File(p) => p,
+            Reading::Stdin(p) => p,
+            Reading::Generator(p) => p.as_mut(),
+        }
+    }
+}
+
+/// A partition and how far it was read.
+pub(super) struct Part {
+    pub(super) key: PartitionKey,
+    pub(super) source: usize,
+    pub(super) name: Arc<str>,
+    pub(super) source_name: Arc<str>,
+    pub(super) identity: PartitionIdentity,
+    pub(super) offset: u64,
+    pub(super) reading: Option<Reading>,
+    pub(super) ingest: Option<Ingest>,
+    pub(super) looked_at_ms: i64,
+}
+
+fn stdin_identity() -> PartitionIdentity {
+    PartitionIdentity { path: "-".into(), device: 0, inode: 0, head_hash: 0, head_len: 0 }
+}
+
+impl Reader<'_> {
+    pub(super) fn list(&mut self, i: usize, now: i64) -> Result<(), RunError> {
+        let (source, _) = self.source(i);
+        match &source.kind {
+            SourceKind::File { pattern, .. } => {
+                for path in file::list(pattern).map_err(|e| self.failed(i, e))? {
+                    self.add_file(i, &path, now)?;
+                }
+            }
+            // Each run's standard input is another stream.
+            SourceKind::Stdin => self.add(i, stdin_identity(), None, now),
+            SourceKind::Generator(_) => {
+                let identity = PartitionIdentity { path: "generator".into(), ..stdin_identity() };
+                let known = self.known(i, |p| p.identity.path == "generator");
+                self.add(i, identity, known, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn known(&self, i: usize, same: impl Fn(&PartitionMeta) -> bool) -> Option<u32> {
+        let (_, number) = self.source(i);
+        let taken = |n: usize| self.parts.iter().any(|p| p.key == (number, n as u32));
+        let old = self.old_partitions.get(&number)?;
+        old.iter().enumerate().rposition(|(n, p)| !taken(n) && same(p)).map(|n| n as u32)
+    }
+
+    pub(super) fn add_file(&mut self, i: usize, path: &Path, now: i64) -> Result<(), RunError> {
+        let identity = file::identity(path).map_err(|e| self.failed(i, e))?;
+        let known = self.known(i, |p| file::same_file(&p.identity, path).unwrap_or(false));
+        self.add(i, identity, known, now);
+        Ok(())
+    }
+
+    /// Adds a partition under its old number, or the next free one.
+    fn add(&mut self, i: usize, identity: PartitionIdentity, known: Option<u32>, now: i64) {
+        let (source, number) = self.source(i);
+        let old = self.old_partitions.entry(number).or_default();
+        let fresh = PartitionTime {
+            max: EventTime::BEGINNING,
+            live: source.is_live(),
+            finished: false,
+            idle: false,
+            last_record_ms: now,
+        };
+        let n = known.unwrap_or(old.len() as u32);
+        if known.is_none() {
+            old.push(PartitionMeta { identity: identity.clone(), offset: 0, time: fresh });
+        }
+        let meta = &mut old[n as usize];
+        meta.identity = identity.clone();
+        // Whether there is more in it shows when it is read.
+        let time = PartitionTime { finished: false, live: source.is_live(), ..meta.time };
+        let name: Arc<str> = identity.path.as_str().into();
+        self.watermarks.add((number, n), time, now);
+        self.parts.push(Part {
+            key: (number, n),
+            source: i,
+            name,
+            source_name: source.name.as_str().into(),
+            identity,
+            offset: meta.offset,
+            reading: None,
+            ingest: None,
+            looked_at_ms: now,
+        });
+    }
+
+    /// Of each listed file the first event is read ahead; its time is the file's first maximum (SEMANTICS 7).
+    pub(super) fn look_ahead(&mut self) -> Result<(), RunError> {
+        for p in 0..self.parts.len() {
+            let part = &self.parts[p];
+            let known = self.watermarks.get(part.key).is_some_and(|t| t.max != EventTime::BEGINNING);
+            let is_file = matches!(self.plan.sources[part.source].kind, SourceKind::File { .. });
+            if known || !is_file {
+                continue;
+            }
+            self.open(p)?;
+            let mut block = Block::default();
+            let key = self.parts[p].key;
+            let part = &mut self.parts[p];
+            if let (Some(r), Some(ingest)) = (&mut part.reading, &mut part.ingest) {
+                let mut found = None;
+                while found.is_none() {
+                    block.clear();
+                    match r.partition().read(&mut block) {
+                        Ok(Read::Data) => found = ingest.first_time(&block),
+                        Ok(_) => break,
+                        // The same error comes again when the file is read, after what precedes it.
+                        Err(_) => break,
+                    }
+                }
+                if let Some(t) = found {
+                    self.watermarks.observe(key, t, clock_ms());
+                }
+            }
+            self.parts[p].reading = None;
+            self.parts[p].ingest = None;
+        }
+        Ok(())
+    }
+
+    pub(super) fn open(&mut self, p: usize) -> Result<(), RunError> {
+        let part = &self.parts[p];
+        let source = &self.plan.sources[part.source];
+        let (how, has_header) = framing(source.format);
+        let reading = match &source.kind {
+            SourceKind::File { follow, .. } => {
+                FilePartition::open(&part.identity.path, how, has_header, part.offset, *follow)
+                    .map(Reading::File)
+            }
+            SourceKind::Stdin => StdinPartition::new(how, has_header, 0).map(Reading::Stdin),
+            SourceKind::Generator(g) => Ok(Reading::Generator(Box::new(GeneratorPartition::new(
+                GeneratorSpec {
+                    events: g.events,
+                    rate: g.rate,
+                    users: g.users,
+                    seed: g.seed,
+                    stories: g.stories,
+                    start_ms: g.start_ms.unwrap_or(self.first_start_ms),
+                    skip_to_offset: part.offset,
+                },
+                clock_ms,
+            )))),
+        };
+        let mut reading = reading.map_err(|e| self.failed(part.source, e))?;
+        let lanes = self.out.lanes.len();
+        let mut ingest = Ingest::new(source, &part.identity.path, part.key, &self.fields, lanes)
+            .map_err(|m| RunError::Refused(format!("source `{}`: {m}", source.name)))?;
+        if let Some(header) = reading.partition().header() {
+            ingest
+                .header(header)
+                .map_err(|m| RunError::Failed(format!("{}: header: {}", part.identity.path, m.message)))?;
+        }
+        let part = &mut self.parts[p];
+        part.reading = Some(reading);
+        part.ingest = Some(ingest);
+        Ok(())
+    }
+
+    /// Whether anything is there to be read that no epoch holds: asked of a finished pipeline.
+    pub(crate) fn unread(&mut self) -> Result<bool, RunError> {
+        for p in 0..self.parts.len() {
+            self.open(p)?;
+            let mut block = Block::default();
+            let found = match &mut self.parts[p].reading {
+                Some(Reading::Stdin(_)) | None => false,
+                Some(r) => matches!(r.partition().read(&mut block), Ok(Read::Data)),
+            };
+            self.parts[p].reading = None;
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    pub(super) fn close_one_too_many(&mut self) {
+        let open: Vec<usize> = (0..self.parts.len())
+            .filter(|p| matches!(&self.parts[*p].reading, Some(Reading::File(_))))
+            .collect();
+        if open.len() < OPEN_FILES_MAX {
+            return;
+        }
+        let max = |p: &usize| self.watermarks.get(self.parts[*p].key).map(|t| t.max);
+        if let Some(furthest) = open.into_iter().max_by_key(max) {
+            self.parts[furthest].reading = None;
+            self.parts[furthest].ingest = None;
+        }
+    }
+}

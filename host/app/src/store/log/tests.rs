@@ -1,0 +1,386 @@
+//! The log: kept, cut, damaged and torn in every way that a disk or a process can.
+
+use super::marker::{MARKER_NAME, SLOT_BYTES, Slot};
+use super::*;
+use std::fs::OpenOptions;
+
+/// An epoch's sections: a letter that tells it apart, long enough that a cut can fall anywhere.
+fn body(epoch: u64) -> Vec<u8> {
+    format!("epoch {epoch} {}", "x".repeat(epoch as usize % 7)).into_bytes()
+}
+
+/// A log with epochs `1..=last`, a few records to a segment.
+fn written(dir: &Path, last: u64, segment_bytes_max: u64) -> Vec<RecordRef> {
+    let (mut log, _) = open(dir, &[]).unwrap();
+    log.segment_bytes_max = segment_bytes_max;
+    (1..=last).map(|e| append(&mut log, e).unwrap()).collect()
+}
+
+fn append(log: &mut EpochLog, epoch: u64) -> Result<RecordRef, StoreError> {
+    log.append(1, epoch, &[(Kind::Meta, b"{}"), (Kind::State, &body(epoch))])
+}
+
+fn open(dir: &Path, evidence: &[Evidence]) -> Result<(EpochLog, Recovery), StoreError> {
+    EpochLog::open(dir, evidence, |_, _| Ok(()))
+}
+
+fn sink(epoch: u64) -> Vec<Evidence> {
+    vec![Evidence { who: "sink `table`".to_owned(), epoch }]
+}
+
+/// Every file with its bytes.
+fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    all.into_iter().map(|p| (p.clone(), fs::read(p).unwrap())).collect()
+}
+
+fn restore(dir: &Path, files: &[(PathBuf, Vec<u8>)]) {
+    for (path, _) in contents(dir) {
+        fs::remove_file(path).unwrap();
+    }
+    for (path, bytes) in files {
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+/// Opening is refused with this place, and has changed nothing.
+#[track_caller]
+fn refused(dir: &Path, evidence: &[Evidence], at: (u64, u64, u64)) -> String {
+    let before = contents(dir);
+    let error = open(dir, evidence).unwrap_err();
+    assert!(contents(dir) == before, "a refusal changed the disk: {error}");
+    assert_eq!(error.exit_code(), 5);
+    let StoreError::Damaged { file, offset, epoch, hint, .. } = &error else { panic!("{error}") };
+    assert_eq!((file.clone(), *offset, *epoch), (segment_path(dir, at.0), at.1, Some(at.2)), "{error}");
+    assert!(hint.contains("from a copy"), "{hint}");
+    error.to_string()
+}
+
+fn set_marker(dir: &Path, bytes: &[u8]) {
+    fs::write(dir.join(MARKER_NAME), bytes).unwrap();
+}
+
+#[test]
+fn what_was_appended_comes_back_over_segments() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("pipelines/clicks");
+    let refs = written(&dir, 10, 400);
+    assert!(list_segments(&dir).unwrap().len() > 2);
+    let mut seen = Vec::new();
+    let (mut log, recovery) = EpochLog::open(&dir, &sink(10), |record, at| {
+        assert_eq!(record.section(Kind::State), Some(&body(at.epoch)[..]));
+        seen.push(at);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(seen, refs);
+    let expected = Recovery { first_epoch: 1, last_epoch: 10, last_incarnation: 1, dropped_tail: None };
+    assert_eq!(recovery, expected);
+    assert_eq!(log.bytes_retained(), refs.iter().map(|r| r.len).sum::<u64>());
+    for at in &refs {
+        let expected = vec![(Kind::Meta, b"{}".to_vec()), (Kind::State, body(at.epoch))];
+        assert_eq!(log.reader().read_sections(at).unwrap(), expected);
+    }
+    // Epochs may be left out, but neither they nor incarnations go back; a refusal is no failure.
+    assert!(append(&mut log, 10).is_err());
+    log.append(2, 15, &[]).unwrap();
+    assert!(append(&mut log, 16).is_err());
+    log.append(2, 16, &[]).unwrap();
+    drop(log);
+    let (log, recovery) = open(&dir, &[]).unwrap();
+    assert_eq!((recovery.last_epoch, recovery.last_incarnation, log.last_epoch()), (16, 2, 16));
+}
+
+#[test]
+fn read_sections_checks_what_it_reads() {
+    let tmp = tempfile::tempdir().unwrap();
+    let refs = written(tmp.path(), 3, 4000);
+    let (log, _) = open(tmp.path(), &[]).unwrap();
+    let path = segment_path(tmp.path(), 1);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[refs[1].offset as usize + 70] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(log.read_sections(&refs[0]).is_ok());
+    let error = log.read_sections(&refs[1]).unwrap_err();
+    assert!(matches!(error, StoreError::Damaged { offset, epoch: Some(2), .. } if offset == refs[1].offset));
+    let wrong = RecordRef { epoch: 9, ..refs[0] };
+    assert!(matches!(log.read_sections(&wrong), Err(StoreError::Damaged { .. })));
+}
+
+#[test]
+fn trim_takes_whole_segments_from_the_front() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    let refs = written(dir, 10, 400);
+    let (mut log, _) = open(dir, &[]).unwrap();
+    let before = log.bytes_retained();
+    let names = list_segments(dir).unwrap();
+    log.trim(names[1]).unwrap();
+    assert_eq!(list_segments(dir).unwrap(), names[1..], "the second begins with the epoch to keep");
+    log.trim(names[2] - 1).unwrap();
+    assert_eq!(list_segments(dir).unwrap(), names[1..], "its last epoch is still needed");
+    log.trim(u64::MAX).unwrap();
+    assert_eq!(list_segments(dir).unwrap(), names[names.len() - 1..], "never the last");
+    assert!(log.bytes_retained() < before);
+    assert!(log.read_sections(&refs[9]).is_ok());
+    append(&mut log, 11).unwrap();
+    drop(log);
+    let (_, recovery) = open(dir, &sink(11)).unwrap();
+    assert_eq!((recovery.first_epoch, recovery.last_epoch), (names[names.len() - 1], 11));
+}
+
+#[test]
+fn a_torn_tail_is_dropped_only_while_nothing_vouches_for_it() {
+    for segment_bytes_max in [4000, 1] {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path();
+        written(dir, 2, segment_bytes_max);
+        let marker = fs::read(dir.join(MARKER_NAME)).unwrap();
+        let (mut log, _) = open(dir, &[]).unwrap();
+        log.segment_bytes_max = segment_bytes_max;
+        let last = append(&mut log, 3).unwrap();
+        drop(log);
+        let (path, offset) = (segment_path(dir, last.segment_first_epoch), last.offset);
+        let whole = contents(dir);
+        for keep in 0..last.len {
+            let place = (last.segment_first_epoch, offset, 3);
+            let cut = || OpenOptions::new().write(true).open(&path).unwrap().set_len(offset + keep).unwrap();
+            restore(dir, &whole);
+            cut();
+            // Nothing left of the record: the log just ends before it.
+            let place_if_gone =
+                if keep == 0 && offset == 0 { (last.segment_first_epoch, 0, 3) } else { place };
+            assert!(refused(dir, &[], place_if_gone).contains(MARKER_NAME));
+            set_marker(dir, &marker);
+            assert!(refused(dir, &sink(3), place).contains("sink `table`"));
+            let (mut log, recovery) = open(dir, &sink(2)).unwrap();
+            let dropped = (keep > 0).then(|| DroppedTail { file: path.clone(), offset, bytes: keep });
+            assert_eq!((recovery.last_epoch, recovery.dropped_tail), (2, dropped), "kept {keep}");
+            // The epoch after the drop may be another one, in another start.
+            log.append(2, 4, &[(Kind::Rows, b"again")]).unwrap();
+            drop(log);
+            let (_, recovery) = open(dir, &sink(4)).unwrap();
+            assert_eq!((recovery.last_epoch, recovery.last_incarnation), (4, 2));
+        }
+    }
+}
+
+#[test]
+fn a_tail_of_zeros_is_torn_and_a_newer_format_is_not() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    let refs = written(dir, 2, 4000);
+    let end = refs[1].offset + refs[1].len;
+    let good = contents(dir);
+    let with_tail = |tail: &[u8]| {
+        restore(dir, &good);
+        let file = OpenOptions::new().write(true).open(segment_path(dir, 1)).unwrap();
+        file.write_all_at(tail, end).unwrap();
+    };
+    with_tail(&[0; 4096]);
+    let (_, recovery) = open(dir, &[]).unwrap();
+    assert_eq!(recovery.dropped_tail.unwrap().bytes, 4096);
+    with_tail(b"TMEP\x02\x00 of another version");
+    assert!(refused(dir, &[], (1, end, 3)).contains("format 2"));
+    with_tail(&[0; 10]);
+    let mut marker = fs::read(dir.join(MARKER_NAME)).unwrap();
+    marker[0] ^= 1; // the slot of epoch 1: might have been one of epoch 3
+    set_marker(dir, &marker);
+    assert!(refused(dir, &[], (1, end, 3)).contains(MARKER_NAME));
+}
+
+#[test]
+fn a_record_written_in_full_is_committed_though_the_marker_lags() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    written(dir, 2, 4000);
+    let marker = fs::read(dir.join(MARKER_NAME)).unwrap();
+    let (mut log, _) = open(dir, &[]).unwrap();
+    append(&mut log, 3).unwrap();
+    drop(log);
+    let segment = fs::read(segment_path(dir, 1)).unwrap();
+    for old in [marker, Vec::new()] {
+        set_marker(dir, &old);
+        let (_, recovery) = open(dir, &[]).unwrap();
+        assert_eq!((recovery.last_epoch, recovery.dropped_tail), (3, None));
+        assert_eq!(fs::read(segment_path(dir, 1)).unwrap(), segment, "written again, the same bytes");
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_a_committed_record_is_refused_with_its_place() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    let refs = written(dir, 6, 400);
+    let good = contents(dir);
+    // The last one, one in the middle of a segment, and the first of a segment.
+    let first = refs.iter().position(|r| r.epoch > 1 && r.offset == 0).unwrap();
+    for at in [refs[5], refs[1], refs[first]] {
+        let path = segment_path(dir, at.segment_first_epoch);
+        let bytes = fs::read(&path).unwrap();
+        for bit in at.offset * 8..(at.offset + at.len) * 8 {
+            let mut bad = bytes.clone();
+            bad[bit as usize / 8] ^= 1 << (bit % 8);
+            fs::write(&path, bad).unwrap();
+            refused(dir, &[], (at.segment_first_epoch, at.offset, at.epoch));
+        }
+        restore(dir, &good);
+    }
+    open(dir, &sink(6)).unwrap();
+}
+
+#[test]
+fn a_sound_record_after_the_damage_proves_the_commit_without_a_marker() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    let refs = written(dir, 3, 4000);
+    let path = segment_path(dir, 1);
+    let bytes = fs::read(&path).unwrap();
+    fs::remove_file(dir.join(MARKER_NAME)).unwrap();
+    for bit in refs[1].offset * 8..(refs[1].offset + refs[1].len) * 8 {
+        let mut bad = bytes.clone();
+        bad[bit as usize / 8] ^= 1 << (bit % 8);
+        fs::write(&path, bad).unwrap();
+        let text = refused(dir, &[], (1, refs[1].offset, 2));
+        assert!(text.contains("epoch 3 stands") || text.contains("format"), "{text}");
+    }
+    // The same record torn, with nothing behind it, is nobody's.
+    fs::write(&path, &bytes[..refs[2].offset as usize - 1]).unwrap();
+    assert_eq!(open(dir, &[]).unwrap().1.last_epoch, 1);
+}
+
+#[test]
+fn missing_segments_are_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    let refs = written(dir, 10, 400);
+    let good = contents(dir);
+    let names = list_segments(dir).unwrap();
+    let n = names.len();
+    let before_last = refs.iter().rfind(|r| r.segment_first_epoch == names[n - 2]).unwrap();
+    let end = before_last.offset + before_last.len;
+    let remove = |name: u64| {
+        restore(dir, &good);
+        fs::remove_file(segment_path(dir, name)).unwrap();
+    };
+
+    remove(names[n - 1]);
+    let place = (names[n - 2], end, before_last.epoch + 1);
+    let gone = (names[n - 1], 0, before_last.epoch + 1);
+    assert!(refused(dir, &[], gone).contains("COMMITTED vouches for epoch 10"));
+    // Marker gone too: an older copy of the directory. The sink knows better.
+    fs::remove_file(dir.join(MARKER_NAME)).unwrap();
+    assert!(refused(dir, &sink(10), place).contains("sink `table` has confirmed epoch 10"));
+    assert_eq!(open(dir, &sink(before_last.epoch)).unwrap().1.last_epoch, before_last.epoch);
+
+    remove(names[1]);
+    assert!(refused(dir, &[], (names[2], 0, names[2])).contains("does not follow"));
+
+    restore(dir, &good);
+    fs::write(segment_path(dir, names[1]), b"").unwrap();
+    refused(dir, &[], (names[1], 0, names[1]));
+
+    restore(dir, &good);
+    fs::rename(segment_path(dir, names[0]), segment_path(dir, names[0] + 1)).unwrap();
+    refused(dir, &[], (names[0] + 1, 0, names[0] + 1));
+}
+
+#[test]
+fn evidence_without_any_log_is_refused_and_creates_nothing() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("pipelines/clicks");
+    assert!(matches!(open(&dir, &sink(4)), Err(StoreError::Damaged { .. })));
+    assert!(!tmp.path().join("pipelines").exists());
+}
+
+#[test]
+fn a_log_from_another_branch_is_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (a, b) = (tmp.path().join("a"), tmp.path().join("b"));
+    written(&a, 3, 4000);
+    let (mut log, _) = open(&b, &[]).unwrap();
+    let at = log.append(1, 1, &[]).unwrap();
+    let second = log.append(1, 2, &[]).unwrap();
+    let third = log.append(1, 3, &[]).unwrap();
+    drop(log);
+    // The marker of one log beside the segment of another.
+    fs::copy(a.join(MARKER_NAME), b.join(MARKER_NAME)).unwrap();
+    refused(&b, &[], (1, third.offset, 3));
+    // A record exchanged for one of another log.
+    let mut mixed = fs::read(segment_path(&a, 1)).unwrap();
+    let first_of_a = record::decode(&mixed).unwrap().len;
+    let other = fs::read(segment_path(&b, 1)).unwrap();
+    mixed.truncate(first_of_a);
+    mixed.extend_from_slice(&other[second.offset as usize..third.offset as usize]);
+    fs::write(segment_path(&a, 1), &mixed).unwrap();
+    fs::remove_file(a.join(MARKER_NAME)).unwrap();
+    assert!(refused(&a, &[], (1, first_of_a as u64, 2)).contains("does not follow"));
+    assert_eq!(at.offset, 0);
+}
+
+#[test]
+fn a_full_disk_stops_the_log_for_good() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    written(dir, 2, 4000);
+    let (mut log, _) = open(dir, &[]).unwrap();
+    let healthy = log.active.replace(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let error = append(&mut log, 3).unwrap_err();
+    assert_eq!(error.exit_code(), 5);
+    let StoreError::Storage { file, epoch: Some(3), source, .. } = &error else { panic!("{error}") };
+    assert_eq!(*file, segment_path(dir, 1));
+    assert_eq!(source.kind(), io::ErrorKind::StorageFull);
+    // There is space again, but the log has given up.
+    log.active = healthy;
+    let before = contents(dir);
+    assert!(append(&mut log, 3).unwrap_err().to_string().contains("start again"));
+    assert!(log.trim(2).is_err());
+    assert!(contents(dir) == before);
+    drop(log);
+    assert_eq!(open(dir, &sink(2)).unwrap().1.last_epoch, 2);
+}
+
+#[test]
+fn a_visitor_can_stop_the_opening() {
+    let tmp = tempfile::tempdir().unwrap();
+    written(tmp.path(), 3, 4000);
+    let stopped = EpochLog::open(tmp.path(), &[], |_, at| match at.epoch {
+        2 => Err(damaged(tmp.path(), 0, 2, 1, "state of another pipeline")),
+        _ => Ok(()),
+    });
+    assert!(stopped.unwrap_err().to_string().contains("another pipeline"));
+}
+
+#[test]
+fn destroy_leaves_nothing_and_may_be_repeated() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("pipelines/clicks");
+    destroy(&dir).unwrap();
+    written(&dir, 3, 4000);
+    destroy(&dir).unwrap();
+    destroy(&dir).unwrap();
+    assert_eq!(fs::read_dir(tmp.path().join("pipelines")).unwrap().count(), 0);
+    assert_eq!(open(&dir, &[]).unwrap().1, Recovery::default());
+}
+
+/// A slot of COMMITTED in format 1, frozen.
+#[test]
+fn a_slot_survives_its_own_bytes_only() {
+    let tip = Tip { epoch: 7, incarnation: 2, checksum: 0xabcd };
+    let slot = Slot { tip, segment_first_epoch: 5, end: 300 };
+    let bytes = slot.encode();
+    let back = Slot::decode(&bytes).unwrap();
+    assert_eq!((back.tip.epoch, back.tip.incarnation, back.tip.checksum), (7, 2, 0xabcd));
+    assert_eq!((back.segment_first_epoch, back.end), (5, 300));
+    for bit in 0..SLOT_BYTES * 8 {
+        let mut bad = bytes;
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(Slot::decode(&bad).is_none(), "bit {bit}");
+    }
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(
+        hex,
+        "07000000000000000200000000000000cdab000000000000000000000000000005000000000000002c010000000000002327a1a9c5347b72f0329b1f7eae5fbb"
+    );
+}
