@@ -1,0 +1,110 @@
+//! How base follows the frontier, and when a key must be visited next.
+
+use super::answer::Start;
+use super::emit::Emit;
+use super::turn::{Now, Pending};
+use crate::bounds::SNAPSHOT_ROWS;
+use crate::key_state::{Open, Snapshot, Tail};
+use crate::rule::{Place, Results, TurnResult};
+use crate::time::EventTime;
+
+/// The state after the turn becomes the base; its memory is used again.
+pub(super) fn advance_direct(
+    base: &mut Option<Open>,
+    tail: &mut Tail,
+    p: Pending,
+    r: &TurnResult,
+    results: &Results,
+) {
+    let rejections = &results.rejections[r.rejections.range()];
+    let carried_on =
+        r.end.first == Some(Place::Carried) && tail.snapshots.is_empty() && rejections.is_empty();
+    match base {
+        Some(o) if carried_on => {
+            if let Some(last) = tail.rows[..p.folded].last() {
+                o.last = last.time;
+                o.last_position = last.position;
+                o.count += p.folded as u64;
+            }
+            o.timers = results.timers[r.end.timers.range()].into();
+            let state = &results.bytes[r.end.state.range()];
+            if *o.state != *state {
+                o.state = state.into();
+            }
+        }
+        _ => {
+            let open = tail.snapshots.last().map_or(base.as_ref(), |s| s.open.as_ref());
+            *base = Start { open, rejections, p }.open_at(tail, &r.end, p.folded, results);
+        }
+    }
+    tail.drain(p.folded);
+}
+
+/// Moves base to the last known state at or before B.
+pub(super) fn advance(
+    base: &mut Option<Open>,
+    tail: &mut Tail,
+    open: Option<&Open>,
+    p: Pending,
+    now: Now,
+    emit: &mut Emit<'_>,
+) {
+    let before_b = tail.rows.partition_point(|r| r.time < now.b);
+    let trailing = tail.closed.last().filter(|c| c.tag == p.folded);
+    // The last close fired after every row, and nothing can come before it any more.
+    if before_b >= p.folded && trailing.is_some_and(|c| c.fixed_at(now.b)) {
+        *base = open.cloned();
+        emit.rejected(tail, p.folded);
+        tail.drain(p.folded);
+        tail.closed.clear();
+        return;
+    }
+    if let Some(i) = tail.snapshots.iter().rposition(|s| s.rows <= before_b) {
+        let s = tail.snapshots.remove(i);
+        *base = s.open;
+        emit.rejected(tail, s.rows);
+        tail.drain(s.rows);
+    }
+    thin(&mut tail.snapshots);
+}
+
+/// Keeps snapshots [`SNAPSHOT_ROWS`] apart, and the last.
+fn thin(snapshots: &mut Vec<Snapshot>) {
+    let last = snapshots.last().map_or(0, |s| s.rows);
+    let mut kept_at = 0;
+    snapshots.retain(|s| {
+        let keep = s.rows == last || s.rows >= kept_at + SNAPSHOT_ROWS;
+        if keep {
+            kept_at = s.rows;
+        }
+        keep
+    });
+}
+
+/// When the key must be visited next, in terms of W.
+pub(super) fn next_visit(
+    base: &Option<Open>,
+    tail: &Tail,
+    p: Pending,
+    now: Now,
+    lateness_ms: i64,
+) -> EventTime {
+    let mut due = EventTime::INFINITY;
+    let folded = if p.direct { 0 } else { tail.snapshots.last().map_or(0, |s| s.rows) };
+    if let Some(r) = tail.rows.get(folded) {
+        due = due.min(r.time.plus(1));
+    }
+    let tip = tail.snapshots.last().map_or(base.as_ref(), |s| s.open.as_ref());
+    if let Some(o) = tip {
+        let t = o.next_timer();
+        due = due.min(if t <= now.w { t.plus(lateness_ms) } else { t });
+    }
+    for c in tail.closed.iter().filter(|c| c.at != EventTime::INFINITY && !c.fixed_at(now.b)) {
+        let at = c.at.plus(i64::from(c.by_event));
+        due = due.min(if c.fixed_at(now.w) { at.plus(lateness_ms) } else { at });
+    }
+    if let Some(s) = tail.snapshots.first() {
+        due = due.min(tail.rows[s.rows - 1].time.plus(1 + lateness_ms));
+    }
+    if due == EventTime::INFINITY { due } else { due.max(now.w.plus(1)) }
+}

@@ -1,0 +1,104 @@
+//! The keys of a lane: the table that finds them, and the index of when each must be visited.
+
+use super::{Entry, Lane, NEVER};
+use crate::bounds::DUE_BUCKET_BITS;
+use crate::key_state::KeyState;
+use crate::time::EventTime;
+
+fn bucket(t: EventTime) -> i64 {
+    t.ms() >> DUE_BUCKET_BITS
+}
+
+impl Lane {
+    #[inline]
+    pub(super) fn slot(&mut self, hash: u64, key: &[u8]) -> u32 {
+        let entries = &self.entries;
+        let found = self.table.find(hash, |s| *entries[*s as usize].state.key == *key);
+        match found {
+            Some(s) => *s,
+            None => self.add_key(hash, key),
+        }
+    }
+
+    #[cold]
+    fn add_key(&mut self, hash: u64, key: &[u8]) -> u32 {
+        let state =
+            KeyState { hash, key: key.into(), base: None, settled_b: EventTime::BEGINNING, tail: None };
+        let due = EventTime::INFINITY;
+        let e =
+            Entry { state, due, bucket: NEVER, touched: false, dirty: false, persisted: false, live: true };
+        let slot = if let Some(s) = self.free.pop() {
+            // The list of dirty keys may still name the slot.
+            let dirty = self.entries[s as usize].dirty;
+            self.entries[s as usize] = Entry { dirty, ..e };
+            s
+        } else {
+            self.entries.push(e);
+            (self.entries.len() - 1) as u32
+        };
+        let entries = &self.entries;
+        self.table.insert_unique(hash, slot, |s| entries[*s as usize].state.hash);
+        self.live_keys += 1;
+        slot
+    }
+
+    /// Makes sure that the key is visited when W reaches `at`.
+    pub(super) fn schedule(&mut self, slot: u32, at: EventTime) {
+        let e = &mut self.entries[slot as usize];
+        e.due = e.due.min(at);
+        let b = bucket(e.due);
+        if e.due != EventTime::INFINITY && b < e.bucket {
+            e.bucket = b;
+            self.due.entry(b).or_default().push(slot);
+        }
+    }
+
+    /// Takes the keys that are due at `w` out of the index.
+    pub(super) fn take_due(&mut self, w: EventTime) -> Vec<u32> {
+        let mut due = Vec::new();
+        while let Some(first) = self.due.first_entry() {
+            let b = *first.key();
+            if b > bucket(w) {
+                break;
+            }
+            let slots = first.remove();
+            let mut stays = Vec::new();
+            for s in slots {
+                let e = &mut self.entries[s as usize];
+                if !e.live || e.bucket != b {
+                    continue;
+                }
+                if e.due <= w {
+                    e.bucket = NEVER;
+                    due.push(s);
+                } else if bucket(e.due) == b {
+                    stays.push(s);
+                } else {
+                    e.bucket = NEVER;
+                    self.schedule(s, EventTime::INFINITY);
+                }
+            }
+            if !stays.is_empty() {
+                self.due.insert(b, stays);
+                break;
+            }
+        }
+        due
+    }
+
+    pub(super) fn forget(&mut self, slot: u32) {
+        let e = &mut self.entries[slot as usize];
+        e.live = false;
+        e.bucket = NEVER;
+        if let Some(mut t) = e.state.tail.take() {
+            t.clear();
+            self.tails.push(t);
+        }
+        let hash = e.state.hash;
+        if let Ok(found) = self.table.find_entry(hash, |s| *s == slot) {
+            found.remove();
+        }
+        self.free.push(slot);
+        self.live_keys -= 1;
+    }
+}

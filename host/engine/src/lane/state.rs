@@ -1,0 +1,116 @@
+//! A lane's state as bytes: what changed in an epoch, images of whole key groups, and both read back.
+
+use super::Lane;
+use super::epoch::StateDamage;
+use crate::key::key_group;
+use crate::key_state::Open;
+use crate::key_state::codec::{self, Extent};
+use crate::time::EventTime;
+use std::ops::Range;
+
+const KEY_RECORD: u8 = 0;
+const IMAGE: u8 = 1;
+
+impl Lane {
+    pub(super) fn encode_touched(&mut self) {
+        for slot in std::mem::take(&mut self.touched) {
+            let e = &mut self.entries[slot as usize];
+            e.touched = false;
+            let gone = e.state.base.is_none()
+                && e.state.tail.as_deref().is_none_or(|t| t.rows.is_empty() && t.sent.is_empty());
+            if gone {
+                if e.persisted {
+                    self.out.state.push(KEY_RECORD);
+                    codec::removed(&e.state.key, &mut self.out.state);
+                }
+                self.forget(slot);
+                continue;
+            }
+            self.out.state.push(KEY_RECORD);
+            codec::encode(&e.state, Extent::Change, &mut self.out.state);
+            e.persisted = true;
+            if let Some(t) = &mut e.state.tail {
+                t.mark_persisted();
+            }
+        }
+    }
+    /// Appends a full image of these key groups, after a barrier: recovery needs nothing older of them.
+    pub fn image(&self, groups: Range<u32>, out: &mut Vec<u8>) {
+        let groups = groups.start.max(self.config.groups.start)..groups.end.min(self.config.groups.end);
+        if groups.is_empty() {
+            return;
+        }
+        out.push(IMAGE);
+        codec::put_u32(out, groups.start as usize);
+        codec::put_u32(out, groups.end as usize);
+        for e in self.entries.iter().filter(|e| e.live && groups.contains(&key_group(e.state.hash))) {
+            out.push(KEY_RECORD);
+            codec::encode(&e.state, Extent::Whole, out);
+        }
+    }
+
+    /// Applies a state section of an epoch record, oldest epoch first; keys of other lanes are passed over.
+    pub fn load(&mut self, section: &[u8]) -> Result<(), StateDamage> {
+        let mut r = codec::Reader(section);
+        while !r.0.is_empty() {
+            let at = section.len() - r.0.len();
+            self.load_one(&mut r).ok_or(StateDamage { at })?;
+        }
+        Ok(())
+    }
+
+    fn load_one(&mut self, r: &mut codec::Reader<'_>) -> Option<()> {
+        if r.u8()? == IMAGE {
+            let groups = r.u32()?..r.u32()?;
+            for s in 0..self.entries.len() as u32 {
+                let e = &self.entries[s as usize];
+                if e.live && groups.contains(&key_group(e.state.hash)) {
+                    self.forget(s);
+                }
+            }
+            return Some(());
+        }
+        let rec = codec::decode(r)?;
+        let hash = crate::key::key_hash(rec.key);
+        if !self.config.groups.contains(&key_group(hash)) {
+            return Some(());
+        }
+        let slot = self.slot(hash, rec.key);
+        if rec.removed {
+            self.forget(slot);
+        } else {
+            let e = &mut self.entries[slot as usize];
+            e.persisted = true;
+            e.state.apply(rec);
+        }
+        Some(())
+    }
+
+    /// Ends recovery: every key is scheduled. Keys with a suffix are visited at once, since what their
+    /// tip closed is derived and was not kept.
+    pub fn loaded(&mut self, watermark: EventTime) {
+        self.watermark = watermark;
+        self.suffix_bytes = 0;
+        for s in 0..self.entries.len() as u32 {
+            let e = &mut self.entries[s as usize];
+            if !e.live {
+                continue;
+            }
+            let timer = e.state.base.as_ref().map_or(EventTime::INFINITY, Open::next_timer);
+            let visit = match &e.state.tail {
+                Some(t) => {
+                    self.suffix_bytes += t.suffix_bytes();
+                    let first = t.rows.iter().map(|r| r.time.plus(1)).min().unwrap_or(EventTime::INFINITY);
+                    if t.sent.is_empty() { first.min(timer) } else { watermark }
+                }
+                None => timer,
+            };
+            // What was not told before the restart is told at the next early tick.
+            if self.config.early && !e.dirty {
+                e.dirty = true;
+                self.dirty.push(s);
+            }
+            self.schedule(s, visit);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Turns of the keys that are due: planned, asked of the rule many at a time, and their answers taken in.
+
+use super::answer::{Start, text};
+use super::base::{advance, advance_direct, next_visit};
+use super::compare::compare;
+use super::emit::Emit;
+use super::epoch::{Barrier, LaneFault};
+use super::{Lane, NEVER};
+use crate::bounds::{CALL_INPUTS, CALL_TURNS, LOOKUP_ROWS, SNAPSHOT_ROWS, SNAPSHOTS_PER_TURN};
+use crate::key_state::{Closed, Poison, Rejected, Snapshot, Tail};
+use crate::rule::{Fault, Input, OpenHead, PLUGIN_FAULT, Rejection, Results, Span, Turn, TurnResult};
+use crate::time::EventTime;
+
+/// What a turn was made from, to read its answer by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pending {
+    pub(super) slot: u32,
+    pub(super) restart: usize,
+    pub(super) folded: usize,
+    pub(super) reporting: bool,
+    /// W and B agree on all that was folded: the state after the turn is the new base.
+    pub(super) direct: bool,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Now {
+    pub(super) w: EventTime,
+    pub(super) b: EventTime,
+    pub(super) barrier: Barrier,
+    pub(super) at_barrier: bool,
+}
+
+impl Lane {
+    pub(super) fn fold(
+        &mut self,
+        slots: &[u32],
+        barrier: Barrier,
+        at_barrier: bool,
+    ) -> Result<(), LaneFault> {
+        let w = if barrier.at_end { EventTime::INFINITY } else { barrier.watermark };
+        let now = Now { w, b: w.minus(self.config.lateness_ms), barrier, at_barrier };
+        for some in slots.chunks(LOOKUP_ROWS) {
+            let settled = some.iter().map(|s| self.entries[*s as usize].state.settled_b.ms());
+            std::hint::black_box(settled.fold(0, |n, b| n ^ b));
+            self.fetch(some, |t| t.rows.first());
+            for slot in some {
+                self.plan(*slot, now);
+                if self.turns.inputs.len() >= CALL_INPUTS || self.turns.turns.len() >= CALL_TURNS {
+                    self.call(now)?;
+                }
+            }
+        }
+        self.call(now)
+    }
+
+    /// Makes the turn of one key.
+    fn plan(&mut self, slot: u32, now: Now) {
+        let e = &mut self.entries[slot as usize];
+        let mut empty = Tail::default();
+        let tail = e.state.tail.as_deref_mut().unwrap_or(&mut empty);
+        let copies = tail.put_in_order();
+        self.out.counts.duplicates += copies.duplicates;
+        self.out.counts.conflicts += copies.conflicts;
+        let reporting =
+            now.at_barrier && (now.barrier.early_tick || !tail.sent.is_empty() || now.barrier.at_end);
+        let before_w = tail.rows.partition_point(|r| r.time < now.w);
+        let restart = tail.snapshots.last().map_or(0, |s| s.rows);
+        let folded = if reporting { tail.rows.len() } else { before_w.max(restart) };
+        let direct = now.b == now.w && folded == before_w;
+        tail.closed.retain(|c| c.tag < restart);
+        tail.rejected.retain(|r| r.row < restart);
+        let open = tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref());
+        let t = &mut self.turns;
+        let key_at = t.bytes.len();
+        if self.description.wants_key {
+            t.bytes.extend_from_slice(self.config.key_form.display(&e.state.key).as_bytes());
+        }
+        let key = Span::between(key_at, t.bytes.len());
+        let (state_at, timers_at) = (t.bytes.len(), t.timers.len());
+        if let Some(o) = open {
+            t.bytes.extend_from_slice(&o.state);
+            t.timers.extend_from_slice(&o.timers);
+        }
+        let state = Span::between(state_at, t.bytes.len());
+        let inputs_at = t.inputs.len();
+        for r in &tail.rows[restart..folded] {
+            let ext = r.ext(&tail.ext);
+            let at = t.bytes.len();
+            t.bytes.extend_from_slice(ext);
+            let skip = !tail.poison.is_empty() && tail.is_poison(r);
+            t.inputs.push(Input { time: r.time, ext: Span::between(at, t.bytes.len()), skip });
+        }
+        let wanted_at = t.wanted.len();
+        if !direct {
+            let before_b = tail.rows.partition_point(|r| r.time < now.b);
+            wanted(restart, folded, before_b, &mut t.wanted);
+        }
+        t.turns.push(Turn {
+            key,
+            open: open.map(|o| OpenHead { start: o.first.time, last: o.last, count: o.count }),
+            state,
+            timers: Span::between(timers_at, t.timers.len()),
+            inputs: Span::between(inputs_at, t.inputs.len()),
+            until: now.w,
+            at_end: now.barrier.at_end,
+            report_open: reporting,
+            wanted: Span::between(wanted_at, t.wanted.len()),
+        });
+        self.out.counts.steps += (folded - restart) as u64;
+        self.pending.push(Pending { slot, restart, folded, reporting, direct });
+    }
+
+    fn call(&mut self, now: Now) -> Result<(), LaneFault> {
+        if self.turns.turns.is_empty() {
+            return Ok(());
+        }
+        let mut results = std::mem::take(&mut self.results);
+        self.rule.call(&self.turns, &mut results);
+        let pending = std::mem::take(&mut self.pending);
+        self.out.counts.turns += pending.len() as u64;
+        for (i, p) in pending.iter().enumerate() {
+            let r = results.turns.get(i).cloned().unwrap_or_else(missing_answer);
+            if let Some(f) = r.fault {
+                let key = self.config.key_form.display(&self.entries[p.slot as usize].state.key).into_owned();
+                return Err(LaneFault { key, message: f.message });
+            }
+            let wanted = self.turns.turns[i].wanted;
+            self.absorb(*p, &r, &results, wanted, now);
+        }
+        self.results = results;
+        self.pending = pending;
+        self.pending.clear();
+        self.turns.clear();
+        Ok(())
+    }
+
+    /// Takes in the answer for one key: emits, moves base, finds the next visit.
+    fn absorb(&mut self, p: Pending, r: &TurnResult, results: &Results, wanted: Span, now: Now) {
+        let e = &mut self.entries[p.slot as usize];
+        if !e.touched {
+            e.touched = true;
+            self.touched.push(p.slot);
+        }
+        let mut tail = match e.state.tail.take() {
+            Some(t) => t,
+            None => self.tails.pop().unwrap_or_default(),
+        };
+        let bytes_before = tail.suffix_bytes();
+        let mut emit = Emit {
+            pipeline: &self.config.pipeline,
+            key: &e.state.key,
+            key_form: self.config.key_form,
+            sources: &self.config.sources,
+            description: &self.description,
+            rows: &mut self.out.rows,
+            letters: &mut self.out.letters,
+            dead: &mut self.out.dead,
+            counts: &mut self.out.counts,
+        };
+        let closings = &results.closings[r.closings.range()];
+        let rejections = &results.rejections[r.rejections.range()];
+        reject(&mut tail, rejections, p.restart, results);
+        let start = Start {
+            open: tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref()),
+            rejections,
+            p,
+        };
+        let told = !tail.sent.is_empty() || !tail.closed.is_empty();
+        if p.direct && !told && (!p.reporting || now.barrier.at_end) {
+            // Everything that closed here is final and settled; what base lags behind was told before.
+            let settled_b = e.state.settled_b;
+            for c in closings.iter().filter(|c| !start.closed_before(&tail, c, settled_b)) {
+                start.with_closed(&tail, c, results, |c| emit.settled(&c));
+            }
+            emit.rejected(&mut tail, p.folded);
+            advance_direct(&mut e.state.base, &mut tail, p, r, results);
+        } else {
+            let new: Vec<Closed> = closings.iter().map(|c| start.closed(&tail, c, results)).collect();
+            let snapshots: Vec<Snapshot> = self.turns.wanted[wanted.range()]
+                .iter()
+                .zip(&results.snapshots[r.snapshots.range()])
+                .map(|(i, s)| {
+                    let rows = p.restart + *i as usize + 1;
+                    Snapshot { rows, open: start.open_at(&tail, s, rows, results) }
+                })
+                .collect();
+            let open = start.open_at(&tail, &r.end, p.folded, results);
+            tail.closed.extend(new);
+            let open_fields = text(results, r.open_fields);
+            compare(&mut tail, open.as_ref(), open_fields, e.state.settled_b, p, now, &mut emit);
+            if p.direct {
+                e.state.base = open;
+                emit.rejected(&mut tail, p.folded);
+                tail.drain(p.folded);
+                tail.closed.clear();
+            } else {
+                tail.snapshots.extend(snapshots);
+                advance(&mut e.state.base, &mut tail, open.as_ref(), p, now, &mut emit);
+            }
+        }
+        e.state.settled_b = e.state.settled_b.max(now.b);
+        e.due = next_visit(&e.state.base, &tail, p, now, self.config.lateness_ms);
+        self.suffix_bytes = (self.suffix_bytes + tail.suffix_bytes()).saturating_sub(bytes_before);
+        if tail.is_empty() {
+            tail.clear();
+            self.tails.push(tail);
+        } else {
+            e.state.tail = Some(tail);
+        }
+        e.bucket = NEVER;
+        let due = e.due;
+        self.schedule(p.slot, due);
+    }
+}
+
+fn missing_answer() -> TurnResult {
+    TurnResult::failed(Fault::unknown("the rule gave fewer answers than turns"))
+}
+
+/// Notes what a turn has rejected, and remembers where the rule failed.
+fn reject(tail: &mut Tail, rejections: &[Rejection], restart: usize, results: &Results) {
+    for x in rejections {
+        let row = restart + x.input as usize;
+        tail.rejected.push(Rejected { row, reason: x.reason });
+        if x.reason == PLUGIN_FAULT && !tail.is_poison(&tail.rows[row]) {
+            let event = tail.rows[row].ident(&tail.ext);
+            let message = String::from_utf8_lossy(&results.bytes[x.message.range()]).into();
+            tail.poison.push(Poison { event, message });
+        }
+    }
+}
+
+/// Which inputs to take a snapshot after: the last one, the last before B, and some between.
+fn wanted(restart: usize, folded: usize, before_b: usize, out: &mut Vec<u32>) {
+    if folded == restart {
+        return;
+    }
+    let n = folded - restart;
+    let step = SNAPSHOT_ROWS.max(n / SNAPSHOTS_PER_TURN);
+    let boundary = before_b.checked_sub(restart).filter(|b| *b > 0 && *b < n);
+    let from = out.len();
+    out.extend((step..n).step_by(step).map(|i| i as u32 - 1));
+    out.extend(boundary.map(|b| b as u32 - 1));
+    out.push(n as u32 - 1);
+    out[from..].sort_unstable();
+    let mut last = None;
+    let mut keep = from;
+    for i in from..out.len() {
+        if last != Some(out[i]) {
+            last = Some(out[i]);
+            out[keep] = out[i];
+            keep += 1;
+        }
+    }
+    out.truncate(keep);
+}
