@@ -1,6 +1,6 @@
 //! End to end: real processes over real or made-up logs, compared with the naive model.
 //!
-//! This file is the harness: it finds or builds the binary, writes configs, runs, kills and reads what came out.
+//! This file is the harness: it finds or builds the binary, runs, kills and reads what came out. `config` writes configs,
 //! `model` says what must come out, `traffic` makes input, `trials` finds the real logs, `plugins` builds components.
 //!
 //! `TIDEMILL_BIN` names a binary; without it `cargo build -p tidemill --profile trial` makes one, once a process.
@@ -8,15 +8,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod config;
 pub mod model;
 pub mod plugins;
 pub mod traffic;
 pub mod trials;
 
-use model::{Format, Gap, Place, Row, Source, Unit};
+pub use config::{Config, Plugin, Session};
+use model::{Place, Row};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Write as _;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -165,119 +166,6 @@ impl Drop for Process {
     }
 }
 
-/// A pipeline's config as values; `text` writes it as TOML.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Epoch length.
-    pub epoch: String,
-    /// Its sources.
-    pub sources: Vec<Source>,
-    /// Its rule.
-    pub gap: Gap,
-    /// The TOML value of `early`.
-    pub early: String,
-    /// Lateness, ms.
-    pub lateness_ms: i64,
-    /// `close` or `hold`; empty: the default.
-    pub end_of_input: String,
-    /// The TOML value of `to`, of the sinks `sessions` (SQLite, sessions.db) and `rows` (JSON lines, rows.jsonl).
-    pub to: String,
-    /// Where the state is, if not in the case's folder.
-    pub data_dir: Option<PathBuf>,
-}
-
-impl Config {
-    /// One source into SQLite and JSON lines, everything else as the defaults are.
-    #[must_use]
-    pub fn new(source: Source, gap: Gap) -> Config {
-        Config {
-            epoch: "1s".into(),
-            sources: vec![source],
-            gap,
-            early: "\"epoch\"".into(),
-            lateness_ms: 0,
-            end_of_input: String::new(),
-            to: r#"["sessions", "rows"]"#.into(),
-            data_dir: None,
-        }
-    }
-
-    fn text(&self, dir: &Path) -> String {
-        let quoted = |s: &str| Value::from(s).to_string();
-        let inside = |name: &str| quoted(dir.join(name).to_str().unwrap());
-        let mut t = String::new();
-        let state = self.data_dir.clone().unwrap_or_else(|| dir.join("state"));
-        let _ = writeln!(
-            t,
-            "[server]\ndata_dir = {}\nepoch = \"{}\"",
-            quoted(state.to_str().unwrap()),
-            self.epoch
-        );
-        for s in &self.sources {
-            let kind = if s.path == "-" {
-                "kind = \"stdin\"".into()
-            } else {
-                format!("kind = \"file\"\npath = {}", inside(&s.path))
-            };
-            let format = match s.format {
-                Format::Json => "json",
-                Format::Tsv => "tsv",
-                Format::Csv => "csv",
-                Format::Combined => "combined",
-            };
-            let unit = match s.unit {
-                Unit::Seconds => ", unit = \"s\"",
-                Unit::Millis => ", unit = \"ms\"",
-                Unit::Micros => ", unit = \"us\"",
-                Unit::Clf => "",
-            };
-            let key =
-                if s.key.len() == 1 { quoted(&s.key[0]) } else { Value::from(s.key.clone()).to_string() };
-            let _ = writeln!(t, "\n[source.{}]\n{kind}\nformat = \"{format}\"\nkey = {key}", s.name);
-            let _ = writeln!(t, "time = {{ field = {}{unit} }}", quoted(&s.time));
-            let _ = writeln!(t, "id = {}", quoted(s.id.as_deref().unwrap_or("position")));
-            let _ = writeln!(t, "disorder = \"{}ms\"\n{}", s.disorder_ms, s.more);
-            if !s.fields.is_empty() {
-                let _ = writeln!(t, "[source.{}.fields]", s.name);
-            }
-            for (field, at) in &s.fields {
-                let _ = writeln!(t, "{field} = {}", quoted(at));
-            }
-        }
-        let from: Vec<&str> = self.sources.iter().map(|s| s.name.as_str()).collect();
-        let boundary = if self.gap.inclusive { "inclusive" } else { "exclusive" };
-        let mut rule = format!("gap = \"{}ms\", boundary = \"{boundary}\"", self.gap.gap_ms);
-        if let Some(max) = self.gap.max_ms {
-            let _ = write!(rule, ", max = \"{max}ms\"");
-        }
-        for (name, m) in [("start", &self.gap.start), ("end", &self.gap.end)] {
-            if let Some(m) = m {
-                let values = Value::from(m.values.clone());
-                let _ = write!(rule, ", {name} = {{ field = {}, in = {values} }}", quoted(&m.field));
-            }
-        }
-        let _ = writeln!(t, "\n[pipeline.visits]\nfrom = {}", Value::from(from));
-        let _ = writeln!(t, "session = {{ plugin = \"builtin:gap\", config = {{ {rule} }} }}");
-        let _ = writeln!(t, "early = {}\nlateness = \"{}ms\"", self.early, self.lateness_ms);
-        if !self.end_of_input.is_empty() {
-            let _ = writeln!(t, "end_of_input = \"{}\"", self.end_of_input);
-        }
-        let _ = writeln!(t, "to = {}\ndead = \"dead\"", self.to);
-        if self.to.contains("\"sessions\"") {
-            let _ = writeln!(
-                t,
-                "\n[sink.sessions]\nkind = \"sqlite\"\npath = {}\ntable = \"sessions\"",
-                inside("sessions.db")
-            );
-        }
-        if self.to.contains("\"rows\"") {
-            let _ = writeln!(t, "\n[sink.rows]\nkind = \"file\"\npath = {}", inside("rows.jsonl"));
-        }
-        let _ = writeln!(t, "\n[sink.dead]\nkind = \"file\"\npath = {}", inside("dead.jsonl"));
-        t
-    }
-}
-
 /// One revision of a session as a sink shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
@@ -322,6 +210,9 @@ impl Case {
     /// Writes the config.
     pub fn configure(&self, config: &Config) {
         self.put("pipeline.toml", config.text(self.dir.path()).as_bytes());
+        if config.has_plugins() {
+            plugins::lend(&self.path("state"));
+        }
     }
     /// Starts `tidemill run pipeline.toml`; standard input is a pipe that stays open.
     #[must_use]
@@ -402,6 +293,12 @@ impl Case {
     }
 }
 
+impl Drop for Case {
+    fn drop(&mut self) {
+        plugins::keep(&self.path("state"));
+    }
+}
+
 /// The `.seg` files below a folder, by name; files that vanish meanwhile are left out.
 #[must_use]
 pub fn segments_under(dir: &Path) -> Vec<PathBuf> {
@@ -458,6 +355,13 @@ pub fn current(stored: &[Stored]) -> Vec<Row> {
         stored.iter().filter(|s| s.stage != "retracted").map(|s| s.row.clone()).collect();
     rows.sort();
     rows
+}
+
+/// The rows that count with their session ids, sorted.
+#[must_use]
+pub fn identified(stored: &[Stored]) -> BTreeMap<String, Row> {
+    let current = stored.iter().filter(|s| s.stage != "retracted");
+    current.map(|s| (s.id.clone(), s.row.clone())).collect()
 }
 
 /// Panics with the first differing rows unless both tables are the same.

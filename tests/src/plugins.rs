@@ -6,6 +6,7 @@
 
 use crate::{cargo, target_dir, workspace};
 use std::io::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use wit_component::ComponentEncoder;
@@ -58,6 +59,30 @@ fn build() -> PathBuf {
 pub fn component(module: &[u8]) -> Vec<u8> {
     let encoder = ComponentEncoder::default().validate(true).module(module);
     encoder.and_then(|mut e| e.encode()).unwrap_or_else(|e| panic!("no component can be made of it: {e:#}"))
+}
+
+/// Gives a data directory the compiled code that other runs left, so that a component is compiled once and not in each case.
+pub(crate) fn lend(state: &Path) {
+    copy_compiled(&kept(), &state.join("compiled"));
+}
+
+/// Keeps the compiled code of a data directory for [`lend`].
+pub(crate) fn keep(state: &Path) {
+    copy_compiled(&state.join("compiled"), &kept());
+}
+
+fn kept() -> PathBuf {
+    target_dir().join("components/compiled")
+}
+
+fn copy_compiled(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).into_iter().flatten().flatten() {
+        // Others are half-written.
+        if entry.path().extension().is_some_and(|e| e == "cwasm") {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(to).unwrap();
+            put(&to.join(entry.file_name()), &std::fs::read(entry.path()).unwrap());
+        }
+    }
 }
 
 fn put(path: &Path, bytes: &[u8]) {

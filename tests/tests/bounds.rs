@@ -1,7 +1,8 @@
 //! Bounds: one key with more events inside the disorder than memory should hold, and many files read in step.
 //!
 //! The bug family: an event that is neither in a session nor in a letter, a hot key that spoils its neighbours, memory
-//! that grows with the input. `TIDEMILL_HOT_EVENTS` and `TIDEMILL_FILE_EVENTS` (default 300,000 each) set the size.
+//! that grows with the input. `TIDEMILL_HOT_EVENTS` and `TIDEMILL_FILE_EVENTS` (default 300,000 each) set the size. Both
+//! are run by `builtin:gap` and by the component `gap-sessions`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -9,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use tidemill_tests::model::{self, Format, Gap, Row, Source, Unit};
 use tidemill_tests::traffic::{Rng, START_MS, Shop, file_of};
-use tidemill_tests::{Case, Config, RUN_MAX, current, env_number, places, same_table};
+use tidemill_tests::{Case, Config, RUN_MAX, Session, current, env_number, places, same_table};
 
 const FILE: &str = "in.jsonl";
 
@@ -35,12 +36,12 @@ fn hot_log(events: u64) -> Vec<u8> {
 }
 
 /// Runs with a cap on one key's events; returns its rows, its letters' count and its peak memory.
-fn hot_run(bytes: &[u8], cap: u64) -> (Vec<Row>, usize, u64) {
+fn hot_run(session: &Session, bytes: &[u8], cap: u64) -> (Vec<Row>, usize, u64) {
     let gap = Gap::of_seconds(60, false);
     let source = source(FILE, 600_000);
     let case = Case::new();
     case.put(FILE, bytes);
-    let mut config = Config::new(source.clone(), gap.clone());
+    let mut config = Config { session: session.clone(), ..Config::new(source.clone(), gap.clone()) };
     config.early = "\"off\"".into();
     case.configure(&config);
     let path = case.path("pipeline.toml");
@@ -66,26 +67,28 @@ fn a_hot_key_over_its_cap_loses_nothing_and_spoils_nobody() {
     let events = env_number("TIDEMILL_HOT_EVENTS", 300_000);
     let bytes = hot_log(events);
     let (cap, above) = (events / 50, events * 2);
-    let (rows, letters, small) = hot_run(&bytes, cap);
-    let of_hot: u64 = rows.iter().filter(|r| r.key == "hot").map(|r| r.events).sum();
-    assert_eq!(of_hot, cap, "what is under the cap is used");
-    assert_eq!(of_hot + letters as u64, events, "sessions and letters sum to the input");
-    let (rows, letters, large) = hot_run(&bytes, above);
-    assert_eq!(letters, 0);
-    assert_eq!(rows.iter().filter(|r| r.key == "hot").map(|r| r.events).sum::<u64>(), events);
-    eprintln!(
-        "hot key, {events} events: peak {} MiB at a cap of {cap}, {} MiB above it",
-        small >> 20,
-        large >> 20
-    );
+    for session in Session::GAPS {
+        let (rows, letters, small) = hot_run(&session, &bytes, cap);
+        let of_hot: u64 = rows.iter().filter(|r| r.key == "hot").map(|r| r.events).sum();
+        assert_eq!(of_hot, cap, "what is under the cap is used");
+        assert_eq!(of_hot + letters as u64, events, "sessions and letters sum to the input");
+        let (rows, letters, large) = hot_run(&session, &bytes, above);
+        assert_eq!(letters, 0);
+        assert_eq!(rows.iter().filter(|r| r.key == "hot").map(|r| r.events).sum::<u64>(), events);
+        eprintln!(
+            "hot key, {events} events, {session:?}: peak {} MiB at a cap of {cap}, {} MiB above it",
+            small >> 20,
+            large >> 20
+        );
+    }
 }
 
 /// Peak memory of a run over these files, above nothing; the table must be the model's.
-fn files_run(files: &[(String, Vec<u8>)], gap: &Gap) -> u64 {
+fn files_run(session: &Session, files: &[(String, Vec<u8>)], gap: &Gap) -> u64 {
     let source = source("logs/*.jsonl", 10_000);
     let case = Case::new();
     files.iter().for_each(|(name, bytes)| case.put(&format!("logs/{name}"), bytes));
-    let mut config = Config::new(source.clone(), gap.clone());
+    let mut config = Config { session: session.clone(), ..Config::new(source.clone(), gap.clone()) };
     config.early = "\"off\"".into();
     case.configure(&config);
     let (outcome, peak) = case.start(&[], &[]).outcome_and_peak(RUN_MAX);
@@ -111,14 +114,17 @@ fn files_cut_by_hour_in_reverse_order_need_no_more_memory_than_one() {
         .collect();
     let few = [("one.jsonl".to_owned(), file_of(&lines[..lines.len() / 100]))];
     let whole = [("one.jsonl".to_owned(), file_of(&lines))];
-    let floor = files_run(&few, &gap);
-    let (one, by_hour) = (files_run(&whole, &gap) - floor, files_run(&cut, &gap) - floor);
-    eprintln!(
-        "{events} events: {} KiB above a small run's in one file, {} KiB by hour",
-        one >> 10,
-        by_hour >> 10
-    );
-    // Blocks of the files that are open come on top of what the input needs: 24 of 256 KiB and their batches.
-    let slack = 24 << 20;
-    assert!(by_hour <= one * 3 / 2 + slack, "{by_hour} bytes by hour, {one} in one file");
+    for session in Session::GAPS {
+        let floor = files_run(&session, &few, &gap);
+        let (one, by_hour) =
+            (files_run(&session, &whole, &gap) - floor, files_run(&session, &cut, &gap) - floor);
+        eprintln!(
+            "{events} events, {session:?}: {} KiB above a small run's in one file, {} KiB by hour",
+            one >> 10,
+            by_hour >> 10
+        );
+        // Blocks of the files that are open come on top of what the input needs: 24 of 256 KiB and their batches.
+        let slack = 24 << 20;
+        assert!(by_hour <= one * 3 / 2 + slack, "{by_hour} bytes by hour, {one} in one file");
+    }
 }

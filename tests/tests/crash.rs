@@ -3,7 +3,8 @@
 //! The bug family: something leaves before it is durable, is resent differently, or a damaged store is taken for a
 //! shorter one. Sizes: `TIDEMILL_CRASH_EVENTS` (default 300,000; from 5,000,000 on with epochs of 100 ms, below with
 //! 10 ms so that there is something to kill), `TIDEMILL_CRASH_KILLS` (default 12), `TIDEMILL_CRASH_SEED`. A run that
-//! ends before its kill begins a new round; kills that hit are counted and printed.
+//! ends before its kill begins a new round; kills that hit are counted and printed. Every loop is run by `builtin:gap` and by
+//! the component `gap-sessions`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -15,8 +16,8 @@ use std::time::Duration;
 use tidemill_tests::model::{self, Format, Gap, Log, Match, Row, Source, Unit};
 use tidemill_tests::traffic::{Rng, Shop, delayed, file_of};
 use tidemill_tests::{
-    Case, Config, Follower, RUN_MAX, current, env_number, latest, only_invalid, same_sinks, same_table,
-    segments_under, wait_for,
+    Case, Config, Follower, RUN_MAX, Session, current, env_number, latest, only_invalid, same_sinks,
+    same_table, segments_under, wait_for,
 };
 
 const FILE: &str = "in.jsonl";
@@ -29,7 +30,7 @@ fn kills() -> u64 {
     env_number("TIDEMILL_CRASH_KILLS", 12)
 }
 
-fn config() -> Config {
+fn config(session: Session) -> Config {
     let kind = |v: &str| Some(Match { field: "kind".into(), values: vec![v.into()] });
     let file = Source::file("web", FILE, Format::Json, "user", "ts", Unit::Millis);
     let fields = vec![("kind".into(), "type".into())];
@@ -40,7 +41,7 @@ fn config() -> Config {
         end: kind("purchase"),
         ..Gap::of_seconds(60, false)
     };
-    let mut config = Config::new(source, gap);
+    let mut config = Config { session, ..Config::new(source, gap) };
     config.epoch = if events() >= 5_000_000 { "100ms".into() } else { "10ms".into() };
     config
 }
@@ -58,7 +59,7 @@ fn input() -> &'static Input {
         let n = events();
         let lines = Shop { seed: 77, events: n, users: 20 + n / 50, step_ms: 20, invalid_every: 500 }.lines();
         let bytes = file_of(&delayed(&lines, 78, 10_000, true));
-        let config = config();
+        let config = config(Session::Builtin);
         let log = model::read(&[(&config.sources[0], FILE, &bytes)], &config.gap);
         let expected = model::sessions(&log, &BTreeSet::new(), &config.gap);
         let dir = tempfile::tempdir().unwrap();
@@ -230,8 +231,15 @@ fn strike(case: &Case, follower: &mut Follower, fault: Fault) -> bool {
     }
 }
 
+/// A loop for the built-in rule and one for the component.
+fn crash_loops(name: &str, wanted: u64, draw: impl Fn(&mut Rng, u64) -> Fault) {
+    for session in Session::GAPS {
+        crash_loop(&format!("{name}, {session:?}"), &session, wanted, &draw);
+    }
+}
+
 /// Rounds of one run each, killed as drawn, until the kills are enough; each round ends with the model's table.
-fn crash_loop(name: &str, wanted: u64, mut draw: impl FnMut(&mut Rng, u64) -> Fault) {
+fn crash_loop(name: &str, session: &Session, wanted: u64, draw: &impl Fn(&mut Rng, u64) -> Fault) {
     let seed = env_number("TIDEMILL_CRASH_SEED", 1);
     let mut rng = Rng::new(seed);
     let (mut done, mut rounds) = (0, 0);
@@ -246,7 +254,7 @@ fn crash_loop(name: &str, wanted: u64, mut draw: impl FnMut(&mut Rng, u64) -> Fa
         std::fs::hard_link(input().dir.path().join(FILE), case.path(FILE))
             .or_else(|_| std::fs::copy(input().dir.path().join(FILE), case.path(FILE)).map(drop))
             .unwrap();
-        case.configure(&config());
+        case.configure(&config(session.clone()));
         record_offers(&case);
         let mut follower = Follower::default();
         while done < wanted {
@@ -265,20 +273,20 @@ fn crash_loop(name: &str, wanted: u64, mut draw: impl FnMut(&mut Rng, u64) -> Fa
 #[test]
 fn killed_at_random_event_counts() {
     let most = 2 * events() / (kills() + 1);
-    crash_loop("kill -9", kills(), |r, _| Fault::Events(r.below(most)));
+    crash_loops("kill -9", kills(), |r, _| Fault::Events(r.below(most)));
 }
 
 #[test]
 fn killed_between_append_and_sync() {
     // One in four leaves half of its last record; the first does.
     let before = |r: &mut Rng, n: u64| Fault::BeforeSync { call: 1 + r.below(6), half: n.is_multiple_of(4) };
-    crash_loop("between append and sync", (kills() / 4).max(4), before);
+    crash_loops("between append and sync", (kills() / 4).max(4), before);
 }
 
 #[test]
 fn killed_between_commit_and_delivery() {
     let after = |r: &mut Rng, _| Fault::AfterSync { call: 1 + r.below(6) };
-    crash_loop("between commit and delivery", (kills() / 4).max(4), after);
+    crash_loops("between commit and delivery", (kills() / 4).max(4), after);
 }
 
 #[test]
@@ -288,14 +296,14 @@ fn killed_again_during_recovery() {
         1 => Fault::AfterSync { call: 1 },
         _ => Fault::Soon(Duration::from_micros(r.below(15_000))),
     };
-    crash_loop("again during recovery", kills().max(8), fault);
+    crash_loops("again during recovery", kills().max(8), fault);
 }
 
 /// A small run that is held at its end: everything committed and released, open sessions left.
-fn held() -> (Case, Vec<Row>) {
+fn held(session: Session) -> (Case, Vec<Row>) {
     let lines = Shop { seed: 8, events: 20_000, users: 500, step_ms: 50, invalid_every: 0 }.lines();
     let bytes = file_of(&lines);
-    let mut config = config();
+    let mut config = config(session);
     config.end_of_input = "hold".into();
     config.epoch = "10ms".into();
     let case = Case::new();
@@ -309,49 +317,59 @@ fn held() -> (Case, Vec<Row>) {
 
 #[test]
 fn a_flipped_bit_in_what_was_released_stops_the_process() {
-    let (case, rows) = held();
-    let last = case.segments().pop().unwrap();
-    let mut bytes = std::fs::read(&last).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
-    std::fs::write(&last, &bytes).unwrap();
-    // Twice: the first refusal must not have swept anything away.
-    for _ in 0..2 {
-        case.run().exits(5).says(last.file_name().unwrap().to_str().unwrap()).says("epoch").says("offset");
-        assert_eq!(std::fs::read(&last).unwrap(), bytes, "the damaged segment was touched");
+    for session in Session::GAPS {
+        let (case, rows) = held(session);
+        let last = case.segments().pop().unwrap();
+        let mut bytes = std::fs::read(&last).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x10;
+        std::fs::write(&last, &bytes).unwrap();
+        // Twice: the first refusal must not have swept anything away.
+        for _ in 0..2 {
+            case.run()
+                .exits(5)
+                .says(last.file_name().unwrap().to_str().unwrap())
+                .says("epoch")
+                .says("offset");
+            assert_eq!(std::fs::read(&last).unwrap(), bytes, "the damaged segment was touched");
+        }
+        same_table("after the refusal", &rows, &current(&case.table()));
+        bytes[middle] ^= 0x10;
+        std::fs::write(&last, &bytes).unwrap();
+        case.run().exits(0);
     }
-    same_table("after the refusal", &rows, &current(&case.table()));
-    bytes[middle] ^= 0x10;
-    std::fs::write(&last, &bytes).unwrap();
-    case.run().exits(0);
 }
 
 #[test]
 fn a_deleted_last_segment_stops_the_process() {
-    let (case, rows) = held();
-    let last = case.segments().pop().unwrap();
-    let bytes = std::fs::read(&last).unwrap();
-    std::fs::remove_file(&last).unwrap();
-    for _ in 0..2 {
-        case.run().exits(5).says(".seg").says("epoch");
+    for session in Session::GAPS {
+        let (case, rows) = held(session);
+        let last = case.segments().pop().unwrap();
+        let bytes = std::fs::read(&last).unwrap();
+        std::fs::remove_file(&last).unwrap();
+        for _ in 0..2 {
+            case.run().exits(5).says(".seg").says("epoch");
+        }
+        same_table("after the refusal", &rows, &current(&case.table()));
+        std::fs::write(&last, bytes).unwrap();
+        case.run().exits(0);
     }
-    same_table("after the refusal", &rows, &current(&case.table()));
-    std::fs::write(&last, bytes).unwrap();
-    case.run().exits(0);
 }
 
 #[test]
 fn a_torn_tail_recovers() {
-    let (case, rows) = held();
-    let last = case.segments().pop().unwrap();
-    let mut bytes = std::fs::read(&last).unwrap();
-    // The beginning of a record and no more, as an append leaves it that was never synced.
-    let head = bytes[..bytes.len().min(37)].to_vec();
-    bytes.extend(head);
-    std::fs::write(&last, bytes).unwrap();
-    case.run().exits(0);
-    same_table("after a torn tail", &rows, &current(&case.table()));
-    assert_eq!(current(&latest(case.lines("rows.jsonl"))), rows);
+    for session in Session::GAPS {
+        let (case, rows) = held(session);
+        let last = case.segments().pop().unwrap();
+        let mut bytes = std::fs::read(&last).unwrap();
+        // The beginning of a record and no more, as an append leaves it that was never synced.
+        let head = bytes[..bytes.len().min(37)].to_vec();
+        bytes.extend(head);
+        std::fs::write(&last, bytes).unwrap();
+        case.run().exits(0);
+        same_table("after a torn tail", &rows, &current(&case.table()));
+        assert_eq!(current(&latest(case.lines("rows.jsonl"))), rows);
+    }
 }
 
 /// A mounted tmpfs, unmounted when dropped.
@@ -379,7 +397,7 @@ impl Drop for Tmpfs {
 fn a_full_disk_stops_the_process_and_loses_nothing() {
     let case = Case::new();
     let Some(disk) = Tmpfs::mount(case.path("disk"), "size=768k") else { return };
-    let mut config = config();
+    let mut config = config(Session::Builtin);
     config.data_dir = Some(disk.0.join("state"));
     // Nothing closes before the end, so the state only grows.
     config.gap = Gap::of_seconds(100_000, false);

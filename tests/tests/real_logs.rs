@@ -1,32 +1,40 @@
 //! Whole tables of real logs equal the naive model's, and both the counts that other programs found.
 //!
 //! The bug family: a decoder or a watermark that is right for made-up data only. With made-up stand-ins (no
-//! `TIDEMILL_TRIALS`) the known counts are not asserted, everything else is.
+//! `TIDEMILL_TRIALS`) the known counts are not asserted, everything else is. All of it is run by `builtin:gap` and by the
+//! component `gap-sessions`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use tidemill_tests::model::{self, Format, Gap, Log, Row, Source, Unit};
-use tidemill_tests::{Case, Config, current, only_invalid, place_of, places, same_sinks, same_table, trials};
+use tidemill_tests::{
+    Case, Config, Session, current, only_invalid, place_of, places, same_sinks, same_table, trials,
+};
 use trials::Trial;
 
 fn sum(rows: &[Row]) -> u64 {
     rows.iter().map(|r| r.events).sum()
 }
 
-/// Runs one file through the binary and the model; both must agree, the letters being the invalid lines.
+/// Runs one file through the model and the binary, by the built-in rule and by the component; all must agree, the letters
+/// being the invalid lines.
 fn run_one(trial: &Trial, source: &Source, gap: &Gap) -> (Case, Log, Vec<Row>) {
     let what = format!("{} by {:?}, {gap:?}", trial.file, source.key);
     let plain_name = trial.file;
     let log = model::read(&[(source, plain_name, &trial.plain)], gap);
     let expected = model::sessions(&log, &BTreeSet::new(), gap);
-    let case = Case::new();
-    case.put(trial.file, &trial.packed);
-    case.configure(&Config::new(source.clone(), gap.clone()));
-    case.run().exits(0);
-    same_sinks(&what, &expected, &case);
-    only_invalid(&what, &log, &case.letters());
-    (case, log, expected)
+    let [_, component] = Session::GAPS.map(|session| {
+        let what = format!("{what}, {session:?}");
+        let case = Case::new();
+        case.put(trial.file, &trial.packed);
+        case.configure(&Config { session, ..Config::new(source.clone(), gap.clone()) });
+        case.run().exits(0);
+        same_sinks(&what, &expected, &case);
+        only_invalid(&what, &log, &case.letters());
+        case
+    });
+    (component, log, expected)
 }
 
 /// (gap s, sessions inclusive, sessions exclusive).
@@ -119,32 +127,34 @@ fn json_test_suite_as_values_inside_records() {
     }
     (200..400).for_each(|n| file.extend(good(n)));
 
-    let case = Case::new();
-    case.put("suite.jsonl", &file);
-    let source = Source::file("suite", "suite.jsonl", Format::Json, "k", "t", Unit::Millis);
-    case.configure(&Config::new(source, Gap::of_seconds(300, true)));
-    case.run().exits(0);
+    for session in Session::GAPS {
+        let case = Case::new();
+        case.put("suite.jsonl", &file);
+        let source = Source::file("suite", "suite.jsonl", Format::Json, "k", "t", Unit::Millis);
+        case.configure(&Config { session, ..Config::new(source, Gap::of_seconds(300, true)) });
+        case.run().exits(0);
 
-    let letters = case.letters();
-    let dead = places(&letters);
-    for letter in &letters {
-        assert_eq!(letter["reason"], "malformed_json", "{letter}");
-        assert!(starts.contains_key(&place_of(letter).offset), "a good event is dead: {letter}");
+        let letters = case.letters();
+        let dead = places(&letters);
+        for letter in &letters {
+            assert_eq!(letter["reason"], "malformed_json", "{letter}");
+            assert!(starts.contains_key(&place_of(letter).offset), "a good event is dead: {letter}");
+        }
+        let of = |kind: &str| {
+            starts.iter().filter(|(_, n)| n.starts_with(kind)).map(|(o, n)| (*o, *n)).collect::<Vec<_>>()
+        };
+        let is_dead = |offset: u64| dead.iter().any(|p| p.offset == offset);
+        let taken: Vec<_> = of("n_").into_iter().filter(|(o, _)| !is_dead(*o)).collect();
+        assert!(taken.is_empty(), "must be refused: {taken:?}");
+        let refused: Vec<_> = of("y_").into_iter().filter(|(o, _)| is_dead(*o)).collect();
+        assert!(refused.is_empty(), "must be taken: {refused:?}");
+        if real {
+            assert_eq!((of("n_").len(), of("y_").len()), (182, 91), "files without a newline");
+        }
+        let table = current(&case.table());
+        let events: BTreeMap<&str, u64> = table.iter().map(|r| (r.key.as_str(), r.events)).collect();
+        assert_eq!(events, BTreeMap::from([("a", (cases.len() - letters.len()) as u64), ("good", 400)]));
     }
-    let of = |kind: &str| {
-        starts.iter().filter(|(_, n)| n.starts_with(kind)).map(|(o, n)| (*o, *n)).collect::<Vec<_>>()
-    };
-    let is_dead = |offset: u64| dead.iter().any(|p| p.offset == offset);
-    let taken: Vec<_> = of("n_").into_iter().filter(|(o, _)| !is_dead(*o)).collect();
-    assert!(taken.is_empty(), "must be refused: {taken:?}");
-    let refused: Vec<_> = of("y_").into_iter().filter(|(o, _)| is_dead(*o)).collect();
-    assert!(refused.is_empty(), "must be taken: {refused:?}");
-    if real {
-        assert_eq!((of("n_").len(), of("y_").len()), (182, 91), "files without a newline");
-    }
-    let table = current(&case.table());
-    let events: BTreeMap<&str, u64> = table.iter().map(|r| (r.key.as_str(), r.events)).collect();
-    assert_eq!(events, BTreeMap::from([("a", (cases.len() - letters.len()) as u64), ("good", 400)]));
 }
 
 /// Every way of cutting a log gives the table of the whole, and nothing is late: files are read in step.
@@ -180,14 +190,16 @@ fn apache_cut_into_files() {
             part.extend_from_slice(line);
             part.push(b'\n');
         }
-        let case = Case::new();
-        for (n, bytes) in &parts {
-            case.put(&format!("cut/{n:03}.log"), bytes);
+        for session in Session::GAPS {
+            let case = Case::new();
+            for (n, bytes) in &parts {
+                case.put(&format!("cut/{n:03}.log"), bytes);
+            }
+            case.configure(&Config { session, ..Config::new(source.clone(), gap.clone()) });
+            case.run().exits(0);
+            assert!(case.letters().is_empty(), "{what}, {} files: {:?}", parts.len(), case.letters().first());
+            same_sinks(what, &expected, &case);
         }
-        case.configure(&Config::new(source.clone(), gap.clone()));
-        case.run().exits(0);
-        assert!(case.letters().is_empty(), "{what}, {} files: {:?}", parts.len(), case.letters().first());
-        same_sinks(what, &expected, &case);
     }
 }
 
@@ -215,16 +227,18 @@ fn one_pipeline_over_two_sources_of_different_shape() {
     if trial.real {
         assert_eq!(expected.len(), 2577, "two shapes, the same sessions");
     }
-    let case = Case::new();
-    case.put("web.log", lines.as_bytes());
-    case.put("app.jsonl", json.as_bytes());
-    let mut config = Config::new(web, gap);
-    config.sources.push(app);
-    case.configure(&config);
-    case.run().exits(0);
-    same_table("two sources", &expected, &current(&case.table()));
-    same_sinks("two sources", &expected, &case);
-    assert!(case.letters().is_empty());
+    for session in Session::GAPS {
+        let case = Case::new();
+        case.put("web.log", lines.as_bytes());
+        case.put("app.jsonl", json.as_bytes());
+        let mut config = Config { session, ..Config::new(web.clone(), gap.clone()) };
+        config.sources.push(app.clone());
+        case.configure(&config);
+        case.run().exits(0);
+        same_table("two sources", &expected, &current(&case.table()));
+        same_sinks("two sources", &expected, &case);
+        assert!(case.letters().is_empty());
+    }
 }
 
 /// The model is held to the known counts by itself, whatever the binary does.

@@ -1,7 +1,7 @@
 //! Sessions end without a further event, days join, and stages go where they are sent.
 //!
 //! The bug family: time that only moves with events, so that the last visitor's session never ends, and an end of
-//! input that closes what tomorrow's file would have continued.
+//! input that closes what tomorrow's file would have continued. All of it is run by `builtin:gap` and by the component.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -10,7 +10,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 use tidemill_tests::model::{self, Format, Gap, Row, Source, Unit};
 use tidemill_tests::traffic::{Shop, file_of};
-use tidemill_tests::{Case, Config, Stored, current, latest, same_sinks, same_table, wait_for};
+use tidemill_tests::{Case, Config, Session, Stored, current, latest, same_sinks, same_table, wait_for};
 
 fn source(path: &str) -> Source {
     let file = Source::file("web", path, Format::Json, "user", "ts", Unit::Millis);
@@ -25,38 +25,40 @@ fn whole_lines(case: &Case) -> Vec<Stored> {
 
 #[test]
 fn the_last_visitor_of_an_open_pipe_becomes_final() {
-    let mut stdin = source("-");
-    stdin.more = "idle = \"1s\"".into();
-    let gap = Gap::of_seconds(2, false);
-    let case = Case::new();
-    let mut config = Config::new(stdin.clone(), gap.clone());
-    config.epoch = "100ms".into();
-    case.configure(&config);
-    let mut process = case.start(&[], &[]);
-    let lines: String = (0..5)
-        .map(|n| format!("{{\"user\":\"last\",\"ts\":{}}}\n", 1_714_521_600_000i64 + n * 100))
-        .collect();
-    let expected =
-        model::sessions(&model::read(&[(&stdin, "-", lines.as_bytes())], &gap), &BTreeSet::new(), &gap);
-    process.stdin().write_all(lines.as_bytes()).unwrap();
-    process.stdin().flush().unwrap();
-    let piped = Instant::now();
-    let looked_at = &case;
-    let seen = |stage: &'static str| {
-        move || -> Option<Vec<Stored>> {
-            let rows = latest(whole_lines(looked_at));
-            (rows.len() == 1 && rows[0].stage == stage && rows[0].row.events == 5).then_some(rows)
-        }
-    };
-    let early = wait_for("an early row", Duration::from_secs(2), seen("early"));
-    assert_eq!((early[0].row.start_ms, early[0].row.end_ms), (expected[0].start_ms, expected[0].end_ms));
-    // Final once gap, disorder and idle have passed; the rest of the time is for slow machines.
-    let last = wait_for("a final row", Duration::from_secs(2 + 1 + 1 + 4), seen("final"));
-    assert!(piped.elapsed() >= Duration::from_secs(2), "final before the gap has passed");
-    same_table("open pipe", &expected, &current(&last));
-    assert!(!process.ended(), "the pipe is open, so the run must go on");
-    process.outcome(Duration::from_secs(30)).exits(0);
-    same_sinks("after the end of the pipe", &expected, &case);
+    for session in Session::GAPS {
+        let mut stdin = source("-");
+        stdin.more = "idle = \"1s\"".into();
+        let gap = Gap::of_seconds(2, false);
+        let case = Case::new();
+        let mut config = Config { session, ..Config::new(stdin.clone(), gap.clone()) };
+        config.epoch = "100ms".into();
+        case.configure(&config);
+        let mut process = case.start(&[], &[]);
+        let lines: String = (0..5)
+            .map(|n| format!("{{\"user\":\"last\",\"ts\":{}}}\n", 1_714_521_600_000i64 + n * 100))
+            .collect();
+        let expected =
+            model::sessions(&model::read(&[(&stdin, "-", lines.as_bytes())], &gap), &BTreeSet::new(), &gap);
+        process.stdin().write_all(lines.as_bytes()).unwrap();
+        process.stdin().flush().unwrap();
+        let piped = Instant::now();
+        let looked_at = &case;
+        let seen = |stage: &'static str| {
+            move || -> Option<Vec<Stored>> {
+                let rows = latest(whole_lines(looked_at));
+                (rows.len() == 1 && rows[0].stage == stage && rows[0].row.events == 5).then_some(rows)
+            }
+        };
+        let early = wait_for("an early row", Duration::from_secs(2), seen("early"));
+        assert_eq!((early[0].row.start_ms, early[0].row.end_ms), (expected[0].start_ms, expected[0].end_ms));
+        // Final once gap, disorder and idle have passed; the rest of the time is for slow machines.
+        let last = wait_for("a final row", Duration::from_secs(2 + 1 + 1 + 4), seen("final"));
+        assert!(piped.elapsed() >= Duration::from_secs(2), "final before the gap has passed");
+        same_table("open pipe", &expected, &current(&last));
+        assert!(!process.ended(), "the pipe is open, so the run must go on");
+        process.outcome(Duration::from_secs(30)).exits(0);
+        same_sinks("after the end of the pipe", &expected, &case);
+    }
 }
 
 /// Rows with their stages but for ids and revisions, which tell how a run went, not what it found.
@@ -73,37 +75,39 @@ fn two_days_held_equal_one_run_over_both() {
     let (first, second) = lines.split_at(lines.len() / 2);
     let days = [("days/1.jsonl", file_of(first)), ("days/2.jsonl", file_of(second))];
     let gap = Gap { max_ms: Some(600_000), ..Gap::of_seconds(60, true) };
-    let mut config = Config::new(source("days/*.jsonl"), gap.clone());
-    config.end_of_input = "hold".into();
+    for session in Session::GAPS {
+        let mut config = Config { session, ..Config::new(source("days/*.jsonl"), gap.clone()) };
+        config.end_of_input = "hold".into();
 
-    let one_by_one = Case::new();
-    one_by_one.configure(&config);
-    one_by_one.put(days[0].0, &days[0].1);
-    one_by_one.run().exits(0);
-    let open_after_day_one = one_by_one.table().iter().filter(|s| s.stage == "early").count();
-    assert!(open_after_day_one > 0, "hold must leave sessions open");
-    one_by_one.put(days[1].0, &days[1].1);
-    one_by_one.run().exits(0);
+        let one_by_one = Case::new();
+        one_by_one.configure(&config);
+        one_by_one.put(days[0].0, &days[0].1);
+        one_by_one.run().exits(0);
+        let open_after_day_one = one_by_one.table().iter().filter(|s| s.stage == "early").count();
+        assert!(open_after_day_one > 0, "hold must leave sessions open");
+        one_by_one.put(days[1].0, &days[1].1);
+        one_by_one.run().exits(0);
 
-    let together = Case::new();
-    together.configure(&config);
-    days.iter().for_each(|(name, bytes)| together.put(name, bytes));
-    together.run().exits(0);
-    let (apart, at_once) = (staged(&one_by_one), staged(&together));
-    let differ = apart.iter().zip(&at_once).find(|(a, b)| a != b);
-    assert!(differ.is_none(), "two runs and one differ first in {differ:?}");
-    assert_eq!(apart.len(), at_once.len());
-    assert_eq!(one_by_one.letters().len(), together.letters().len());
+        let together = Case::new();
+        together.configure(&config);
+        days.iter().for_each(|(name, bytes)| together.put(name, bytes));
+        together.run().exits(0);
+        let (apart, at_once) = (staged(&one_by_one), staged(&together));
+        let differ = apart.iter().zip(&at_once).find(|(a, b)| a != b);
+        assert!(differ.is_none(), "two runs and one differ first in {differ:?}");
+        assert_eq!(apart.len(), at_once.len());
+        assert_eq!(one_by_one.letters().len(), together.letters().len());
 
-    // The model closes everything; but for the open sessions' reasons that is the same.
-    let s = source("");
-    let log = model::read(&[(&s, "1.jsonl", &days[0].1), (&s, "2.jsonl", &days[1].1)], &gap);
-    let strip =
-        |rows: Vec<Row>| -> Vec<Row> { rows.into_iter().map(|r| Row { reason: None, ..r }).collect() };
-    let expected = strip(model::sessions(&log, &BTreeSet::new(), &gap));
-    same_table("two days", &expected, &strip(current(&one_by_one.table())));
-    for stored in one_by_one.table().iter().filter(|s| s.stage == "final") {
-        assert!(stored.row.reason.is_some(), "final without a reason: {stored:?}");
+        // The model closes everything; but for the open sessions' reasons that is the same.
+        let s = source("");
+        let log = model::read(&[(&s, "1.jsonl", &days[0].1), (&s, "2.jsonl", &days[1].1)], &gap);
+        let strip =
+            |rows: Vec<Row>| -> Vec<Row> { rows.into_iter().map(|r| Row { reason: None, ..r }).collect() };
+        let expected = strip(model::sessions(&log, &BTreeSet::new(), &gap));
+        same_table("two days", &expected, &strip(current(&one_by_one.table())));
+        for stored in one_by_one.table().iter().filter(|s| s.stage == "final") {
+            assert!(stored.row.reason.is_some(), "final without a reason: {stored:?}");
+        }
     }
 }
 
@@ -115,31 +119,33 @@ fn stages_go_to_their_sinks() {
     let source = source("in.jsonl");
     let expected =
         model::sessions(&model::read(&[(&source, "in.jsonl", &bytes)], &gap), &BTreeSet::new(), &gap);
-    let case = Case::new();
-    case.put("in.jsonl", &bytes);
-    let mut config = Config::new(source, gap);
-    config.epoch = "10ms".into();
-    config.to = r#"[{ sink = "rows", stages = ["early"] },
-      { sink = "sessions", stages = ["final", "corrected", "retracted"] }]"#
-        .into();
-    case.configure(&config);
-    case.run().exits(0);
+    for session in Session::GAPS {
+        let case = Case::new();
+        case.put("in.jsonl", &bytes);
+        let mut config = Config { session, ..Config::new(source.clone(), gap.clone()) };
+        config.epoch = "10ms".into();
+        config.to = r#"[{ sink = "rows", stages = ["early"] },
+          { sink = "sessions", stages = ["final", "corrected", "retracted"] }]"#
+            .into();
+        case.configure(&config);
+        case.run().exits(0);
 
-    let table = case.table();
-    assert!(
-        table.iter().all(|s| s.stage == "final"),
-        "in order, so nothing is corrected, and no early row comes here"
-    );
-    same_table("the final rows", &expected, &current(&table));
-    let finals: BTreeMap<&str, &Stored> = table.iter().map(|s| (s.id.as_str(), s)).collect();
-    let early = case.lines("rows.jsonl");
-    assert!(!early.is_empty(), "no early row");
-    for e in &early {
-        assert_eq!(e.stage, "early", "{e:?}");
-        // Input in order: an early session is a beginning of the final one.
-        let f = finals.get(e.id.as_str()).unwrap_or_else(|| panic!("never final: {e:?}"));
-        assert_eq!((&e.row.key, e.row.start_ms), (&f.row.key, f.row.start_ms));
-        assert!(e.row.events <= f.row.events && e.row.end_ms <= f.row.end_ms, "{e:?} and then {f:?}");
-        assert!(e.revision < f.revision, "{e:?} and then {f:?}");
+        let table = case.table();
+        assert!(
+            table.iter().all(|s| s.stage == "final"),
+            "in order, so nothing is corrected, and no early row comes here"
+        );
+        same_table("the final rows", &expected, &current(&table));
+        let finals: BTreeMap<&str, &Stored> = table.iter().map(|s| (s.id.as_str(), s)).collect();
+        let early = case.lines("rows.jsonl");
+        assert!(!early.is_empty(), "no early row");
+        for e in &early {
+            assert_eq!(e.stage, "early", "{e:?}");
+            // Input in order: an early session is a beginning of the final one.
+            let f = finals.get(e.id.as_str()).unwrap_or_else(|| panic!("never final: {e:?}"));
+            assert_eq!((&e.row.key, e.row.start_ms), (&f.row.key, f.row.start_ms));
+            assert!(e.row.events <= f.row.events && e.row.end_ms <= f.row.end_ms, "{e:?} and then {f:?}");
+            assert!(e.revision < f.revision, "{e:?} and then {f:?}");
+        }
     }
 }
