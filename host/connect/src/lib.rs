@@ -1,7 +1,8 @@
-//! Sources, formats and sinks: one file each behind small traits. Knows the engine's values, nothing
+//! Sources, formats, lookups and sinks: one file each behind small traits. Knows the engine's values, nothing
 //! of lanes, epochs or config files.
 
 pub mod format;
+pub mod lookup;
 pub mod sink;
 pub mod source;
 

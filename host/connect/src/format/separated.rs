@@ -50,6 +50,15 @@ impl SeparatedDecoder {
         Self { wanted: wanted.to_vec(), header: None, flavour: Flavour::Tsv }
     }
 
+    /// The names in a header record.
+    ///
+    /// # Errors
+    /// If it is no record.
+    pub fn columns(&mut self, record: &[u8]) -> Result<Vec<String>, Malformed> {
+        let names = self.names(record).map_err(|m| self.malformed(m))?;
+        Ok(names.into_iter().map(|n| String::from_utf8_lossy(&n).into_owned()).collect())
+    }
+
     fn malformed(&self, message: String) -> Malformed {
         let reason = match self.flavour {
             Flavour::Csv(_) => "malformed_csv",

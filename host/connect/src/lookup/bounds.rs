@@ -1,0 +1,49 @@
+//! Every bound and default of lookups, with its unit and reason.
+
+/// Bytes of answers that one lookup keeps, by default: some 200,000 rows.
+pub const CACHE_BYTES: u64 = 64 << 20;
+/// What one kept answer costs beside its key and row: the table's slot, the list's links, two counted strings.
+pub const CACHE_ENTRY_BYTES: u64 = 160;
+/// How long an answer of a database or service is believed, ms. A file in memory needs no cache.
+pub const TTL_MS: i64 = 5 * 60_000;
+/// How long "there is no such row" is believed, ms: shorter, because rows are added more often than changed.
+pub const NEGATIVE_TTL_MS: i64 = 60_000;
+/// Keys in one call, by default: spreads the cost of a round trip, and still is a small query.
+pub const BATCH_KEYS: u64 = 100;
+/// Keys in one call at most: SQLite and services take a list of this length without a second thought.
+pub const BATCH_KEYS_MAX: u64 = 10_000;
+/// Calls under way at a time, by default.
+pub const CONCURRENCY: u64 = 4;
+/// Calls under way at a time at most; each is a thread.
+pub const CONCURRENCY_MAX: u64 = 64;
+/// How long one call may take, ms, by default.
+pub const TIMEOUT_MS: i64 = 2_000;
+/// How often a key is asked for again after a failure, by default.
+pub const RETRIES: u64 = 4;
+/// The same at most.
+pub const RETRIES_MAX: u64 = 20;
+/// Wait before the first retry, ms; it doubles from one to the next, up to [`BACKOFF_MAX_MS`].
+pub const BACKOFF_MS: u64 = 100;
+/// Longest wait between two calls to a provider that does not answer, ms. Its return is noticed within this.
+pub const BACKOFF_MAX_MS: u64 = 2_000;
+/// Calls that fail one after the other before a provider counts as down: then one call at a time tries it.
+pub const DOWN_AFTER: u32 = 8;
+/// Bytes of one row.
+pub const ROW_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one key; longer ones are not asked for.
+pub const KEY_BYTES_MAX: usize = 4 << 10;
+/// Bytes of the answer to one HTTP call.
+pub const RESPONSE_BYTES_MAX: u64 = 16 << 20;
+/// Bytes of the rows of a file that is kept in memory; larger tables belong into a database.
+pub const FILE_BYTES_MAX: usize = 256 << 20;
+/// How often a file is looked at for changes, ms.
+pub const FILE_LOOK_MS: u64 = 1_000;
+
+const _: () = {
+    assert!(BACKOFF_MS <= BACKOFF_MAX_MS && BATCH_KEYS <= BATCH_KEYS_MAX && CONCURRENCY <= CONCURRENCY_MAX);
+    assert!(
+        RETRIES <= RETRIES_MAX && RETRIES_MAX < 64,
+        "a wait is the first one shifted by the number of retries"
+    );
+    assert!(ROW_BYTES_MAX + KEY_BYTES_MAX < RESPONSE_BYTES_MAX as usize);
+};
