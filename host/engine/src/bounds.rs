@@ -33,3 +33,5 @@ pub const STATE_BYTES: usize = 64 << 10;
 const _: () =
     assert!(SNAPSHOT_ROWS < CALL_INPUTS && KEY_GROUPS.is_power_of_two() && KEY_GROUPS == 1 << GROUP_BITS);
 pub(crate) const GROUP_BITS: u32 = 10;
+/// Keys looked at in one barrier while a swap settles: some milliseconds at most, so that no epoch waits for it.
+pub const SETTLE_KEYS: usize = 65_536;

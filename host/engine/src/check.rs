@@ -136,7 +136,7 @@ impl Walk<'_> {
             Cause::Timer(t) => {
                 // Rejected inputs may stand behind the last session, and timers fire before them too.
                 let over = self.inputs.last().map_or(self.turn.until, |i| i.time.max(self.turn.until));
-                t.number < self.description.timers
+                usize::from(t.number) < self.description.timers.len()
                     && t.at > self.time(c.last)
                     && t.at <= after.map_or(over, |i| self.inputs[i as usize].time)
                     && t.at != EventTime::INFINITY
@@ -182,7 +182,7 @@ impl Walk<'_> {
         let mut seen = 0_u32;
         for t in timers {
             let bit = 1_u32.checked_shl(u32::from(t.number)).unwrap_or(0);
-            if t.number >= self.description.timers || seen & bit != 0 {
+            if usize::from(t.number) >= self.description.timers.len() || seen & bit != 0 {
                 return Err(format!("timer {} is pending twice, or has no name", t.number));
             }
             seen |= bit;

@@ -34,7 +34,7 @@ impl<R: SessionRule> Contained<R> {
 
     /// Answers a turn piece by piece, around what fails in it.
     fn piecemeal(&mut self, turns: &Turns, turn: &Turn, out: &mut Results) -> TurnResult {
-        let mut whole = Pieces::new(turns, turn);
+        let mut whole = Pieces::without_poison(turns, turn);
         loop {
             // Each round answers the rest or up to a poison input, or takes an input out, or closes a session: it ends.
             let stop = whole.wanted_poison();
@@ -162,6 +162,7 @@ impl<R: SessionRule> Contained<R> {
 
     /// Asks the rule about a part of the rest; a fault's input is one of the original turn.
     fn ask(&mut self, whole: &Pieces<'_>, reach: Reach) -> Result<TurnResult, Fault> {
+        self.part.clear();
         whole.part(reach, &mut self.part);
         self.part_answers.clear();
         self.rule.call(&self.part, &mut self.part_answers);
@@ -182,6 +183,10 @@ impl<R: SessionRule> Contained<R> {
 impl<R: SessionRule> SessionRule for Contained<R> {
     fn describe(&self) -> &Description {
         self.rule.describe()
+    }
+
+    fn migrate(&mut self, from: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
+        self.rule.migrate(from, states)
     }
 
     fn call(&mut self, turns: &Turns, out: &mut Results) {

@@ -5,8 +5,8 @@
 
 use crate::event::ext::{Value, field};
 use crate::rule::{
-    Cause, Closing, Description, END_OF_INPUT, Place, Results, SessionRule, Span, StateAt, Timer, Turn,
-    TurnResult, Turns,
+    Cause, Closing, Description, END_OF_INPUT, Place, Results, SessionRule, Span, StateAt, StateForm, Timer,
+    Turn, TurnResult, Turns,
 };
 use crate::time::EventTime;
 
@@ -81,7 +81,8 @@ impl Gap {
                 plugin: "builtin:gap@1".into(),
                 fields,
                 reasons,
-                timers: 2,
+                timers: vec!["gap".into(), "max".into()],
+                state: StateForm { rule: "builtin:gap".into(), version: 1, from: Vec::new() },
                 wants_key: false,
             },
             silence_ms: silence_ms.max(1),
@@ -201,6 +202,10 @@ fn state_at(open: Option<Open>, out: &mut Results) -> StateAt {
 impl SessionRule for Gap {
     fn describe(&self) -> &Description {
         &self.description
+    }
+    fn migrate(&mut self, _: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
+        // Its state is empty in every version.
+        states.iter().map(|s| Ok(s.to_vec())).collect()
     }
     fn call(&mut self, turns: &Turns, out: &mut Results) {
         out.clear();

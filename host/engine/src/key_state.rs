@@ -12,6 +12,7 @@ pub(crate) use tail::{Row, Tail};
 use crate::event::Position;
 use crate::rule::Timer;
 use crate::time::EventTime;
+use crate::versions::Version;
 use std::cmp::Ordering;
 
 /// What makes an event that event, within its key: (time, id).
@@ -41,6 +42,8 @@ impl Ident {
 /// An open session.
 #[derive(Clone, Debug)]
 pub(crate) struct Open {
+    /// Whose state it is.
+    pub(crate) version: Version,
     pub(crate) first: Ident,
     pub(crate) last: EventTime,
     pub(crate) last_position: Position,
@@ -95,6 +98,7 @@ pub(crate) struct Snapshot {
 /// A session that the folded part of the suffix closed.
 #[derive(Clone, Debug)]
 pub(crate) struct Closed {
+    pub(crate) version: Version,
     /// How many rows stood before the one at whose turn it closed.
     pub(crate) tag: usize,
     pub(crate) at: EventTime,
@@ -140,6 +144,7 @@ pub(crate) struct Sent {
     pub(crate) count: u64,
     /// Index of the reason; `u16::MAX`: open.
     pub(crate) reason: u16,
+    pub(crate) version: Version,
     pub(crate) content: u64,
 }
 

@@ -10,20 +10,24 @@ mod emit;
 mod epoch;
 mod keys;
 mod state;
+mod swap;
 mod turn;
 
 pub use epoch::{Barrier, LaneCounts, LaneEpoch, LaneFault, StateDamage};
+pub use swap::LiveState;
 
 use crate::bounds::{KEY_EXT_BYTES, LOOKUP_ROWS};
 use crate::event::{RowHead, Rows, ext};
 use crate::key::KeyForm;
 use crate::key_state::{Ident, KeyState, Row, Tail};
 use crate::letter::RecordLetter;
-use crate::rule::{Description, Results, SessionRule, Turns};
+use crate::rule::{Results, Turns};
 use crate::time::EventTime;
+use crate::versions::{Version, Versions};
 use hashbrown::HashTable;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use swap::Settling;
 use turn::Pending;
 
 /// What a lane must know of its pipeline.
@@ -45,6 +49,8 @@ pub struct LaneConfig {
     pub groups: Range<u32>,
     /// Names of the sources, by number.
     pub sources: Vec<String>,
+    /// Names of the declared fields, in the order of the extension.
+    pub layout: Vec<String>,
 }
 
 /// Where a batch came from, for its dead letters.
@@ -82,8 +88,9 @@ const _: () = assert!(std::mem::offset_of!(Entry, state) + std::mem::offset_of!(
 /// See the module's documentation.
 pub struct Lane {
     config: LaneConfig,
-    rule: Box<dyn SessionRule>,
-    description: Description,
+    versions: Versions,
+    wants_key: bool,
+    settling: Settling,
     table: HashTable<u32>,
     entries: Vec<Entry>,
     free: Vec<u32>,
@@ -100,6 +107,8 @@ pub struct Lane {
     live_keys: u64,
     watermark: EventTime,
     turns: Turns,
+    /// Whose state each turn begins with.
+    carried: Vec<Version>,
     results: Results,
     pending: Vec<Pending>,
     out: LaneEpoch,
@@ -117,12 +126,12 @@ impl std::fmt::Debug for Lane {
 impl Lane {
     /// A lane without keys.
     #[must_use]
-    pub fn new(config: LaneConfig, rule: Box<dyn SessionRule>) -> Self {
-        let description = rule.describe().clone();
+    pub fn new(config: LaneConfig, versions: Versions) -> Self {
         Lane {
             config,
-            rule,
-            description,
+            wants_key: versions.wants_key(),
+            versions,
+            settling: Settling::default(),
             table: HashTable::new(),
             entries: Vec::new(),
             free: Vec::new(),
@@ -134,6 +143,7 @@ impl Lane {
             live_keys: 0,
             watermark: EventTime::BEGINNING,
             turns: Turns::default(),
+            carried: Vec::new(),
             results: Results::default(),
             pending: Vec::new(),
             out: LaneEpoch::default(),
@@ -256,7 +266,8 @@ impl Lane {
     /// Folds what W has passed. Only where [`Lane::sweeps`].
     pub fn sweep(&mut self) -> Result<(), LaneFault> {
         let due = self.take_due(self.watermark);
-        self.fold(&due, Barrier { watermark: self.watermark, early_tick: false, at_end: false }, false)
+        let barrier = Barrier { watermark: self.watermark, early_tick: false, at_end: false };
+        self.fold(&due, self.now(barrier, false))
     }
 
     /// Folds, compares, encodes: everything up to this barrier leaves in the answer.
@@ -290,7 +301,11 @@ impl Lane {
                 self.entries[*s as usize].dirty = true;
             }
         }
-        self.fold(&slots, Barrier { watermark: self.watermark, ..barrier }, true)?;
+        let barrier = Barrier { watermark: self.watermark, ..barrier };
+        let now = self.now(barrier, true);
+        self.catch_up(now, &mut slots);
+        self.fold(&slots, now)?;
+        self.settle(now);
         self.encode_touched();
         self.out.live_keys = self.live_keys;
         self.out.suffix_bytes = self.suffix_bytes as u64;

@@ -19,4 +19,5 @@ mod pieces;
 pub mod record;
 pub mod rule;
 pub mod time;
+pub mod versions;
 pub mod watermark;

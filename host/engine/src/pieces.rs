@@ -22,7 +22,7 @@ pub(crate) enum Reach {
 pub(crate) struct Pieces<'a> {
     pub(crate) turns: &'a Turns,
     pub(crate) turn: &'a Turn,
-    /// Inputs (indices within the turn) that are not answered yet, without poison ones.
+    /// Inputs (indices within the turn) that are still to be asked about.
     pub(crate) rest: Vec<u32>,
     /// Where the rest begins: what is open, with the place of its first and last event.
     open: Option<(OpenHead, Place, Place)>,
@@ -45,31 +45,34 @@ pub(crate) struct Kept {
 }
 
 impl<'a> Pieces<'a> {
-    pub(crate) fn new(turns: &'a Turns, turn: &'a Turn) -> Self {
-        let inputs = &turns.inputs[turn.inputs.range()];
-        let rejections = inputs
-            .iter()
-            .enumerate()
-            .filter(|(_, i)| i.skip)
-            .map(|(i, _)| {
-                let r = Rejection { input: i as u32, reason: PLUGIN_FAULT, message: Span::default() };
-                (r, Vec::new())
-            })
-            .collect();
+    /// All of a turn.
+    pub(crate) fn all(turns: &'a Turns, turn: &'a Turn) -> Self {
         Pieces {
             turns,
             turn,
-            rest: (0..inputs.len() as u32).filter(|i| !inputs[*i as usize].skip).collect(),
+            rest: (0..turn.inputs.len).collect(),
             open: turn.open.map(|o| (o, Place::Carried, Place::Carried)),
             state: turns.bytes[turn.state.range()].to_vec(),
             timers: turns.timers[turn.timers.range()].to_vec(),
             report_open: turn.report_open,
             closings: Vec::new(),
-            rejections,
+            rejections: Vec::new(),
             snapshots: Vec::new(),
             end: None,
             open_fields: Vec::new(),
         }
+    }
+
+    /// A turn without its poison inputs, which are rejected from the start.
+    pub(crate) fn without_poison(turns: &'a Turns, turn: &'a Turn) -> Self {
+        let mut all = Pieces::all(turns, turn);
+        let inputs = &turns.inputs[turn.inputs.range()];
+        all.rest.retain(|i| !inputs[*i as usize].skip);
+        all.rejections.extend(inputs.iter().enumerate().filter(|(_, i)| i.skip).map(|(i, _)| {
+            let r = Rejection { input: i as u32, reason: PLUGIN_FAULT, message: Span::default() };
+            (r, Vec::new())
+        }));
+        all
     }
 
     pub(crate) fn input(&self, i: u32) -> &Input {
@@ -84,9 +87,9 @@ impl<'a> Pieces<'a> {
         &self.turns.wanted[self.turn.wanted.range()]
     }
 
-    /// Writes the part as a turn of its own.
+    /// Writes the part as a turn of its own behind the others.
     pub(crate) fn part(&self, reach: Reach, out: &mut Turns) {
-        out.clear();
+        let (timers, asked, wanted) = (out.timers.len(), out.inputs.len(), out.wanted.len());
         let put = |out: &mut Turns, bytes: &[u8]| {
             let at = out.bytes.len();
             out.bytes.extend_from_slice(bytes);
@@ -101,7 +104,7 @@ impl<'a> Pieces<'a> {
         out.timers.extend_from_slice(&self.timers);
         for i in &self.rest[..inputs] {
             let ext = put(out, &self.turns.bytes[self.input(*i).ext.range()]);
-            out.inputs.push(Input { time: self.time(*i), ext, skip: false });
+            out.inputs.push(Input { ext, ..*self.input(*i) });
         }
         for w in &self.wanted()[self.snapshots.len()..self.wanted_among(inputs)] {
             out.wanted.push(self.before(*w) as u32);
@@ -110,12 +113,12 @@ impl<'a> Pieces<'a> {
             key,
             open: self.open.map(|(o, ..)| o),
             state,
-            timers: Span::between(0, out.timers.len()),
-            inputs: Span::between(0, out.inputs.len()),
+            timers: Span::between(timers, out.timers.len()),
+            inputs: Span::between(asked, out.inputs.len()),
             until,
             at_end,
             report_open,
-            wanted: Span::between(0, out.wanted.len()),
+            wanted: Span::between(wanted, out.wanted.len()),
         });
     }
 
@@ -144,7 +147,12 @@ impl<'a> Pieces<'a> {
     }
 
     pub(crate) fn take_closings(&mut self, r: &TurnResult, from: &Results) {
-        for c in &from.closings[r.closings.range()] {
+        self.take_some(r, from, r.closings.len as usize, u32::MAX);
+    }
+
+    /// Takes the first closings of an answer, and the rejections before an input of the turn.
+    fn take_some(&mut self, r: &TurnResult, from: &Results, closings: usize, before: u32) {
+        for c in from.closings[r.closings.range()].iter().take(closings) {
             let cause = match c.cause {
                 Cause::Input(i) => Cause::Input(self.rest[i as usize]),
                 other => other,
@@ -158,6 +166,9 @@ impl<'a> Pieces<'a> {
         }
         for x in &from.rejections[r.rejections.range()] {
             let x2 = Rejection { input: self.rest[x.input as usize], ..*x };
+            if x2.input >= before {
+                break;
+            }
             self.rejections.push((x2, from.bytes[x.message.range()].to_vec()));
         }
     }
@@ -226,6 +237,36 @@ impl<'a> Pieces<'a> {
         });
         (self.state, self.timers) = (kept.state, kept.timers);
         self.rest.drain(..n);
+    }
+
+    /// Takes the answer for the whole rest up to the input `before` of the turn, where nothing is open after so many
+    /// closings; the rest begins there.
+    pub(crate) fn take_until(&mut self, r: &TurnResult, from: &Results, closings: usize, before: u32) {
+        self.take_some(r, from, closings, before);
+        let wanted = self.wanted().partition_point(|w| *w < before) - self.snapshots.len();
+        for s in from.snapshots[r.snapshots.range()].iter().take(wanted) {
+            let kept = self.kept(s, from);
+            self.snapshots.push(kept);
+        }
+        self.open = None;
+        self.state.clear();
+        self.timers.clear();
+        self.rest.retain(|i| *i >= before);
+    }
+
+    /// How many closings and snapshots are answered so far.
+    pub(crate) fn answered(&self) -> (usize, usize) {
+        (self.closings.len(), self.snapshots.len())
+    }
+
+    /// State and timers of what is open where the rest begins.
+    pub(crate) fn open_state(&self) -> Option<(&[u8], &[Timer])> {
+        self.open.map(|_| (self.state.as_slice(), self.timers.as_slice()))
+    }
+
+    /// Puts another form of them in place.
+    pub(crate) fn put_state(&mut self, state: Vec<u8>, timers: Vec<Timer>) {
+        (self.state, self.timers) = (state, timers);
     }
 
     /// Closes what is open for a fault.

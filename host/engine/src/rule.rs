@@ -267,6 +267,17 @@ impl Results {
     }
 }
 
+/// The form of a rule's state: what another version of it can take over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateForm {
+    /// The rule's name, without its version.
+    pub rule: String,
+    /// The form's version.
+    pub version: u32,
+    /// Versions of the form that [`SessionRule::migrate`] takes.
+    pub from: Vec<u32>,
+}
+
 /// What a rule says of itself.
 #[derive(Clone, Debug)]
 pub struct Description {
@@ -276,8 +287,10 @@ pub struct Description {
     pub fields: Vec<String>,
     /// Close reasons, and codes of discards and rejections.
     pub reasons: Vec<String>,
-    /// How many timers the rule has; numbers are below it.
-    pub timers: u8,
+    /// Names of its timers, by number.
+    pub timers: Vec<String>,
+    /// The form of its state.
+    pub state: StateForm,
     /// Whether turns are to carry the key.
     pub wants_key: bool,
 }
@@ -301,4 +314,6 @@ pub trait SessionRule: Send {
     fn describe(&self) -> &Description;
     /// Answers every turn, in order. Never panics; a turn that cannot be answered has a fault.
     fn call(&mut self, turns: &Turns, out: &mut Results);
+    /// Puts states of an older form into this rule's, one answer each: the state, or why it cannot be taken over.
+    fn migrate(&mut self, from: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>>;
 }

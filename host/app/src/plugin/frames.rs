@@ -133,6 +133,41 @@ impl TurnFrames {
         self.writer.section(&batch.bytes[bytes_at..bytes_end.max(bytes_at)]);
         self.writer.end()
     }
+
+    /// The frame of some states.
+    pub(crate) fn states(&mut self, states: &[&[u8]]) -> &[u64] {
+        let mut bytes = Vec::new();
+        let row = |s: &&[u8]| {
+            let at = bytes.len();
+            bytes.extend_from_slice(s);
+            rows::State { state: rows::Range::between(at, bytes.len()), error: rows::Range::default() }
+        };
+        let table: Vec<rows::State> = states.iter().map(row).collect();
+        self.writer.begin(Kind::States);
+        self.writer.section(&table);
+        self.writer.section(&bytes);
+        self.writer.end()
+    }
+}
+
+/// Takes the frame `states` for so many states.
+///
+/// # Errors
+/// If it is not such a frame.
+pub(crate) fn read_states(words: &[u64], wanted: usize) -> Result<Vec<Result<Vec<u8>, String>>, FrameError> {
+    let frame = Frame::read(words, Kind::States)?;
+    let states: &[rows::State] = frame.rows(0)?;
+    let bytes: &[u8] = frame.rows(1)?;
+    if states.len() != wanted {
+        return Err(FrameError::Section(0));
+    }
+    let one = |s: &rows::State| {
+        Ok(match s.error.of(bytes)? {
+            [] => Ok(s.state.of(bytes)?.to_vec()),
+            why => Err(String::from_utf8_lossy(why).into_owned()),
+        })
+    };
+    states.iter().map(one).collect()
 }
 
 /// Takes the frame `results` for some turns of a batch behind the other answers.

@@ -1,10 +1,12 @@
 //! A sessionizer as a session rule: batches of turns into calls of bounded size, faults to the turn that caused them.
 
 use super::CALL_DEADLINE;
-use super::frames::{Column, TurnFrames, read_results};
+use super::frames::{Column, TurnFrames, read_results, read_states};
 use std::ops::Range;
 use tidemill_contract::rows::progress;
-use tidemill_engine::rule::{Description, Fault, FaultAt, Results, SessionRule, TurnResult, Turns};
+use tidemill_engine::rule::{
+    Description, Fault, FaultAt, Results, SessionRule, StateForm, TurnResult, Turns,
+};
 use tidemill_sandbox::{self as sandbox, FaultKind, Instance};
 
 /// Inputs in one frame: the cost of a call is spread over them, and a call that fails is found again among them.
@@ -28,7 +30,12 @@ impl PluginRule {
             plugin: format!("{}@{}", d.name, d.version),
             fields: d.fields.iter().map(|f| f.name.clone()).collect(),
             reasons: d.reasons.clone(),
-            timers: d.timers.len() as u8,
+            timers: d.timers.clone(),
+            state: StateForm {
+                rule: d.name.clone(),
+                version: d.state.as_ref().map_or(0, |s| s.version),
+                from: d.state.as_ref().map_or_else(Vec::new, |s| s.migrates_from.clone()),
+            },
             wants_key: true,
         };
         PluginRule { description, frames: TurnFrames::new(columns), instance }
@@ -64,6 +71,26 @@ impl PluginRule {
         }
     }
 
+    /// Migrates some states; where the call fails, the one at fault alone, and the others again.
+    fn migrate_some(&mut self, from: u32, states: &[&[u8]], out: &mut Vec<Result<Vec<u8>, String>>) {
+        if states.is_empty() {
+            return;
+        }
+        let answer = self.instance.migrate(from, self.frames.states(states), CALL_DEADLINE);
+        let why = match answer.map(|words| read_states(words, states.len())) {
+            Ok(Ok(migrated)) => return out.extend(migrated),
+            Ok(Err(e)) => format!("the answer is no frame of states: {e}"),
+            Err(f) => f.to_string(),
+        };
+        if let [_] = states {
+            out.push(Err(why));
+            return;
+        }
+        let (a, b) = states.split_at(states.len() / 2);
+        self.migrate_some(from, a, out);
+        self.migrate_some(from, b, out);
+    }
+
     fn run(&mut self, turns: &Turns, which: Range<usize>, out: &mut Results) {
         if !which.is_empty() {
             self.answer(turns, which, out);
@@ -84,6 +111,14 @@ fn fault(f: &sandbox::Fault) -> Fault {
 impl SessionRule for PluginRule {
     fn describe(&self) -> &Description {
         &self.description
+    }
+
+    fn migrate(&mut self, from: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
+        let mut out = Vec::with_capacity(states.len());
+        for some in states.chunks(FRAME_TURNS) {
+            self.migrate_some(from, some, &mut out);
+        }
+        out
     }
 
     fn call(&mut self, turns: &Turns, out: &mut Results) {

@@ -26,6 +26,7 @@ use tidemill_engine::key::KeyForm;
 use tidemill_engine::lane::{Lane, LaneConfig, LaneEpoch, Origin};
 use tidemill_engine::outbox::Stages;
 use tidemill_engine::record::{Kind, Record};
+use tidemill_engine::versions::Versions;
 
 /// Lanes of one pipeline; more would only split the work of one reader further.
 const LANES_MAX: usize = 8;
@@ -68,8 +69,10 @@ fn lanes(plan: &Plan, pipeline: &Pipeline, stages: &PluginStages) -> Result<Vec<
                 suffix_bytes: usize::try_from(pipeline.limits.suffix_bytes).unwrap_or(usize::MAX) / n,
                 groups,
                 sources: pipeline.from.iter().map(|i| plan.sources[*i].name.clone()).collect(),
+                layout: stages.declared.iter().map(|d| d.name.clone()).collect(),
             };
-            Ok(Lane::new(config, stages.rule().map_err(RunError::Failed)?))
+            let rule = stages.rule().map_err(RunError::Failed)?;
+            Ok(Lane::new(config, Versions::single(rule)))
         })
         .collect()
 }

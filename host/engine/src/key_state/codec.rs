@@ -5,6 +5,7 @@ use crate::event::Position;
 use crate::outbox::Stage;
 use crate::rule::Timer;
 use crate::time::EventTime;
+use crate::versions::Version;
 use std::cmp::Ordering;
 
 const REMOVED: u8 = 1;
@@ -51,6 +52,7 @@ impl<'a> Reader<'a> {
         if self.u8()? == 0 {
             return Some(None);
         }
+        let version = Version(self.u32()?);
         let first = self.ident()?;
         let (last, last_position, count) = (self.time()?, self.position()?, self.u64()?);
         let state = self.bytes()?.into();
@@ -59,7 +61,7 @@ impl<'a> Reader<'a> {
             .map(|_| Some(Timer { number: self.u8()?, at: self.time()? }))
             .collect::<Option<Vec<_>>>()?;
         let timers = timers.as_slice().into();
-        Some(Some(Open { first, last, last_position, count, state, timers }))
+        Some(Some(Open { version, first, last, last_position, count, state, timers }))
     }
     fn sent(&mut self) -> Option<Sent> {
         Some(Sent {
@@ -70,6 +72,7 @@ impl<'a> Reader<'a> {
             end: self.time()?,
             count: self.u64()?,
             reason: self.u32()? as u16,
+            version: Version(self.u32()?),
             content: self.u64()?,
         })
     }
@@ -101,6 +104,7 @@ fn put_ident(out: &mut Vec<u8>, i: &Ident) {
 fn put_open(out: &mut Vec<u8>, open: Option<&Open>) {
     out.push(u8::from(open.is_some()));
     let Some(o) = open else { return };
+    put_u32(out, o.version.0 as usize);
     put_ident(out, &o.first);
     put_time(out, o.last);
     put_position(out, o.last_position);
@@ -120,6 +124,7 @@ fn put_sent(out: &mut Vec<u8>, s: &Sent) {
     put_time(out, s.end);
     put_u64(out, s.count);
     put_u32(out, s.reason as usize);
+    put_u32(out, s.version.0 as usize);
     put_u64(out, s.content);
 }
 

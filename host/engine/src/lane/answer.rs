@@ -5,6 +5,7 @@ use crate::event::{Position, ext};
 use crate::key_state::{Closed, Ident, Open, Row, Tail};
 use crate::rule::{Cause, Closing, Place, Rejection, Results, Span, StateAt};
 use crate::time::EventTime;
+use crate::versions::{Answered, Version};
 
 pub(super) fn text(results: &Results, s: Span) -> &str {
     match std::str::from_utf8(&results.bytes[s.range()]) {
@@ -15,6 +16,7 @@ pub(super) fn text(results: &Results, s: Span) -> &str {
 
 /// A closed session on its way out, nothing copied.
 pub(super) struct ClosedView<'a> {
+    pub(super) version: Version,
     pub(super) anchor_time: EventTime,
     pub(super) anchor_id: &'a [u8],
     pub(super) anchor_position: Position,
@@ -30,6 +32,7 @@ pub(super) struct ClosedView<'a> {
 pub(super) struct Start<'a> {
     pub(super) open: Option<&'a Open>,
     pub(super) rejections: &'a [Rejection],
+    pub(super) by: Answered,
     pub(super) p: Pending,
 }
 
@@ -80,12 +83,14 @@ impl Start<'_> {
     pub(super) fn with_closed(
         &self,
         tail: &Tail,
+        n: usize,
         c: &Closing,
         results: &Results,
         f: impl FnOnce(ClosedView<'_>),
     ) {
         let (end, last_position) = self.end(tail, c.last);
         let view = |anchor_time, anchor_id, anchor_position| ClosedView {
+            version: self.by.closing(n),
             anchor_time,
             anchor_id,
             anchor_position,
@@ -119,7 +124,7 @@ impl Start<'_> {
         }
     }
 
-    pub(super) fn closed(&self, tail: &Tail, c: &Closing, results: &Results) -> Closed {
+    pub(super) fn closed(&self, tail: &Tail, n: usize, c: &Closing, results: &Results) -> Closed {
         let inputs = &tail.rows[self.p.restart..self.p.folded];
         let (at, by_event, tag) = match c.cause {
             Cause::Input(i) => (self.row(tail, i).time, true, self.p.restart + i as usize),
@@ -129,6 +134,7 @@ impl Start<'_> {
         let unknown = || Ident { time: EventTime::BEGINNING, position: NOWHERE, id: None };
         let (last, last_position) = self.end(tail, c.last);
         Closed {
+            version: self.by.closing(n),
             tag,
             at,
             by_event,
@@ -143,12 +149,20 @@ impl Start<'_> {
     }
 
     /// The open session after the first `rows` rows of the suffix.
-    pub(super) fn open_at(&self, tail: &Tail, at: &StateAt, rows: usize, results: &Results) -> Option<Open> {
+    pub(super) fn open_at(
+        &self,
+        tail: &Tail,
+        at: &StateAt,
+        rows: usize,
+        version: Version,
+        results: &Results,
+    ) -> Option<Open> {
         let place = at.first?;
         let first = self.ident(tail, place)?;
         let last = self.last_live(rows.saturating_sub(self.p.restart));
         let (last_time, last_position) = self.end(tail, last);
         Some(Open {
+            version,
             first,
             last: last_time,
             last_position,

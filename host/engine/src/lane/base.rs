@@ -7,6 +7,7 @@ use crate::bounds::SNAPSHOT_ROWS;
 use crate::key_state::{Open, Snapshot, Tail};
 use crate::rule::{Place, Results, TurnResult};
 use crate::time::EventTime;
+use crate::versions::Answered;
 
 /// The state after the turn becomes the base; its memory is used again.
 pub(super) fn advance_direct(
@@ -14,6 +15,7 @@ pub(super) fn advance_direct(
     tail: &mut Tail,
     p: Pending,
     r: &TurnResult,
+    by: Answered,
     results: &Results,
 ) {
     let rejections = &results.rejections[r.rejections.range()];
@@ -26,6 +28,7 @@ pub(super) fn advance_direct(
                 o.last_position = last.position;
                 o.count += p.folded as u64;
             }
+            o.version = by.after;
             o.timers = results.timers[r.end.timers.range()].into();
             let state = &results.bytes[r.end.state.range()];
             if *o.state != *state {
@@ -34,7 +37,7 @@ pub(super) fn advance_direct(
         }
         _ => {
             let open = tail.snapshots.last().map_or(base.as_ref(), |s| s.open.as_ref());
-            *base = Start { open, rejections, p }.open_at(tail, &r.end, p.folded, results);
+            *base = Start { open, rejections, by, p }.open_at(tail, &r.end, p.folded, by.after, results);
         }
     }
     tail.drain(p.folded);

@@ -7,9 +7,11 @@ use crate::event::Position;
 use crate::key_state::{Ident, Open, Sent, Tail};
 use crate::outbox::Stage;
 use crate::time::EventTime;
+use crate::versions::Version;
 
 /// A session as it is now.
 struct View<'a> {
+    version: Version,
     first: &'a Ident,
     end: EventTime,
     last_position: Position,
@@ -30,6 +32,7 @@ impl View<'_> {
         h.update(&self.end.ms().to_le_bytes());
         h.update(&self.count.to_le_bytes());
         h.update(&self.reason.to_le_bytes());
+        h.update(&self.version.0.to_le_bytes());
         h.update(self.fields.as_bytes());
         h.digest()
     }
@@ -48,6 +51,7 @@ pub(super) fn compare(
     let mut sent = std::mem::take(&mut tail.sent).into_iter().peekable();
     let mut next = Vec::new();
     let closed = tail.closed.iter().filter(|c| !c.fixed_at(settled_b)).map(|c| View {
+        version: c.version,
         first: &c.first,
         end: c.last,
         last_position: c.last_position,
@@ -59,6 +63,7 @@ pub(super) fn compare(
         settled: c.fixed_at(now.b),
     });
     let open = open.map(|o| View {
+        version: emit.versions.of_open(o.version, o.last),
         first: &o.first,
         end: o.last,
         last_position: o.last_position,
@@ -104,6 +109,7 @@ fn revise(v: &View<'_>, mut mine: Vec<Sent>, now: Now, emit: &mut Emit<'_>) -> O
         if v.settled {
             let position_id = v.first.position.id_bytes();
             emit.discarded(&ClosedView {
+                version: v.version,
                 anchor_time: v.first.time,
                 anchor_id: v.first.id.as_deref().unwrap_or(&position_id),
                 anchor_position: v.first.position,
@@ -140,6 +146,7 @@ fn revise(v: &View<'_>, mut mine: Vec<Sent>, now: Now, emit: &mut Emit<'_>) -> O
         end: v.end,
         count: v.count,
         reason: v.reason,
+        version: v.version,
         content,
     };
     if !same || before != Some(stage) {

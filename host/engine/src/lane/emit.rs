@@ -7,7 +7,7 @@ use crate::key::{KeyForm, session_id};
 use crate::key_state::{Rejected, Sent, Tail};
 use crate::letter::{RecordLetter, SessionLetter};
 use crate::outbox::{SessionRow, Stage};
-use crate::rule::Description;
+use crate::versions::Versions;
 use std::collections::BTreeMap;
 
 /// Writes revisions of one key.
@@ -16,7 +16,9 @@ pub(super) struct Emit<'a> {
     pub(super) key: &'a [u8],
     pub(super) key_form: KeyForm,
     pub(super) sources: &'a [String],
-    pub(super) description: &'a Description,
+    pub(super) versions: &'a Versions,
+    /// Names of the declared fields, in the order of the extension.
+    pub(super) layout: &'a [String],
     pub(super) rows: &'a mut Vec<u8>,
     pub(super) letters: &'a mut Vec<u8>,
     pub(super) dead: &'a mut BTreeMap<String, u64>,
@@ -38,8 +40,8 @@ impl Emit<'_> {
             end: c.end,
             events: c.count,
             stage: Stage::Final,
-            reason: self.description.reason(c.reason),
-            plugin: &self.description.plugin,
+            reason: self.versions.reason(c.reason),
+            plugin: self.versions.plugin(c.version),
             fields: c.fields,
         }
         .encode(self.rows);
@@ -54,7 +56,7 @@ impl Emit<'_> {
 
     /// The letter of a session that the rule discarded, once it is settled.
     pub(super) fn discarded(&mut self, c: &ClosedView<'_>) {
-        let reason = self.description.reason(c.reason).unwrap_or("discarded");
+        let reason = self.versions.reason(c.reason).unwrap_or("discarded");
         SessionLetter {
             reason,
             session_id: &crate::outbox::hex(&session_id(self.pipeline, self.key, c.anchor_time, c.anchor_id)),
@@ -64,7 +66,7 @@ impl Emit<'_> {
             events: c.count,
             first: c.anchor_position,
             last: c.last_position,
-            plugin: &self.description.plugin,
+            plugin: self.versions.plugin(c.version),
             fields: c.fields,
         }
         .write(self.letters);
@@ -84,11 +86,10 @@ impl Emit<'_> {
             let row = tail.rows[row];
             let event = row.ident(&tail.ext);
             let poison = tail.poison.iter().position(|p| p.event == event).map(|i| tail.poison.remove(i));
-            let reason = self.description.reason(reason).unwrap_or("rejected");
+            let reason = self.versions.reason(reason).unwrap_or("rejected");
             let ext = row.ext(&tail.ext);
             let fields: Vec<_> = self
-                .description
-                .fields
+                .layout
                 .iter()
                 .enumerate()
                 .filter_map(|(n, name)| Some((name.as_str(), ext::field(ext, n).display()?)))
@@ -123,8 +124,8 @@ impl Emit<'_> {
             end: s.end,
             events: s.count,
             stage: s.stage,
-            reason: self.description.reason(s.reason),
-            plugin: &self.description.plugin,
+            reason: self.versions.reason(s.reason),
+            plugin: self.versions.plugin(s.version),
             fields,
         }
         .encode(self.rows);

@@ -75,6 +75,8 @@ pub struct LaneEpoch {
     pub hot_key: Option<String>,
     /// Dead letters that the rule has caused, by reason: rejected events, discarded sessions, faults.
     pub dead: BTreeMap<String, u64>,
+    /// While two versions are live: nothing stands before the newer one's place any more, so the older can go.
+    pub settled: bool,
 }
 
 /// The rule failed at a key. The pipeline cannot go on with it.

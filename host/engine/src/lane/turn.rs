@@ -10,6 +10,7 @@ use crate::bounds::{CALL_INPUTS, CALL_TURNS, LOOKUP_ROWS, SNAPSHOT_ROWS, SNAPSHO
 use crate::key_state::{Closed, Poison, Rejected, Snapshot, Tail};
 use crate::rule::{Fault, Input, OpenHead, PLUGIN_FAULT, Rejection, Results, Span, Turn, TurnResult};
 use crate::time::EventTime;
+use crate::versions::{Answered, Version};
 
 /// What a turn was made from, to read its answer by.
 #[derive(Clone, Copy, Debug)]
@@ -31,14 +32,12 @@ pub(super) struct Now {
 }
 
 impl Lane {
-    pub(super) fn fold(
-        &mut self,
-        slots: &[u32],
-        barrier: Barrier,
-        at_barrier: bool,
-    ) -> Result<(), LaneFault> {
+    pub(super) fn now(&self, barrier: Barrier, at_barrier: bool) -> Now {
         let w = if barrier.at_end { EventTime::INFINITY } else { barrier.watermark };
-        let now = Now { w, b: w.minus(self.config.lateness_ms), barrier, at_barrier };
+        Now { w, b: w.minus(self.config.lateness_ms), barrier, at_barrier }
+    }
+
+    pub(super) fn fold(&mut self, slots: &[u32], now: Now) -> Result<(), LaneFault> {
         for some in slots.chunks(LOOKUP_ROWS) {
             let settled = some.iter().map(|s| self.entries[*s as usize].state.settled_b.ms());
             std::hint::black_box(settled.fold(0, |n, b| n ^ b));
@@ -72,7 +71,7 @@ impl Lane {
         let open = tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref());
         let t = &mut self.turns;
         let key_at = t.bytes.len();
-        if self.description.wants_key {
+        if self.wants_key {
             t.bytes.extend_from_slice(self.config.key_form.display(&e.state.key).as_bytes());
         }
         let key = Span::between(key_at, t.bytes.len());
@@ -106,6 +105,7 @@ impl Lane {
             report_open: reporting,
             wanted: Span::between(wanted_at, t.wanted.len()),
         });
+        self.carried.push(open.map_or_else(Version::default, |o| o.version));
         self.out.counts.steps += (folded - restart) as u64;
         self.pending.push(Pending { slot, restart, folded, reporting, direct });
     }
@@ -115,7 +115,7 @@ impl Lane {
             return Ok(());
         }
         let mut results = std::mem::take(&mut self.results);
-        self.rule.call(&self.turns, &mut results);
+        self.versions.call(&self.turns, &self.carried, &mut results);
         let pending = std::mem::take(&mut self.pending);
         self.out.counts.turns += pending.len() as u64;
         for (i, p) in pending.iter().enumerate() {
@@ -125,17 +125,26 @@ impl Lane {
                 return Err(LaneFault { key, message: f.message });
             }
             let wanted = self.turns.turns[i].wanted;
-            self.absorb(*p, &r, &results, wanted, now);
+            self.absorb(*p, &r, self.versions.answered(i), &results, wanted, now);
         }
         self.results = results;
         self.pending = pending;
         self.pending.clear();
         self.turns.clear();
+        self.carried.clear();
         Ok(())
     }
 
     /// Takes in the answer for one key: emits, moves base, finds the next visit.
-    fn absorb(&mut self, p: Pending, r: &TurnResult, results: &Results, wanted: Span, now: Now) {
+    fn absorb(
+        &mut self,
+        p: Pending,
+        r: &TurnResult,
+        by: Answered,
+        results: &Results,
+        wanted: Span,
+        now: Now,
+    ) {
         let e = &mut self.entries[p.slot as usize];
         if !e.touched {
             e.touched = true;
@@ -151,7 +160,8 @@ impl Lane {
             key: &e.state.key,
             key_form: self.config.key_form,
             sources: &self.config.sources,
-            description: &self.description,
+            versions: &self.versions,
+            layout: &self.config.layout,
             rows: &mut self.out.rows,
             letters: &mut self.out.letters,
             dead: &mut self.out.dead,
@@ -163,28 +173,33 @@ impl Lane {
         let start = Start {
             open: tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref()),
             rejections,
+            by,
             p,
         };
         let told = !tail.sent.is_empty() || !tail.closed.is_empty();
         if p.direct && !told && (!p.reporting || now.barrier.at_end) {
             // Everything that closed here is final and settled; what base lags behind was told before.
             let settled_b = e.state.settled_b;
-            for c in closings.iter().filter(|c| !start.closed_before(&tail, c, settled_b)) {
-                start.with_closed(&tail, c, results, |c| emit.settled(&c));
+            for (n, c) in
+                closings.iter().enumerate().filter(|(_, c)| !start.closed_before(&tail, c, settled_b))
+            {
+                start.with_closed(&tail, n, c, results, |c| emit.settled(&c));
             }
             emit.rejected(&mut tail, p.folded);
-            advance_direct(&mut e.state.base, &mut tail, p, r, results);
+            advance_direct(&mut e.state.base, &mut tail, p, r, by, results);
         } else {
-            let new: Vec<Closed> = closings.iter().map(|c| start.closed(&tail, c, results)).collect();
+            let new: Vec<Closed> =
+                closings.iter().enumerate().map(|(n, c)| start.closed(&tail, n, c, results)).collect();
             let snapshots: Vec<Snapshot> = self.turns.wanted[wanted.range()]
                 .iter()
                 .zip(&results.snapshots[r.snapshots.range()])
-                .map(|(i, s)| {
+                .enumerate()
+                .map(|(n, (i, s))| {
                     let rows = p.restart + *i as usize + 1;
-                    Snapshot { rows, open: start.open_at(&tail, s, rows, results) }
+                    Snapshot { rows, open: start.open_at(&tail, s, rows, by.snapshot(n), results) }
                 })
                 .collect();
-            let open = start.open_at(&tail, &r.end, p.folded, results);
+            let open = start.open_at(&tail, &r.end, p.folded, by.after, results);
             tail.closed.extend(new);
             let open_fields = text(results, r.open_fields);
             compare(&mut tail, open.as_ref(), open_fields, e.state.settled_b, p, now, &mut emit);

@@ -6,30 +6,39 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod rude;
+mod swaps;
 
 use proptest::prelude::*;
 use rude::{Hint, Outcome, Rude};
 use std::collections::{BTreeMap, BTreeSet};
+use swaps::Schedule;
 use tidemill_engine::contain::Contained;
 use tidemill_engine::event::{Position, RowHead, Rows, ext};
 use tidemill_engine::gap::{Boundary, Gap, GapConfig, Match};
 use tidemill_engine::key::{KeyForm, key_hash};
 use tidemill_engine::lane::{Barrier, Lane, LaneConfig, Origin};
 use tidemill_engine::outbox::{Outbox, Stage, Stages};
+use tidemill_engine::rule::SessionRule;
 use tidemill_engine::time::EventTime;
+use tidemill_engine::versions::{Policy, Version};
 
 /// (key, time, id, type)
 type Event = (u8, i64, u8, u8);
-/// (key, start, end, count, reason)
-type Session = (String, i64, i64, u64, String);
+/// (key, start, end, count, reason, plugin)
+type Session = (String, i64, i64, u64, String, String);
 
 #[derive(Clone, Debug)]
 enum Op {
     Event(Event),
     Advance(i64),
     Sweep,
-    Barrier { early: bool },
+    Barrier {
+        early: bool,
+    },
     Restart,
+    /// The other of two configs from here on; for cases with swaps only.
+    Deploy(Policy),
+    Rollback,
 }
 
 #[derive(Clone, Debug)]
@@ -43,6 +52,8 @@ struct Case {
     lateness: i64,
     early: bool,
     position_ids: bool,
+    /// The config of every other version.
+    second: Option<GapConfig>,
     ops: Vec<Op>,
 }
 
@@ -53,6 +64,8 @@ fn case() -> impl Strategy<Value = Case> {
         2 => Just(Op::Sweep),
         3 => any::<bool>().prop_map(|early| Op::Barrier { early }),
         1 => Just(Op::Restart),
+        1 => any::<bool>().prop_map(|d| Op::Deploy(if d { Policy::Drain } else { Policy::Migrate })),
+        1 => Just(Op::Rollback),
     ];
     let rule = (1..12i64, any::<bool>(), proptest::option::of(1..20i64), any::<bool>());
     let rude = prop_oneof![
@@ -61,39 +74,57 @@ fn case() -> impl Strategy<Value = Case> {
         1 => Just(Some(Hint::None)),
         1 => Just(Some(Hint::Wrong)),
     ];
+    let second = (1..12i64, any::<bool>(), proptest::option::of(1..20i64), any::<bool>());
     (
         rude,
+        proptest::option::of(second),
         rule,
         prop_oneof![Just(0i64), 1..30i64],
         any::<bool>(),
         any::<bool>(),
         proptest::collection::vec(op, 1..90),
     )
-        .prop_map(|(rude, (gap, inclusive, max, marks), lateness, early, position_ids, ops)| Case {
-            rude,
-            gap,
-            inclusive,
-            max,
-            marks,
-            lateness,
-            early,
-            position_ids,
-            ops,
+        .prop_map(|(rude, second, (gap, inclusive, max, marks), lateness, early, position_ids, ops)| {
+            Case {
+                second: second.filter(|_| rude.is_none()).map(|(g, i, m, k)| gap_config(g, i, m, k)),
+                rude,
+                gap,
+                inclusive,
+                max,
+                marks,
+                lateness,
+                early,
+                position_ids,
+                ops,
+            }
         })
 }
 
 fn config(c: &Case) -> GapConfig {
+    gap_config(c.gap, c.inclusive, c.max, c.marks)
+}
+
+fn gap_config(gap_ms: i64, inclusive: bool, max_ms: Option<i64>, marks: bool) -> GapConfig {
     let mark = |v: &str| Some(Match { field: "type".into(), values: vec![v.into()] });
     GapConfig {
-        gap_ms: c.gap,
-        boundary: if c.inclusive { Boundary::Inclusive } else { Boundary::Exclusive },
-        max_ms: c.max,
-        start: if c.marks { mark("0") } else { None },
-        end: if c.marks { mark("1") } else { None },
+        gap_ms,
+        boundary: if inclusive { Boundary::Inclusive } else { Boundary::Exclusive },
+        max_ms,
+        start: if marks { mark("0") } else { None },
+        end: if marks { mark("1") } else { None },
     }
 }
 
-fn lane(c: &Case) -> Lane {
+/// The rule of a version, and what rows call it.
+fn rule(c: &Case, version: Version) -> Box<dyn SessionRule> {
+    match (c.rude, &c.second) {
+        (Some(hint), _) => Box::new(Contained::new(Rude::new(c, hint), u32::MAX)),
+        (None, Some(second)) if version.0 % 2 == 1 => Box::new(Contained::new(Gap::new(second), 0)),
+        (None, _) => Box::new(Contained::new(Gap::new(&config(c)), 0)),
+    }
+}
+
+fn lane(c: &Case, schedule: &Schedule) -> Lane {
     let config_ = LaneConfig {
         pipeline: "p".into(),
         key_form: KeyForm::One,
@@ -103,53 +134,15 @@ fn lane(c: &Case) -> Lane {
         suffix_bytes: 1 << 30,
         groups: 0..1024,
         sources: vec!["s".into()],
+        layout: vec!["type".into()],
     };
-    match c.rude {
-        Some(hint) => Lane::new(config_, Box::new(Contained::new(Rude::new(c, hint), u32::MAX))),
-        None => Lane::new(config_, Box::new(Contained::new(Gap::new(&config(c)), 0))),
-    }
-}
-
-/// Straight from the definition: sort, walk, cut.
-fn naive(c: &Case, accepted: &BTreeSet<Event>) -> Vec<Session> {
-    let mut out = Vec::new();
-    for key in 0..2u8 {
-        let mut open: Option<(i64, i64, u64)> = None;
-        let mut close =
-            |o: (i64, i64, u64), why: &str| out.push((format!("k{key}"), o.0, o.1, o.2, why.to_string()));
-        for e in accepted.iter().filter(|e| e.0 == key) {
-            if let Some(o) = open {
-                let gap_at = o.1 + c.gap + i64::from(c.inclusive);
-                let max_at = c.max.map_or(i64::MAX, |m| o.0 + m);
-                if gap_at.min(max_at) <= e.1 {
-                    close(o, if max_at < gap_at { "max" } else { "gap" });
-                    open = None;
-                }
-            }
-            if c.marks
-                && e.3 == 0
-                && let Some(o) = open.take()
-            {
-                close(o, "start");
-            }
-            let o = open.get_or_insert((e.1, e.1, 0));
-            (o.1, o.2) = (e.1, o.2 + 1);
-            if c.marks && e.3 == 1 {
-                close(*o, "end");
-                open = None;
-            }
-        }
-        if let Some(o) = open {
-            let gap_at = o.1 + c.gap + i64::from(c.inclusive);
-            close(o, if c.max.is_some_and(|m| o.0 + m < gap_at) { "max" } else { "gap" });
-        }
-    }
-    out.sort();
-    out
+    Lane::new(config_, schedule.versions(|version| rule(c, version)))
 }
 
 struct World {
     lane: Lane,
+    schedule: Schedule,
+    greatest: EventTime,
     log: Vec<Vec<u8>>,
     watermark: EventTime,
     uncommitted: Vec<Event>,
@@ -170,7 +163,7 @@ impl World {
         let position = Position { source: 0, partition: 0, offset: u64::from(e.2) };
         let id = [e.2];
         ext::push_id(&mut rows.bytes, (!c.position_ids).then_some(&id[..]));
-        if c.marks || c.rude.is_some() {
+        if c.marks || c.rude.is_some() || c.second.is_some() {
             ext::push_field(&mut rows.bytes, ext::Value::Text(e.3.to_string().as_bytes()));
         }
         rows.heads.push(RowHead {
@@ -195,25 +188,61 @@ impl World {
         }
         self.log.push(state);
         self.uncommitted.clear();
+        if out.settled {
+            self.schedule.retire();
+            self.lane.retire();
+        }
         let lines = out.letters.split(|b| *b == b'\n').filter(|l| !l.is_empty());
         self.letters.extend(lines.map(|l| serde_json::from_slice::<serde_json::Value>(l).unwrap()));
         let mut seen = BTreeSet::new();
+        let text = |s: &str| s.to_string();
         for r in Outbox::new(self.incarnation, self.epoch, &out.rows, &out.letters).sessions(Stages::ALL) {
             assert!(
                 seen.insert(r.id),
                 "two rows of one session in one epoch: {r:?} {seen:?} epoch {} ",
                 self.epoch
             );
+            if r.reason.is_none() && r.stage != Stage::Retracted {
+                assert_eq!(r.plugin, self.schedule.of_open(r.start.ms(), r.end.ms()), "{r:?}");
+            }
             let revision = (self.incarnation, self.epoch);
-            let content =
-                (r.key.to_string(), r.start.ms(), r.end.ms(), r.events, r.reason.unwrap_or("").to_string());
+            let content = (
+                r.key.to_string(),
+                r.start.ms(),
+                r.end.ms(),
+                r.events,
+                text(r.reason.unwrap_or("")),
+                text(r.plugin),
+            );
             let old = self.table.insert(r.id, (revision, r.stage, content));
             assert!(old.is_none_or(|o| o.0 < revision));
             self.settled_rows += u64::from(r.stage == Stage::Final);
         }
     }
+    fn accept(&mut self, c: &Case, e: Event) {
+        self.insert(c, e);
+        self.greatest = self.greatest.max(EventTime::from_ms(e.1));
+        self.uncommitted.push(e);
+    }
+    /// The other config from 1 ms after everything so far on (SEMANTICS 20).
+    fn deploy(&mut self, c: &Case, policy: Policy) {
+        if c.second.is_none() || self.schedule.swap().is_some() {
+            return;
+        }
+        self.barrier(false, false);
+        let next = self.schedule.deploy(self.watermark.max(self.greatest).plus(1), policy);
+        let rule = rule(c, next.version);
+        self.lane.deploy(next, rule, vec!["type".into()]);
+    }
+    fn rollback(&mut self, c: &Case) {
+        if self.schedule.swap().is_some_and(|at| self.watermark.minus(c.lateness) < at) {
+            self.barrier(false, false);
+            self.schedule.strike();
+            self.lane.strike();
+        }
+    }
     fn restart(&mut self, c: &Case) {
-        self.lane = lane(c);
+        self.lane = lane(c, &self.schedule);
         for section in &self.log {
             self.lane.load(section).unwrap();
         }
@@ -226,9 +255,11 @@ impl World {
     }
 }
 
-fn run(c: &Case) -> (Outcome, Outcome) {
-    let mut w = World {
-        lane: lane(c),
+fn world(c: &Case) -> World {
+    World {
+        lane: lane(c, &Schedule::default()),
+        schedule: Schedule::default(),
+        greatest: EventTime::BEGINNING,
         log: Vec::new(),
         watermark: EventTime::from_ms(-1000),
         uncommitted: Vec::new(),
@@ -237,7 +268,11 @@ fn run(c: &Case) -> (Outcome, Outcome) {
         table: BTreeMap::new(),
         settled_rows: 0,
         letters: Vec::new(),
-    };
+    }
+}
+
+fn run(c: &Case) -> (Outcome, Outcome) {
+    let mut w = world(c);
     let mut accepted: BTreeSet<Event> = BTreeSet::new();
     let mut now = 0i64;
     for op in &c.ops {
@@ -248,8 +283,7 @@ fn run(c: &Case) -> (Outcome, Outcome) {
                 let late = EventTime::from_ms(e.1) < w.watermark.minus(c.lateness);
                 let copy = accepted.iter().any(|a| (a.0, a.1, a.2) == (e.0, e.1, e.2));
                 if !late {
-                    w.insert(c, e);
-                    w.uncommitted.push(e);
+                    w.accept(c, e);
                     if !copy {
                         accepted.insert(e);
                     }
@@ -270,6 +304,8 @@ fn run(c: &Case) -> (Outcome, Outcome) {
                 }
             }
             Op::Restart => w.restart(c),
+            Op::Deploy(policy) => w.deploy(c, *policy),
+            Op::Rollback => w.rollback(c),
         }
     }
     w.barrier(false, true);
@@ -286,7 +322,8 @@ fn run(c: &Case) -> (Outcome, Outcome) {
     for l in &w.letters {
         if l["kind"] == "session" {
             let (start, end) = (l["start_ms"].as_i64().unwrap(), l["end_ms"].as_i64().unwrap());
-            got.1.push((text(l, "key"), start, end, l["events"].as_u64().unwrap(), text(l, "reason")));
+            let events = l["events"].as_u64().unwrap();
+            got.1.push((text(l, "key"), start, end, events, text(l, "reason"), text(l, "plugin")));
         } else {
             got.2.push((text(l, "key"), l["time_ms"].as_i64().unwrap(), text(l, "reason")));
         }
@@ -296,7 +333,7 @@ fn run(c: &Case) -> (Outcome, Outcome) {
     let want = if c.rude.is_some() {
         rude::naive(c, &accepted)
     } else {
-        (naive(c, &accepted), Vec::new(), Vec::new())
+        (swaps::naive(c, &accepted, &w.schedule), Vec::new(), Vec::new())
     };
     (got, want)
 }
@@ -313,4 +350,43 @@ proptest! {
 /// `PROPTEST_CASES` asks for more; the default takes a few seconds unoptimised.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(4000)
+}
+
+/// The older version goes as soon as B has reached S, though bases lag behind B by some events.
+#[test]
+fn a_swap_settles_when_the_frontier_reaches_it() {
+    let mut c = Case {
+        rude: None,
+        gap: 5,
+        inclusive: false,
+        max: None,
+        marks: false,
+        lateness: 20,
+        early: false,
+        position_ids: false,
+        second: Some(gap_config(9, true, None, false)),
+        ops: Vec::new(),
+    };
+    for policy in [Policy::Migrate, Policy::Drain] {
+        c.ops.clear();
+        let mut w = world(&c);
+        (0..10).for_each(|i| w.accept(&c, (0, i, 0, 5)));
+        w.deploy(&c, policy);
+        (10..40).for_each(|i| w.accept(&c, (0, i, 0, 5)));
+        w.watermark = EventTime::from_ms(29);
+        w.barrier(false, false);
+        assert_eq!(w.schedule.swap(), Some(EventTime::from_ms(10)), "B is 9");
+        w.watermark = EventTime::from_ms(30);
+        w.barrier(false, false);
+        let drains = policy == Policy::Drain;
+        assert_eq!(
+            w.schedule.swap().is_some(),
+            drains,
+            "a session that is being drained holds the older version"
+        );
+        w.watermark = EventTime::from_ms(100);
+        w.barrier(false, false);
+        w.barrier(false, false);
+        assert_eq!(w.schedule.swap(), None);
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tidemill_engine::event::ext::{Value, field};
 use tidemill_engine::rule::{
     Cause, Closing, Description, END_OF_INPUT, Fault, FaultAt, Place, Rejection, Results, SessionRule, Span,
-    StateAt, Timer, Turn, TurnResult, Turns,
+    StateAt, StateForm, Timer, Turn, TurnResult, Turns,
 };
 use tidemill_engine::time::EventTime;
 
@@ -54,7 +54,8 @@ impl Rude {
                 plugin: "rude@1".into(),
                 fields: vec!["type".into()],
                 reasons,
-                timers: 1,
+                timers: vec!["silence".into()],
+                state: StateForm { rule: "rude".into(), version: 1, from: Vec::new() },
                 wants_key: true,
             },
             silence: c.gap + i64::from(c.inclusive),
@@ -183,6 +184,9 @@ impl SessionRule for Rude {
     fn describe(&self) -> &Description {
         &self.description
     }
+    fn migrate(&mut self, _: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
+        states.iter().map(|s| Ok(s.to_vec())).collect()
+    }
     fn call(&mut self, turns: &Turns, out: &mut Results) {
         out.clear();
         for turn in &turns.turns {
@@ -203,7 +207,7 @@ pub(crate) fn naive(c: &Case, accepted: &BTreeSet<Event>) -> Outcome {
         let mut open: Option<(i64, i64, u64, u8)> = None;
         let mut close = |o: (i64, i64, u64, u8), why: &str| {
             let to = if why == "discard" { &mut out.1 } else { &mut out.0 };
-            to.push((key.to_string(), o.0, o.1, o.2, why.to_string()));
+            to.push((key.to_string(), o.0, o.1, o.2, why.to_string(), "v0".to_string()));
         };
         let by_timer = |o: (i64, i64, u64, u8)| match o.3 {
             BAD_TIMER | BAD_FIELDS => "plugin_fault",

@@ -1,0 +1,171 @@
+//! Swaps in a lane: a newer version beside the older one, until nothing stands before its place (SEMANTICS 20 to 22).
+//!
+//! Everything here happens at barriers, between the folds, and in bounded steps but for a rollback, which looks at every key.
+
+use super::Lane;
+use super::turn::Now;
+use crate::bounds::SETTLE_KEYS;
+use crate::key_state::Open;
+use crate::rule::{SessionRule, Timer};
+use crate::time::EventTime;
+use crate::versions::{Policy, Scheduled, Version};
+use std::ops::Range;
+
+/// The search for keys that stand before the swap at hand: one round after the other, some keys at each barrier.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Settling {
+    /// The next slot to look at.
+    next: usize,
+    /// Whether this round has found a key.
+    found: bool,
+}
+
+/// A live session's state, to try a migration on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveState {
+    /// The key as rows show it.
+    pub key: String,
+    /// The newest state that is known.
+    pub state: Vec<u8>,
+}
+
+impl Lane {
+    /// Puts a newer version beside the one in force, right after a barrier. Its place must lie after everything that the lane
+    /// has seen, and only one version may be live. `layout` names the fields of extensions from now on: those so
+    /// far, and behind them what the newer version wants besides.
+    pub fn deploy(&mut self, scheduled: Scheduled, rule: Box<dyn SessionRule>, layout: Vec<String>) {
+        debug_assert!(scheduled.from > self.watermark && self.versions.swap().is_none());
+        self.versions.add(scheduled, rule);
+        self.wants_key = self.versions.wants_key();
+        self.config.layout = layout;
+        self.settling = Settling::default();
+    }
+
+    /// Takes the newer version back, as if it had never been: only while B has not reached its place. What it has closed
+    /// is folded again by the older one at the next barrier.
+    pub fn strike(&mut self) {
+        let Some((older, newer)) = self.versions.swap() else { return };
+        let at = newer.from;
+        debug_assert!(self.watermark.minus(self.config.lateness_ms) < at);
+        for slot in 0..self.entries.len() as u32 {
+            let e = &mut self.entries[slot as usize];
+            if !e.live {
+                continue;
+            }
+            debug_assert!(e.state.base.as_ref().is_none_or(|o| o.version <= older));
+            let visit = match e.state.tail.as_deref_mut() {
+                Some(tail) => {
+                    tail.poison.retain(|p| p.event.time < at);
+                    let before = tail.rows[..tail.sorted].partition_point(|r| r.time < at);
+                    tail.void_from(before);
+                    EventTime::BEGINNING
+                }
+                // Its timers may have been the newer version's.
+                None => e.state.base.as_ref().map_or(EventTime::INFINITY, Open::next_timer),
+            };
+            // What the older version makes of it and nobody has been told is told at the next early tick.
+            if self.config.early && e.state.tail.is_some() && !e.dirty {
+                e.dirty = true;
+                self.dirty.push(slot);
+            }
+            self.schedule(slot, visit);
+        }
+        self.versions.strike();
+        self.wants_key = self.versions.wants_key();
+    }
+
+    /// Lets the older version go, once every lane of the pipeline has said that it is [settled](super::LaneEpoch::settled).
+    pub fn retire(&mut self) {
+        self.versions.retire();
+        self.wants_key = self.versions.wants_key();
+    }
+
+    /// The newest known states of the open sessions of some slots, for a trial of a migration; `None` behind the last slot.
+    #[must_use]
+    pub fn states(&self, slots: Range<usize>) -> Option<Vec<LiveState>> {
+        let entries =
+            self.entries.get(slots.start..slots.end.min(self.entries.len())).filter(|s| !s.is_empty())?;
+        let open = entries.iter().filter(|e| e.live).filter_map(|e| {
+            let snapshot = e.state.tail.as_ref().and_then(|t| t.snapshots.last());
+            let open = snapshot.map_or(e.state.base.as_ref(), |s| s.open.as_ref())?;
+            let key = self.config.key_form.display(&e.state.key).into_owned();
+            Some(LiveState { key, state: open.state.to_vec() })
+        });
+        Some(open.collect())
+    }
+
+    /// The keys to look at in this barrier, if B has reached the swap at hand: with its place, and which is the older version.
+    pub(super) fn settling(&self, now: Now) -> Option<(Range<usize>, EventTime, Version)> {
+        let (older, newer) = self.versions.swap()?;
+        let keys = self.settling.next..(self.settling.next + SETTLE_KEYS).min(self.entries.len());
+        (now.b >= newer.from).then_some((keys, newer.from, older))
+    }
+
+    /// Before the fold of a barrier: keys whose base lags behind B with events before S are folded again from base, so
+    /// that it moves on. Adds them to the keys to visit.
+    pub(super) fn catch_up(&mut self, now: Now, slots: &mut Vec<u32>) {
+        let Some((keys, at, _)) = self.settling(now) else { return };
+        let before = slots.len();
+        for slot in keys {
+            let e = &mut self.entries[slot];
+            let Some(tail) = e.state.tail.as_deref_mut().filter(|_| e.live) else { continue };
+            if tail.rows.iter().any(|r| r.time < at) {
+                tail.void_from(0);
+                slots.push(slot as u32);
+            }
+        }
+        if slots.len() > before {
+            slots.sort_unstable();
+            slots.dedup();
+        }
+    }
+
+    /// After the fold of a barrier: migrates the bases that still stand before S, and says whether any key does.
+    pub(super) fn settle(&mut self, now: Now) {
+        let Some((keys, at, older)) = self.settling(now) else { return };
+        let migrates = self.versions.swap().is_some_and(|(_, newer)| newer.policy == Policy::Migrate);
+        let newer = self.versions.swap().map_or(older, |(_, newer)| newer.version);
+        let mut lagging = Vec::new();
+        for slot in keys.clone() {
+            let e = &self.entries[slot];
+            let waits = e.state.tail.as_deref().is_some_and(|t| t.rows.iter().any(|r| r.time < at));
+            let is_old = e.state.base.as_ref().is_some_and(|o| o.version == older);
+            if e.live && is_old && !waits && migrates {
+                lagging.push(slot as u32);
+            } else if e.live && (waits || is_old) {
+                self.settling.found = true;
+            }
+        }
+        self.migrate_bases(&lagging, newer);
+        self.settling.next = keys.end;
+        if keys.end >= self.entries.len() {
+            self.out.settled = !self.settling.found;
+            self.settling = Settling::default();
+        }
+    }
+
+    /// A base that cannot be migrated is visited: the turn across S says what becomes of the session.
+    fn migrate_bases(&mut self, slots: &[u32], newer: Version) {
+        let open = |s: &u32| self.entries[*s as usize].state.base.as_ref();
+        let states: Vec<(&[u8], &[Timer])> =
+            slots.iter().filter_map(open).map(|o| (&*o.state, &*o.timers)).collect();
+        for (slot, migrated) in slots.iter().zip(self.versions.migrate(&states)) {
+            let e = &mut self.entries[*slot as usize];
+            if !e.touched {
+                e.touched = true;
+                self.touched.push(*slot);
+            }
+            match (migrated, &mut e.state.base) {
+                (Ok((state, timers)), Some(open)) => {
+                    open.version = newer;
+                    open.state = state.into();
+                    open.timers = timers.as_slice().into();
+                }
+                _ => {
+                    self.settling.found = true;
+                    self.schedule(*slot, EventTime::BEGINNING);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,596 @@
+//! Versions of a session rule in one lane, each in force from its place in event time (SEMANTICS 20 to 22).
+//!
+//! One version is the usual case and costs nothing. While two are live, a turn is answered by the older one up to the swap's
+//! place S, its state is migrated there (or the older version goes on with what it has open: drain), and the
+//! newer one answers the rest. What the lane sees is one answer for the turn, and who gave which part of it. Rules
+//! themselves know nothing of versions.
+//!
+//! Invariants: at most two versions are live; the older one sees no input and no timer at or after S but of sessions that it
+//! drains; reasons in answers are places in one list that only grows, so that they mean the same in every version.
+
+use crate::pieces::{Pieces, Reach};
+use crate::rule::{
+    Cause, Closing, Description, END_OF_INPUT, Fault, LIMIT, PLUGIN_FAULT, Place, Rejection, Results,
+    SessionRule, Span, StateAt, Timer, Turn, TurnResult, Turns,
+};
+use crate::time::EventTime;
+use serde::{Deserialize, Serialize};
+
+/// A deployment's number within its pipeline: rises with each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(pub u32);
+
+/// What becomes of the sessions that are open at S.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// Their state is migrated at S, and the new version goes on with it.
+    Migrate,
+    /// The version of their first event goes on with them until they close.
+    Drain,
+}
+
+/// A version's place in the schedule of a pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduled {
+    /// Which one.
+    pub version: Version,
+    /// S: it is in force from here on.
+    pub from: EventTime,
+    /// What became of the sessions that were open there.
+    pub policy: Policy,
+    /// `name@version` of its rule, as rows show it.
+    pub plugin: String,
+}
+
+/// Who gave the answer for a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answered {
+    /// Of the first closings and snapshots.
+    pub(crate) before: Version,
+    pub(crate) closings_before: usize,
+    pub(crate) snapshots_before: usize,
+    /// Of the others, and of the state at the end.
+    pub(crate) after: Version,
+}
+
+impl Answered {
+    fn by(version: Version) -> Answered {
+        Answered { before: version, closings_before: 0, snapshots_before: 0, after: version }
+    }
+    pub(crate) fn closing(&self, n: usize) -> Version {
+        if n < self.closings_before { self.before } else { self.after }
+    }
+    pub(crate) fn snapshot(&self, n: usize) -> Version {
+        if n < self.snapshots_before { self.before } else { self.after }
+    }
+}
+
+/// Why sessions cannot go over from one rule to another.
+///
+/// # Errors
+/// A sentence for whoever wants to deploy the new one.
+pub fn can_migrate(old: &Description, new: &Description) -> Result<(), String> {
+    let (from, to) = (&old.state, &new.state);
+    if from.rule != to.rule {
+        return Err(format!(
+            "open sessions have the state of `{}`, which `{}` cannot take over",
+            from.rule, to.rule
+        ));
+    }
+    if from.version != to.version && !to.from.contains(&from.version) {
+        return Err(format!(
+            "open sessions have state version {}, and the new rule of version {} does not migrate from it",
+            from.version, to.version
+        ));
+    }
+    match old.timers.iter().find(|t| !new.timers.contains(t)) {
+        Some(t) => Err(format!("open sessions may wait for timer `{t}`, which the new rule does not have")),
+        None => Ok(()),
+    }
+}
+
+struct Live {
+    scheduled: Scheduled,
+    rule: Box<dyn SessionRule>,
+    /// The rule's own reasons as places in the common list; empty: they are the same.
+    reasons: Vec<u16>,
+}
+
+impl Live {
+    fn call(&mut self, turns: &Turns, out: &mut Results) {
+        out.clear();
+        if turns.turns.is_empty() {
+            return;
+        }
+        self.rule.call(turns, out);
+        if self.reasons.is_empty() {
+            return;
+        }
+        let common = |own: &mut u16| *own = self.reasons.get(*own as usize).copied().unwrap_or(*own);
+        out.closings.iter_mut().for_each(|c| common(&mut c.reason));
+        out.rejections.iter_mut().for_each(|r| common(&mut r.reason));
+    }
+}
+
+/// The versions that are live in a lane.
+pub struct Versions {
+    /// One, or the older and the newer.
+    live: Vec<Live>,
+    /// All that rows may still name, by place in event time.
+    history: Vec<Scheduled>,
+    reasons: Vec<String>,
+    answered: Vec<Answered>,
+    older: Part,
+    newer: Part,
+}
+
+#[derive(Default)]
+struct Part {
+    turns: Turns,
+    answers: Results,
+}
+
+/// How a turn is answered while two versions are live.
+enum Route<'a> {
+    /// The older version alone.
+    Older,
+    /// The newer one alone.
+    Newer,
+    /// The older one up to S, the newer one from there.
+    Across(Box<Pieces<'a>>, usize),
+    /// The older one until it has nothing open at or after S.
+    Drained,
+    /// The older one, and the newer one from an input on; with what was answered before: closings, snapshots.
+    HandedOver(Box<Pieces<'a>>, usize, usize),
+    /// It failed.
+    Failed(Fault),
+}
+
+impl std::fmt::Debug for Versions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Versions").field("history", &self.history).finish_non_exhaustive()
+    }
+}
+
+impl Versions {
+    /// One version. `reasons` is the common list as the store has it, `history` what rows may name besides.
+    #[must_use]
+    pub fn new(
+        first: Scheduled,
+        rule: Box<dyn SessionRule>,
+        reasons: Vec<String>,
+        history: Vec<Scheduled>,
+    ) -> Self {
+        let mut v = Versions {
+            live: Vec::new(),
+            history,
+            reasons,
+            answered: Vec::new(),
+            older: Part::default(),
+            newer: Part::default(),
+        };
+        v.add(first, rule);
+        v
+    }
+
+    /// A single version that is in force from the beginning.
+    #[must_use]
+    pub fn single(rule: Box<dyn SessionRule>) -> Self {
+        let first = Scheduled {
+            version: Version::default(),
+            from: EventTime::BEGINNING,
+            policy: Policy::Migrate,
+            plugin: rule.describe().plugin.clone(),
+        };
+        Versions::new(first, rule, Vec::new(), Vec::new())
+    }
+
+    /// With a newer version beside it, as recovery finds them in the middle of a swap.
+    #[must_use]
+    pub fn with_newer(mut self, scheduled: Scheduled, rule: Box<dyn SessionRule>) -> Self {
+        self.add(scheduled, rule);
+        self
+    }
+
+    /// Adds the newer version. Whoever calls has made sure that only one is live, and that it may follow.
+    pub(crate) fn add(&mut self, scheduled: Scheduled, rule: Box<dyn SessionRule>) {
+        let codes = extend(&mut self.reasons, &rule.describe().reasons);
+        let same = codes.iter().enumerate().all(|(n, code)| n == *code as usize);
+        let reasons = if same { Vec::new() } else { codes };
+        if !self.history.contains(&scheduled) {
+            self.history.push(scheduled.clone());
+        }
+        self.live.push(Live { scheduled, rule, reasons });
+    }
+
+    /// Forgets the newer version, as if it had never been (rollback before B has reached S).
+    pub(crate) fn strike(&mut self) {
+        if self.live.len() > 1
+            && let Some(gone) = self.live.pop()
+        {
+            self.history.retain(|s| s.version != gone.scheduled.version);
+        }
+    }
+
+    /// Forgets the older version's rule: nothing stands before S any more.
+    pub(crate) fn retire(&mut self) {
+        if self.live.len() > 1 {
+            self.live.remove(0);
+        }
+    }
+
+    /// The swap at hand, if two versions are live: the older version, and the newer one's place.
+    pub(crate) fn swap(&self) -> Option<(Version, &Scheduled)> {
+        match self.live.as_slice() {
+            [older, newer] => Some((older.scheduled.version, &newer.scheduled)),
+            _ => None,
+        }
+    }
+
+    /// The common list of reasons: rules' own indices are not to be stored.
+    #[must_use]
+    pub fn reasons(&self) -> &[String] {
+        &self.reasons
+    }
+
+    /// A reason's name; `None` for one that nobody has.
+    pub(crate) fn reason(&self, code: u16) -> Option<&str> {
+        match code {
+            PLUGIN_FAULT => Some("plugin_fault"),
+            END_OF_INPUT => Some("end_of_input"),
+            LIMIT => Some("limit"),
+            n => self.reasons.get(n as usize).map(String::as_str),
+        }
+    }
+
+    /// `name@version` of a version.
+    pub(crate) fn plugin(&self, version: Version) -> &str {
+        let found = self.history.iter().rev().find(|s| s.version == version);
+        found.map_or("", |s| s.plugin.as_str())
+    }
+
+    /// The version that an open session's row names (SEMANTICS 22): the one in force at its last event, or, if it is being
+    /// drained, at its first.
+    pub(crate) fn of_open(&self, state: Version, last: EventTime) -> Version {
+        let at = |t: EventTime| self.history.iter().rev().find(|s| s.from <= t);
+        match at(last) {
+            Some(s) if s.version < state => s.version,
+            _ => state,
+        }
+    }
+
+    /// Whether any live version wants to know the key.
+    pub(crate) fn wants_key(&self) -> bool {
+        self.live.iter().any(|l| l.rule.describe().wants_key)
+    }
+
+    /// Who answered the `n`-th turn of the last call.
+    pub(crate) fn answered(&self, n: usize) -> Answered {
+        self.answered.get(n).copied().unwrap_or_else(|| Answered::by(self.newest()))
+    }
+
+    fn newest(&self) -> Version {
+        self.live.last().map_or_else(Version::default, |l| l.scheduled.version)
+    }
+
+    /// Answers every turn; `carried` says whose state each begins with.
+    pub(crate) fn call(&mut self, turns: &Turns, carried: &[Version], out: &mut Results) {
+        self.answered.clear();
+        match self.live.as_mut_slice() {
+            [only] => only.call(turns, out),
+            [older, newer] => {
+                let mut both = Both { older, newer, first: &mut self.older, second: &mut self.newer };
+                both.call(turns, carried, out, &mut self.answered);
+            }
+            _ => out.clear(),
+        }
+    }
+
+    /// Puts states of the older version into the newer one's form, each with its timers. One answer for each.
+    pub(crate) fn migrate(&mut self, states: &[(&[u8], &[Timer])]) -> Vec<Migrated> {
+        match self.live.as_mut_slice() {
+            [older, newer] => migrate(older, newer, states),
+            _ => states.iter().map(|(state, timers)| Ok((state.to_vec(), timers.to_vec()))).collect(),
+        }
+    }
+}
+
+/// Adds the names that the list lacks; returns the place of each.
+fn extend(list: &mut Vec<String>, names: &[String]) -> Vec<u16> {
+    let place = |name: &String| {
+        let at = list.iter().position(|r| r == name).unwrap_or_else(|| {
+            list.push(name.clone());
+            list.len() - 1
+        });
+        at as u16
+    };
+    names.iter().map(place).collect()
+}
+
+/// A state and its timers in the newer form, or why they cannot be taken over.
+type Migrated = Result<(Vec<u8>, Vec<Timer>), String>;
+
+fn migrate(older: &Live, newer: &mut Live, states: &[(&[u8], &[Timer])]) -> Vec<Migrated> {
+    let (from, to) = (older.rule.describe(), newer.rule.describe());
+    let number = |t: &Timer| {
+        let name = from.timers.get(t.number as usize);
+        let number = name.and_then(|name| to.timers.iter().position(|n| n == name));
+        number
+            .map(|n| Timer { number: n as u8, ..*t })
+            .ok_or_else(|| "a pending timer has no place in the new rule".to_owned())
+    };
+    let timers: Vec<Result<Vec<Timer>, String>> =
+        states.iter().map(|(_, timers)| timers.iter().map(number).collect()).collect();
+    let same = from.state.version == to.state.version;
+    let version = from.state.version;
+    let states: Vec<&[u8]> = states.iter().map(|(state, _)| *state).collect();
+    let states: Vec<Result<Vec<u8>, String>> = if same {
+        states.iter().map(|s| Ok(s.to_vec())).collect()
+    } else {
+        newer.rule.migrate(version, &states)
+    };
+    states.into_iter().zip(timers).map(|(state, timers)| Ok((state?, timers?))).collect()
+}
+
+/// Two live versions, and what they are asked and answer.
+struct Both<'v> {
+    older: &'v mut Live,
+    newer: &'v mut Live,
+    first: &'v mut Part,
+    second: &'v mut Part,
+}
+
+impl Both<'_> {
+    fn call(&mut self, turns: &Turns, carried: &[Version], out: &mut Results, answered: &mut Vec<Answered>) {
+        out.clear();
+        self.first.turns.clear();
+        self.second.turns.clear();
+        let mut routes: Vec<Route<'_>> =
+            turns.turns.iter().zip(carried).map(|(turn, c)| self.route(turns, turn, *c)).collect();
+        let at = self.newer.scheduled.from;
+        for (route, turn) in routes.iter().zip(&turns.turns) {
+            match route {
+                Route::Older | Route::Drained => copy_turn(turns, turn, &mut self.first.turns),
+                Route::Across(pieces, before) => pieces
+                    .part(Reach::Inputs { inputs: *before, until: Some(at.minus(1)) }, &mut self.first.turns),
+                Route::Newer | Route::HandedOver(..) | Route::Failed(_) => {}
+            }
+        }
+        self.older.call(&self.first.turns, &mut self.first.answers);
+        self.take_older(turns, &mut routes);
+        self.hand_over(&mut routes);
+        for (route, turn) in routes.iter().zip(&turns.turns) {
+            match route {
+                Route::Newer => copy_turn(turns, turn, &mut self.second.turns),
+                Route::HandedOver(pieces, ..) => pieces.part(Reach::Everything, &mut self.second.turns),
+                Route::Older | Route::Across(..) | Route::Drained | Route::Failed(_) => {}
+            }
+        }
+        self.newer.call(&self.second.turns, &mut self.second.answers);
+        self.assemble(routes, out, answered);
+    }
+
+    fn route<'a>(&self, turns: &'a Turns, turn: &'a Turn, carried: Version) -> Route<'a> {
+        let at = self.newer.scheduled.from;
+        let is_open = turn.open.is_some();
+        if is_open && carried == self.newer.scheduled.version {
+            return Route::Newer;
+        }
+        let inputs = &turns.inputs[turn.inputs.range()];
+        let before = inputs.partition_point(|i| i.time < at);
+        let reaches = before < inputs.len() || turn.until >= at || turn.at_end;
+        match self.newer.scheduled.policy {
+            _ if !is_open && before == 0 && reaches => Route::Newer,
+            _ if !reaches => Route::Older,
+            Policy::Migrate => Route::Across(Box::new(Pieces::all(turns, turn)), before),
+            Policy::Drain => Route::Drained,
+        }
+    }
+
+    /// Takes in what the older version has answered of the turns that go on.
+    fn take_older<'a>(&mut self, turns: &'a Turns, routes: &mut [Route<'a>]) {
+        let mut answers = self.first.answers.turns.iter();
+        let given = &self.first.answers;
+        for (route, turn) in routes.iter_mut().zip(&turns.turns) {
+            if matches!(route, Route::Newer) {
+                continue;
+            }
+            let Some(r) = answers.next() else {
+                *route = Route::Failed(Fault::unknown("the rule gave fewer answers than turns"));
+                continue;
+            };
+            if let Some(f) = &r.fault {
+                *route = Route::Failed(f.clone());
+                continue;
+            }
+            match route {
+                Route::Across(pieces, before) => pieces.take_first(r, given, *before),
+                Route::Drained => {
+                    let at = self.newer.scheduled.from;
+                    if let Some((input, closings)) = handover(turns, turn, r, given, at) {
+                        let mut pieces = Box::new(Pieces::all(turns, turn));
+                        pieces.take_until(r, given, closings, input);
+                        let (closings, snapshots) = pieces.answered();
+                        *route = Route::HandedOver(pieces, closings, snapshots);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Migrates what is open at S. A session whose state cannot be migrated ends there, as one that its rule failed at.
+    fn hand_over(&mut self, routes: &mut [Route<'_>]) {
+        let at = self.newer.scheduled.from;
+        let open: Vec<(&[u8], &[Timer])> =
+            routes.iter().filter_map(across).filter_map(Pieces::open_state).collect();
+        let mut migrated = migrate(self.older, self.newer, &open).into_iter();
+        for route in routes {
+            let mut pieces = match std::mem::replace(route, Route::Newer) {
+                Route::Across(pieces, _) => pieces,
+                other => {
+                    *route = other;
+                    continue;
+                }
+            };
+            let (closings, snapshots) = pieces.answered();
+            match pieces.open_state().and_then(|_| migrated.next()) {
+                Some(Ok((state, timers))) => pieces.put_state(state, timers),
+                Some(Err(_)) => pieces.close(Cause::Timer(Timer { at, number: 0 })),
+                None => {}
+            }
+            *route = Route::HandedOver(pieces, closings, snapshots);
+        }
+    }
+
+    fn assemble(&mut self, routes: Vec<Route<'_>>, out: &mut Results, answered: &mut Vec<Answered>) {
+        let (older, newer) = (self.older.scheduled.version, self.newer.scheduled.version);
+        let mut first = self.first.answers.turns.iter();
+        let mut second = self.second.answers.turns.iter();
+        let missing = || TurnResult::failed(Fault::unknown("the rule gave fewer answers than turns"));
+        for route in routes {
+            let mut by = Answered::by(older);
+            let r = match route {
+                Route::Older | Route::Across(..) | Route::Drained => match first.next() {
+                    Some(r) => copy_answer(&self.first.answers, r, out),
+                    None => missing(),
+                },
+                Route::Newer => {
+                    by = Answered::by(newer);
+                    match second.next() {
+                        Some(r) => copy_answer(&self.second.answers, r, out),
+                        None => missing(),
+                    }
+                }
+                Route::HandedOver(mut pieces, closings_before, snapshots_before) => {
+                    first.next();
+                    by = Answered { before: older, closings_before, snapshots_before, after: newer };
+                    match second.next() {
+                        Some(r) if r.fault.is_none() => {
+                            pieces.take(r, &self.second.answers);
+                            pieces.finish(out)
+                        }
+                        Some(r) => r.clone(),
+                        None => missing(),
+                    }
+                }
+                Route::Failed(f) => {
+                    first.next();
+                    TurnResult::failed(f)
+                }
+            };
+            out.turns.push(r);
+            answered.push(by);
+        }
+    }
+}
+
+fn across<'r, 'a>(route: &'r Route<'a>) -> Option<&'r Pieces<'a>> {
+    match route {
+        Route::Across(pieces, _) => Some(pieces),
+        _ => None,
+    }
+}
+
+/// Where a draining turn goes over: the first input at or after `at` before which nothing is open, and how many
+/// sessions were closed before it.
+fn handover(
+    turns: &Turns,
+    turn: &Turn,
+    r: &TurnResult,
+    from: &Results,
+    at: EventTime,
+) -> Option<(u32, usize)> {
+    let inputs = &turns.inputs[turn.inputs.range()];
+    let closings = &from.closings[r.closings.range()];
+    let rejections = &from.rejections[r.rejections.range()];
+    let is_rejected = |i: u32| rejections.binary_search_by_key(&i, |x| x.input).is_ok();
+    let mut nothing_open_from = turn.open.is_none().then_some(0);
+    let mut closed = 0;
+    loop {
+        if let Some(from) = nothing_open_from {
+            let begins = |i: &u32| inputs[*i as usize].time >= at || !is_rejected(*i);
+            let next = (from..inputs.len() as u32).find(begins)?;
+            if inputs[next as usize].time >= at {
+                return Some((next, closed));
+            }
+        }
+        let c = closings.get(closed)?;
+        closed += 1;
+        nothing_open_from = Some(match (c.cause, c.last) {
+            (Cause::Input(i), Place::Input(j)) if i == j => i + 1,
+            (Cause::Input(i), _) => i,
+            (Cause::Timer(t), last) => {
+                let behind = if let Place::Input(j) = last { j + 1 } else { 0 };
+                behind.max(inputs.partition_point(|i| i.time < t.at) as u32)
+            }
+            (Cause::End, _) => inputs.len() as u32,
+        });
+    }
+}
+
+/// Copies a turn into another batch.
+fn copy_turn(from: &Turns, turn: &Turn, to: &mut Turns) {
+    let put = |to: &mut Turns, span: Span| {
+        let at = to.bytes.len();
+        to.bytes.extend_from_slice(&from.bytes[span.range()]);
+        Span::between(at, to.bytes.len())
+    };
+    let (timers, inputs, wanted) = (to.timers.len(), to.inputs.len(), to.wanted.len());
+    let (key, state) = (put(to, turn.key), put(to, turn.state));
+    to.timers.extend_from_slice(&from.timers[turn.timers.range()]);
+    for i in &from.inputs[turn.inputs.range()] {
+        let ext = put(to, i.ext);
+        to.inputs.push(crate::rule::Input { ext, ..*i });
+    }
+    to.wanted.extend_from_slice(&from.wanted[turn.wanted.range()]);
+    to.turns.push(Turn {
+        key,
+        state,
+        timers: Span::between(timers, to.timers.len()),
+        inputs: Span::between(inputs, to.inputs.len()),
+        wanted: Span::between(wanted, to.wanted.len()),
+        ..*turn
+    });
+}
+
+/// Copies the answer for a turn behind others.
+fn copy_answer(from: &Results, r: &TurnResult, to: &mut Results) -> TurnResult {
+    if r.fault.is_some() {
+        return r.clone();
+    }
+    let put = |to: &mut Results, span: Span| {
+        let at = to.bytes.len();
+        to.bytes.extend_from_slice(&from.bytes[span.range()]);
+        Span::between(at, to.bytes.len())
+    };
+    let put_state = |to: &mut Results, s: &StateAt| {
+        let at = to.timers.len();
+        to.timers.extend_from_slice(&from.timers[s.timers.range()]);
+        let timers = Span::between(at, to.timers.len());
+        StateAt { state: put(to, s.state), timers, ..*s }
+    };
+    let (closings, snapshots, rejections) = (to.closings.len(), to.snapshots.len(), to.rejections.len());
+    for c in &from.closings[r.closings.range()] {
+        let fields = put(to, c.fields);
+        to.closings.push(Closing { fields, ..*c });
+    }
+    for s in &from.snapshots[r.snapshots.range()] {
+        let s = put_state(to, s);
+        to.snapshots.push(s);
+    }
+    for x in &from.rejections[r.rejections.range()] {
+        let message = put(to, x.message);
+        to.rejections.push(Rejection { message, ..*x });
+    }
+    TurnResult {
+        fault: None,
+        closings: Span::between(closings, to.closings.len()),
+        snapshots: Span::between(snapshots, to.snapshots.len()),
+        rejections: Span::between(rejections, to.rejections.len()),
+        end: put_state(to, &r.end),
+        open_fields: put(to, r.open_fields),
+    }
+}
