@@ -21,7 +21,7 @@ Examples:
 /// Show how far each pipeline is
 ///
 /// Reads the newest committed epoch, also while a run goes on. A sink's cursor is as known when that epoch was
-/// sealed: a running pipeline is always at least one epoch further.
+/// sealed: while a pipeline runs, its sinks are further.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct StatusArgs {
@@ -67,12 +67,15 @@ pub(super) fn execute(args: &StatusArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// A sink with the epoch it has confirmed.
-fn cursors<'a>(plan: &'a Plan, pipeline: &Pipeline, stored: &Stored) -> Vec<(&'a str, u64)> {
+/// A sink with the epoch it has confirmed, and by how many it is behind the newest that has something to send.
+fn cursors<'a>(plan: &'a Plan, pipeline: &Pipeline, stored: &Stored) -> Vec<(&'a str, u64, u64)> {
     let sinks = pipeline.to.iter().map(|t| t.sink).chain(pipeline.dead);
     sinks
         .filter_map(|i| plan.sinks.get(i))
-        .map(|s| (s.name.as_str(), stored.meta.cursors.get(&s.name).map_or(0, |c| c.epoch)))
+        .map(|s| {
+            let epoch = stored.meta.cursors.get(&s.name).map_or(0, |c| c.epoch);
+            (s.name.as_str(), epoch, stored.meta.outbox_epoch.saturating_sub(epoch))
+        })
         .collect()
 }
 
@@ -93,7 +96,7 @@ fn to_json(plan: &Plan, pipeline: &Pipeline, stored: Option<&Stored>) -> Value {
         .collect();
     let sinks: Vec<Value> = cursors(plan, pipeline, s)
         .into_iter()
-        .map(|(name, epoch)| json!({"sink": name, "epoch": epoch, "lag_epochs": s.epoch.saturating_sub(epoch)}))
+        .map(|(name, epoch, behind)| json!({"sink": name, "epoch": epoch, "lag_epochs": behind}))
         .collect();
     json!({
         "pipeline": pipeline.name, "ran": true, "epoch": s.epoch, "incarnation": s.incarnation,
@@ -156,8 +159,8 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
     align_right(&mut partitions, &[2]);
     writeln!(to, "{partitions}")?;
     let mut sinks = plain_table(&["sink", "confirmed when sealed", "epochs behind"]);
-    for (name, epoch) in cursors(plan, pipeline, s) {
-        sinks.add_row([name.to_owned(), text::count(epoch), text::count(s.epoch.saturating_sub(epoch))]);
+    for (name, epoch, behind) in cursors(plan, pipeline, s) {
+        sinks.add_row([name.to_owned(), text::count(epoch), text::count(behind)]);
     }
     align_right(&mut sinks, &[1, 2]);
     writeln!(to, "{sinks}")?;

@@ -27,6 +27,10 @@ use std::sync::Arc;
 
 /// Bounds of `server.epoch`: shorter than a disk's sync makes no sense, longer makes restarts slow.
 const EPOCH_MS: std::ops::RangeInclusive<i64> = 10..=60_000;
+/// Few files, yet space comes back in small steps, and recovery holds no more than one segment in memory.
+const SEGMENT_BYTES: u64 = 64 << 20;
+/// Shorter ones would be mostly files; longer ones mostly memory.
+const SEGMENT_BYTES_BOUNDS: std::ops::RangeInclusive<u64> = 64 << 10..=1 << 30;
 
 /// Reads and checks a config file, with the process's environment and the clock as it stands.
 pub(crate) fn load(path: &Path) -> Result<Plan, Problems> {
@@ -138,6 +142,7 @@ fn check_server(field: Option<Field<'_>>, p: &mut Problems) -> Server {
         data_dir: PathBuf::from("./.tidemill"),
         data_dir_at: Spot::default(),
         epoch_ms: 1000,
+        segment_bytes: SEGMENT_BYTES,
     };
     let Some(mut s) = field.and_then(|f| f.section("write [server]", p)) else { return server };
     let insecure = s.get("insecure").and_then(|f| f.boolean(p)).unwrap_or(false);
@@ -165,6 +170,15 @@ fn check_server(field: Option<Field<'_>>, p: &mut Problems) -> Server {
             );
             // Nothing else is to be measured by a wrong epoch.
             server.epoch_ms = 1000;
+        }
+    }
+    if let Some(f) = s.get("segment")
+        && let Some(bytes) = f.size_bytes(p)
+    {
+        server.segment_bytes = bytes;
+        if !SEGMENT_BYTES_BOUNDS.contains(&bytes) {
+            let wrong = "`server.segment` must lie between 64KiB and 1GiB".to_owned();
+            f.wrong(wrong, "\"64MiB\" is usual".to_owned(), p);
         }
     }
     s.finish(&[], p);

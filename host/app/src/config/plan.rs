@@ -39,6 +39,8 @@ pub(crate) struct Server {
     pub(crate) data_dir_at: Spot,
     /// Between two barriers.
     pub(crate) epoch_ms: i64,
+    /// Length at which a segment of the epoch log is closed. Images of key groups begin once the log is longer.
+    pub(crate) segment_bytes: u64,
 }
 
 /// `[source.NAME]`.

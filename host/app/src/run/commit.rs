@@ -21,8 +21,6 @@ const HOT_KEYS_MAX: usize = 16;
 const WAITING_IN_MEMORY_BYTES_MAX: u64 = 64 << 20;
 /// Key groups imaged in one epoch: a whole rotation takes 16.
 pub(crate) const IMAGE_GROUPS: u32 = 64;
-/// The log is left to grow to this before images are taken: a short run writes none.
-const IMAGES_FROM_BYTES: u64 = 64 << 20;
 
 /// What the reader says of an epoch.
 #[derive(Debug)]
@@ -54,8 +52,10 @@ pub(crate) struct Committer {
     pub(crate) log_bytes: Arc<AtomicU64>,
     /// Since the pipeline's first start.
     pub(crate) counts: LaneCounts,
-    /// Epoch of the newest image of each block of groups.
+    /// Epoch of the newest image of each block of groups; 0 for none.
     pub(crate) images: Vec<u64>,
+    /// The newest epoch that had something to send.
+    pub(crate) outbox_epoch: u64,
     pub(crate) hot_keys: Vec<String>,
     /// Dead letters that the rule has caused since the pipeline's first start.
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
@@ -70,15 +70,8 @@ pub(crate) struct Ended {
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
 }
 
-/// Whether the log is long enough for images.
-pub(crate) fn wants_images(log_bytes: u64) -> bool {
-    log_bytes > IMAGES_FROM_BYTES
-}
-
-/// An image table for a log whose images are not known.
-pub(crate) fn no_images() -> Vec<u64> {
-    vec![0; (KEY_GROUPS / IMAGE_GROUPS) as usize]
-}
+/// Blocks of key groups that an image takes at once.
+pub(crate) const IMAGE_BLOCKS: usize = (KEY_GROUPS / IMAGE_GROUPS) as usize;
 
 impl Committer {
     /// Runs until the reader hangs up.
@@ -137,16 +130,21 @@ impl Committer {
         if nothing && !changed {
             return Ok(meta);
         }
-        meta.cursors = self.cursors.all();
-        let text = meta_text(&meta)?;
         let epoch = self.log.last_epoch() + 1;
+        if let Some(groups) = image {
+            self.images[(groups.start / IMAGE_GROUPS) as usize] = epoch;
+        }
+        if !(rows.is_empty() && letters.is_empty()) {
+            self.outbox_epoch = epoch;
+        }
+        meta.cursors = self.cursors.all();
+        meta.images.clone_from(&self.images);
+        meta.outbox_epoch = self.outbox_epoch;
+        let text = meta_text(&meta)?;
         let mut sections: Vec<(Kind, &[u8])> = vec![(Kind::Meta, &text)];
         sections.extend(states.into_iter().filter(|s| !s.is_empty()).map(|s| (Kind::State, s)));
         sections.extend([(Kind::Rows, rows.as_slice()), (Kind::Letters, letters.as_slice())]);
         let at = self.log.append(self.incarnation, epoch, &sections)?;
-        if let Some(groups) = image {
-            self.images[(groups.start / IMAGE_GROUPS) as usize] = epoch;
-        }
         self.progress_of(&meta, epoch);
         self.release(&Committed {
             incarnation: self.incarnation,

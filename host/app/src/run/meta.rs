@@ -25,6 +25,10 @@ pub(crate) struct Meta {
     pub(crate) sources: Vec<SourceMeta>,
     /// How far each sink has confirmed, as known when the epoch was sealed.
     pub(crate) cursors: BTreeMap<String, Cursor>,
+    /// The newest epoch that had something to send: a sink that has confirmed it has everything.
+    pub(crate) outbox_epoch: u64,
+    /// Epoch of the newest image of each block of key groups, 0 for none: nothing older of them is needed.
+    pub(crate) images: Vec<u64>,
     /// Since the pipeline's first start.
     pub(crate) counters: Counters,
     /// Keys with an open session or pending events.

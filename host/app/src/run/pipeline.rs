@@ -1,6 +1,6 @@
 //! One pipeline: recovery in its fixed order, then its threads, then an orderly end.
 
-use super::commit::{Committer, Ended, Outlet, no_images};
+use super::commit::{Committer, Ended, IMAGE_BLOCKS, Outlet};
 use super::deliver::{Committed, Cursors, Delivery, Sections};
 use super::meta::Meta;
 use super::progress::Progress;
@@ -9,7 +9,7 @@ use super::{Outcome, RunError, RunOptions, Summary};
 use crate::config::plan::{self, EndOfInput, KeySpec, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::plugin::Stages as PluginStages;
 use crate::store::StoreError;
-use crate::store::log::{self, EpochLog, RecordRef};
+use crate::store::log::{self, EpochLog, Evidence, RecordRef};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use std::path::Path;
 use std::sync::Arc;
@@ -120,12 +120,35 @@ struct Recovered {
     notes: Vec<String>,
 }
 
+/// What the sinks have seen committed, asked before anything is cut from the log.
+fn witnesses(
+    plan: &Plan,
+    pipeline: &Pipeline,
+    options: &RunOptions,
+    dir: &Path,
+) -> Result<Vec<Evidence>, RunError> {
+    let mut found = Vec::new();
+    // Without a log nothing can be cut, and a sink says more of a state directory that is gone.
+    if !EpochLog::is_there(dir)? {
+        return Ok(found);
+    }
+    for (name, sink) in all_sinks(plan, pipeline).into_iter().filter(|(n, _)| !options.resend.contains(n)) {
+        let who = format!("sink `{name}`");
+        if let Some(epoch) = sink.witness().map_err(|e| RunError::of(&who, e))? {
+            found.push(Evidence { who, epoch });
+        }
+    }
+    Ok(found)
+}
+
 fn recover(
     plan: &Plan,
     pipeline: &Pipeline,
     stages: &PluginStages,
+    options: &RunOptions,
     dir: &Path,
 ) -> Result<Recovered, RunError> {
+    let evidence = witnesses(plan, pipeline, options, dir)?;
     let mut lanes = lanes(plan, pipeline, stages)?;
     let mut meta: Option<Meta> = None;
     let mut kept = Vec::new();
@@ -150,7 +173,7 @@ fn recover(
         kept.push((record.header.incarnation, at));
         Ok(())
     };
-    let (log, recovery) = EpochLog::open(dir, &[], visit)?;
+    let (log, recovery) = EpochLog::open(dir, plan.server.segment_bytes, &evidence, visit)?;
     let mut notes = Vec::new();
     if let Some(t) = &recovery.dropped_tail {
         notes.push(format!(
@@ -239,7 +262,7 @@ pub(super) fn run(
         true => RunError::Failed(e.to_string()),
         false => RunError::Refused(e.to_string()),
     })?;
-    let mut r = recover(plan, pipeline, &stages, dir)?;
+    let mut r = recover(plan, pipeline, &stages, options, dir)?;
     let mut fingerprint = plan::fingerprint(pipeline, plan);
     if let Some(digest) = &stages.digest {
         fingerprint["rule"]["digest"] = digest.as_str().into();
@@ -324,7 +347,8 @@ pub(super) fn run(
             progress: progress.clone(),
             log_bytes,
             counts,
-            images: no_images(),
+            images: r.meta.as_ref().map_or_else(|| vec![0; IMAGE_BLOCKS], |m| m.images.clone()),
+            outbox_epoch: r.meta.as_ref().map_or(0, |m| m.outbox_epoch),
             hot_keys: r.meta.as_ref().map(|m| m.hot_keys.clone()).unwrap_or_default(),
             dead_by_rule: r.meta.as_ref().map(|m| m.counters.dead_by_rule.clone()).unwrap_or_default(),
         };

@@ -6,7 +6,7 @@ mod partitions;
 
 use self::partitions::Part;
 use super::RunError;
-use super::commit::{IMAGE_GROUPS, Sealed, wants_images};
+use super::commit::{IMAGE_GROUPS, Sealed};
 use super::ingest::{Intake, Judge, Letters};
 use super::meta::{Counters, Meta, PartitionMeta, SourceMeta};
 use super::progress::Progress;
@@ -395,9 +395,8 @@ impl<'a> Reader<'a> {
     }
 
     fn image(&mut self) -> Option<std::ops::Range<u32>> {
-        if !self.imaging && wants_images(self.out.log_bytes.load(Ordering::Relaxed)) {
-            self.imaging = true;
-        }
+        // A log of one segment has nothing to give back: a short run writes no images.
+        self.imaging |= self.out.log_bytes.load(Ordering::Relaxed) > self.plan.server.segment_bytes;
         if !self.imaging {
             return None;
         }
@@ -429,7 +428,10 @@ impl<'a> Reader<'a> {
             watermark,
             finished,
             sources: sources.collect(),
+            // These are the committer's.
             cursors: BTreeMap::new(),
+            outbox_epoch: 0,
+            images: Vec::new(),
             counters: self.counters(),
             live_keys: 0,
             suffix_bytes: 0,

@@ -27,10 +27,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use tidemill_engine::record::{self, Kind};
 
-/// A segment is closed before it grows past this, unless one record alone is larger: few files, yet
-/// space comes back in small steps and recovery holds no more than this in memory.
-pub(crate) const SEGMENT_BYTES_MAX: u64 = 64 << 20;
-
 /// Where a record stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RecordRef {
@@ -90,6 +86,7 @@ pub(crate) struct EpochLog {
     last: Tip,
     buffer: Vec<u8>,
     poisoned: bool,
+    /// A segment is closed before it grows past this, unless one record alone is larger.
     segment_bytes_max: u64,
 }
 
@@ -151,6 +148,14 @@ pub(crate) struct Newest {
 }
 
 impl EpochLog {
+    /// Whether there is anything of a log in `dir`.
+    ///
+    /// # Errors
+    /// `Storage` if the directory cannot be read.
+    pub(crate) fn is_there(dir: &Path) -> Result<bool, StoreError> {
+        Ok(!list_segments(dir)?.is_empty())
+    }
+
     /// The newest whole record, read without a claim, beside a process that may be writing. `None` if there is none.
     ///
     /// # Errors

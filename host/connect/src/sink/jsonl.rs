@@ -10,9 +10,12 @@ use crate::{ConnectError, Cursor};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use tidemill_engine::outbox::{Outbox, Stages};
+
+/// How far from its end a file is searched for its last line: well above a key, escaped, and a row's fields.
+const LINE_BYTES_MAX: u64 = 4 << 20;
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -125,6 +128,14 @@ impl Sink for JsonlSink {
         Ok(stored)
     }
 
+    fn witness(&self) -> Result<Option<u64>, ConnectError> {
+        match self.kind {
+            Kind::Sessions(_) => last_epoch(&self.path).map_err(|e| unusable(&self.path, &e)),
+            // Letters do not name their epoch.
+            Kind::Letters => Ok(None),
+        }
+    }
+
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError> {
         let Some(file) = self.file.take() else {
             return Err(ConnectError::Storage(format!(
@@ -155,6 +166,24 @@ impl Sink for JsonlSink {
         self.cursor = Cursor::default();
         Ok(())
     }
+}
+
+/// The epoch in the last whole line; `None` if there is none, or if it is not one that this sink writes.
+fn last_epoch(path: &Path) -> io::Result<Option<u64>> {
+    let file = match File::open(path) {
+        Ok(file) if file.metadata()?.is_file() => file,
+        Ok(_) => return Ok(None),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let length = file.metadata()?.len();
+    let taken = length.min(LINE_BYTES_MAX);
+    let mut tail = vec![0; taken as usize];
+    file.read_exact_at(&mut tail, length - taken)?;
+    let Some(end) = memchr::memrchr(b'\n', &tail) else { return Ok(None) };
+    let start = memchr::memrchr(b'\n', &tail[..end]).map_or(0, |at| at + 1);
+    let line: Option<serde_json::Value> = serde_json::from_slice(&tail[start..end]).ok();
+    Ok(line.and_then(|l| l["epoch"].as_u64()))
 }
 
 fn options() -> OpenOptions {
@@ -268,6 +297,25 @@ mod tests {
                     .into()
             })
             .collect()
+    }
+
+    #[test]
+    fn the_last_whole_line_shows_what_was_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.jsonl");
+        let mut s = JsonlSink::sessions(path.clone(), Stages::ALL);
+        assert_eq!(s.witness().unwrap(), None);
+        assert!(!path.exists(), "a question creates nothing");
+        s.open(1, None).unwrap();
+        assert_eq!(s.witness().unwrap(), None);
+        s.deliver(&Outbox::new(1, 3, &rows(&[1]), b"")).unwrap();
+        s.deliver(&Outbox::new(1, 4, &rows(&[2, 3]), b"")).unwrap();
+        s.deliver(&Outbox::new(1, 5, b"", b"")).unwrap();
+        assert_eq!(s.witness().unwrap(), Some(4));
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"epoch\":9").unwrap();
+        assert_eq!(s.witness().unwrap(), Some(4), "a torn line shows nothing");
+        fs::write(&path, "not ours\n").unwrap();
+        assert_eq!(s.witness().unwrap(), None);
     }
 
     #[test]

@@ -14,6 +14,9 @@ pub trait Sink: Send {
     /// cursor that the store kept (`None`: the store has never used this sink). A file is cut back to it. Returns the
     /// sink's own cursor where it keeps one (SQLite), else `stored`.
     fn open(&mut self, incarnation: u64, stored: Option<Cursor>) -> Result<Option<Cursor>, ConnectError>;
+    /// The newest epoch that shows in what the sink holds, read without changing or fencing anything: a second
+    /// witness of what was committed, since nothing arrives before its epoch is durable. `None` where nothing shows.
+    fn witness(&self) -> Result<Option<u64>, ConnectError>;
     /// Writes one epoch and makes it durable; returns the cursor to keep.
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError>;
     /// Deletes every row of this pipeline (`--fresh`); `Err(Config)` where the sink cannot list them.

@@ -16,7 +16,9 @@ pub use reader::{Count, Filter, OwnedRow, SqliteReader};
 
 use super::{Sink, line};
 use crate::{ConnectError, Cursor};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tidemill_engine::outbox::{Outbox, SessionRow, Stage, Stages};
@@ -207,6 +209,28 @@ impl Sink for SqliteSink {
             retract: statement(&self.table, true),
         });
         Ok(found)
+    }
+
+    fn witness(&self) -> Result<Option<u64>, ConnectError> {
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        let err = |e| classify(&self.path, self.busy_wait, &e);
+        // Not read-only: after a crash the write-ahead log may have to be taken in first.
+        let db = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(err)?;
+        db.busy_timeout(self.busy_wait).map_err(err)?;
+        if kind_of(&db, "tidemill_cursor").map_err(err)?.is_none() {
+            return Ok(None);
+        }
+        let epoch: Option<Option<i64>> = db
+            .query_row(
+                "SELECT epoch FROM tidemill_cursor WHERE pipeline = ?1 AND sink = ?2 AND table_name = ?3",
+                (&self.pipeline, &self.sink, &self.table),
+                |r| r.get(0),
+            )
+            .optional()
+            .map_err(err)?;
+        Ok(epoch.flatten().map(|e| e.max(0) as u64))
     }
 
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError> {

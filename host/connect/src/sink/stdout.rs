@@ -41,6 +41,10 @@ impl Sink for StdoutSink {
         Ok(stored)
     }
 
+    fn witness(&self) -> Result<Option<u64>, ConnectError> {
+        Ok(None)
+    }
+
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError> {
         if outbox.epoch <= self.cursor.epoch {
             return Ok(self.cursor);

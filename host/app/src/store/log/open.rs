@@ -5,8 +5,8 @@
 
 use super::marker::{MARKER_NAME, Marker};
 use super::{
-    DroppedTail, EpochLog, Evidence, LogReader, RecordRef, Recovery, SEGMENT_BYTES_MAX, Segment, Tip,
-    damaged, list_segments, read_record, segment_path,
+    DroppedTail, EpochLog, Evidence, LogReader, RecordRef, Recovery, Segment, Tip, damaged, list_segments,
+    read_record, segment_path,
 };
 use crate::store::{StoreError, create_dir_durably, sync_dir};
 use std::collections::VecDeque;
@@ -27,6 +27,7 @@ impl EpochLog {
     /// nothing on disk has changed. `Storage` if the file system refuses. Whatever `visit` returns.
     pub(crate) fn open(
         dir: &Path,
+        segment_bytes_max: u64,
         evidence: &[Evidence],
         visit: impl FnMut(Record<'_>, RecordRef) -> Result<(), StoreError>,
     ) -> Result<(EpochLog, Recovery), StoreError> {
@@ -84,7 +85,7 @@ impl EpochLog {
             last,
             buffer: Vec::new(),
             poisoned: false,
-            segment_bytes_max: SEGMENT_BYTES_MAX,
+            segment_bytes_max,
         };
         Ok((log, recovery))
     }

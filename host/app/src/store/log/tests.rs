@@ -21,7 +21,7 @@ fn append(log: &mut EpochLog, epoch: u64) -> Result<RecordRef, StoreError> {
 }
 
 fn open(dir: &Path, evidence: &[Evidence]) -> Result<(EpochLog, Recovery), StoreError> {
-    EpochLog::open(dir, evidence, |_, _| Ok(()))
+    EpochLog::open(dir, 64 << 20, evidence, |_, _| Ok(()))
 }
 
 fn sink(epoch: u64) -> Vec<Evidence> {
@@ -68,7 +68,7 @@ fn what_was_appended_comes_back_over_segments() {
     let refs = written(&dir, 10, 400);
     assert!(list_segments(&dir).unwrap().len() > 2);
     let mut seen = Vec::new();
-    let (mut log, recovery) = EpochLog::open(&dir, &sink(10), |record, at| {
+    let (mut log, recovery) = EpochLog::open(&dir, 64 << 20, &sink(10), |record, at| {
         assert_eq!(record.section(Kind::State), Some(&body(at.epoch)[..]));
         seen.push(at);
         Ok(())
@@ -345,7 +345,7 @@ fn a_full_disk_stops_the_log_for_good() {
 fn a_visitor_can_stop_the_opening() {
     let tmp = tempfile::tempdir().unwrap();
     written(tmp.path(), 3, 4000);
-    let stopped = EpochLog::open(tmp.path(), &[], |_, at| match at.epoch {
+    let stopped = EpochLog::open(tmp.path(), 64 << 20, &[], |_, at| match at.epoch {
         2 => Err(damaged(tmp.path(), 0, 2, 1, "state of another pipeline")),
         _ => Ok(()),
     });
