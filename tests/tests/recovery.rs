@@ -5,11 +5,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use tidemill_tests::model::{self, Format, Gap, Row, Source, Unit};
 use tidemill_tests::traffic::{Shop, file_of};
-use tidemill_tests::{Case, Config, current, same_table};
+use tidemill_tests::{Case, Config, RUN_MAX, binary, current, latest, same_sinks, same_table, wait_for};
 
 const FILE: &str = "in.jsonl";
 
@@ -58,4 +60,148 @@ fn a_sink_is_asked_before_a_lost_tail_is_cut() {
         std::fs::write(marker(&case), committed).unwrap();
         case.run().exits(0);
     }
+}
+
+/// Runs a command of the binary on the case's config.
+fn command(case: &Case, arguments: &[&str]) -> (i32, String, Value) {
+    let mut command = Command::new(binary());
+    let out = command.args(arguments).arg(case.path("pipeline.toml")).stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    let said = format!("{text}{}", String::from_utf8(out.stderr).unwrap());
+    (out.status.code().unwrap(), said, serde_json::from_str(&text).unwrap_or_default())
+}
+
+fn status(case: &Case) -> Value {
+    command(case, &["status", "--json"]).2["pipelines"][0].take()
+}
+
+fn segments(case: &Case) -> Vec<(PathBuf, Vec<u8>)> {
+    case.segments().into_iter().map(|p| (p.clone(), std::fs::read(p).unwrap())).collect()
+}
+
+#[test]
+fn a_finished_pipeline_owes_its_sinks_nothing() {
+    let (case, _) = held(r#"["sessions", "rows"]"#, 5_000);
+    let sinks = status(&case)["sinks"].as_array().unwrap().clone();
+    assert_eq!(sinks.len(), 3);
+    assert!(sinks.iter().all(|s| s["lag_epochs"] == 0 && s["epoch"].as_u64() > Some(0)), "{sinks:?}");
+}
+
+#[test]
+fn going_back_takes_back_what_the_sinks_have() {
+    let (case, whole) = held(r#"["sessions", "rows"]"#, 60_000);
+    let newest = status(&case)["epoch"].as_u64().unwrap();
+    assert!(newest >= 4, "too few epochs to go back among: {newest}");
+    let to = (newest / 2).to_string();
+    let before = segments(&case);
+    let go = |more: &[&str]| command(&case, &[&["recover", "--to", &to, "visits"], more].concat());
+    // What was committed is given up only by someone who says so.
+    let (code, said, _) = go(&["--yes"]);
+    assert!(
+        code == 6 && said.contains("COMMITTED vouches") && said.contains("`sessions` has confirmed"),
+        "{said}"
+    );
+    let (code, said, _) = go(&["--take-back"]);
+    assert!(code == 2 && said.contains("--yes"), "{said}");
+    let (code, said, _) = command(&case, &["recover", "--to", "999999", "--yes", "visits"]);
+    assert!(code == 4 && said.contains(&format!("epochs 1 to {newest}")), "{said}");
+    assert!(segments(&case) == before, "refused, and yet something has changed");
+    let (code, said, answer) = go(&["--take-back", "--yes", "--json"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(answer["given_up"], serde_json::json!([newest / 2 + 1, newest]));
+    let later = case.table().into_iter().filter(|s| s.revision.1 > (newest / 2) as i64);
+    assert_eq!(later.count(), 0);
+    assert!(case.lines("rows.jsonl").iter().all(|s| s.revision.1 <= (newest / 2) as i64));
+    let s = status(&case);
+    assert!(s["decisions"][0]["what"].as_str().unwrap().contains("was given up"), "{s}");
+
+    // The input ends where it was read up to: rows that only the abandoned branch had must not come back.
+    let offset = s["partitions"][0]["offset"].as_u64().unwrap();
+    let all = std::fs::read(case.path(FILE)).unwrap();
+    assert!(0 < offset && offset < all.len() as u64);
+    std::fs::write(case.path(FILE), &all[..offset as usize]).unwrap();
+    case.run().exits(0);
+    let short = Case::new();
+    short.put(FILE, &all[..offset as usize]);
+    short.configure(&config());
+    short.run().exits(0);
+    let expected = current(&short.table());
+    same_table("gone back, SQLite", &expected, &current(&case.table()));
+    same_table("gone back, JSON lines", &expected, &current(&latest(case.lines("rows.jsonl"))));
+
+    // And on from there as if nothing had been.
+    std::fs::write(case.path(FILE), &all).unwrap();
+    let text = std::fs::read_to_string(case.path("pipeline.toml")).unwrap();
+    std::fs::write(case.path("pipeline.toml"), text.replace("\"hold\"", "\"close\"")).unwrap();
+    case.run().exits(0);
+    same_sinks("gone back and on", &whole, &case);
+}
+
+#[test]
+fn a_damaged_log_goes_on_from_where_it_is_sound() {
+    let (case, whole) = held(r#"["sessions", "rows"]"#, 60_000);
+    let last = case.segments().pop().unwrap();
+    let mut bytes = std::fs::read(&last).unwrap();
+    let late = bytes.len() * 3 / 4;
+    bytes[late] ^= 0x10;
+    std::fs::write(&last, &bytes).unwrap();
+    let said = case.run().exits(5).said.clone();
+    let to = said.split("recover --to ").nth(1).unwrap().split('`').next().unwrap().to_owned();
+    let (code, said, _) = command(&case, &["recover", "--to", &to, "--take-back", "--yes", "visits"]);
+    assert_eq!(code, 0, "{said}");
+    let text = std::fs::read_to_string(case.path("pipeline.toml")).unwrap();
+    std::fs::write(case.path("pipeline.toml"), text.replace("\"hold\"", "\"close\"")).unwrap();
+    case.run().exits(0);
+    same_sinks("after a damaged log", &whole, &case);
+}
+
+/// Images of key groups let the front of the log go, so that recovery reads a bounded number of segments.
+#[test]
+fn killed_while_images_rotate_recovery_stays_short() {
+    // Two rotations of 16 blocks, one epoch each, and what sinks and seals lag behind.
+    const SEGMENTS_MAX: usize = 40;
+    let bytes =
+        file_of(&Shop { seed: 5, events: 600_000, users: 6_000, step_ms: 20, invalid_every: 0 }.lines());
+    let config = Config { end_of_input: "close".into(), ..config() };
+    let case = Case::new();
+    case.put(FILE, &bytes);
+    case.configure(&config);
+    let text = std::fs::read_to_string(case.path("pipeline.toml")).unwrap();
+    let small = text.replace("epoch = \"10ms\"", "epoch = \"10ms\"\nsegment = \"64KiB\"");
+    assert!(small.contains("segment"));
+    std::fs::write(case.path("pipeline.toml"), small).unwrap();
+    let oldest =
+        || case.segments().first().map_or(0, |p| p.file_stem().unwrap().to_str().unwrap().parse().unwrap());
+    let (mut kills, mut most) = (0, 0);
+    for _ in 0..6 {
+        let from: u64 = oldest();
+        let mut process = case.start(&[], &[]);
+        let trimmed = wait_for("the log to be trimmed", RUN_MAX, || {
+            if process.ended() {
+                return Some(false);
+            }
+            (oldest() > from.max(1)).then_some(true)
+        });
+        if !trimmed {
+            process.outcome(RUN_MAX).exits(0);
+            break;
+        }
+        process.kill();
+        kills += 1;
+        most = most.max(case.segments().len());
+    }
+    case.run().exits(0);
+    let newest = status(&case)["epoch"].as_u64().unwrap();
+    eprintln!(
+        "image rotation: {kills} kills, at most {most} segments, {newest} epochs, kept from {}",
+        oldest()
+    );
+    assert!(kills >= 2, "only {kills} kills hit: too few events for this machine");
+    assert!(most <= SEGMENTS_MAX, "{most} segments to be read");
+    assert!(oldest() > 1, "epochs 1 to {newest} are all kept");
+    let log = model::read(&[(&config.sources[0], FILE, &bytes)], &config.gap);
+    same_sinks("after rotation", &model::sessions(&log, &BTreeSet::new(), &config.gap), &case);
+    // What was trimmed is no place to go back to.
+    let (code, said, _) = command(&case, &["recover", "--to", "1", "--take-back", "--yes", "visits"]);
+    assert!(code == 4 && said.contains("it can go back to epochs"), "{said}");
 }

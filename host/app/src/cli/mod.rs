@@ -9,6 +9,7 @@ mod guess;
 mod histogram;
 mod out;
 mod progress;
+mod recover;
 mod rows;
 mod run;
 mod scan;
@@ -53,6 +54,7 @@ enum Command {
     Sessions(sessions::SessionsArgs),
     Dead(dead::DeadArgs),
     Status(status::StatusArgs),
+    Recover(recover::RecoverArgs),
     Trace(trace::TraceArgs),
     Sessionize(sessionize::SessionizeArgs),
 }
@@ -66,6 +68,7 @@ impl Command {
             Command::Check(a) => a.json,
             Command::Dead(a) => a.json,
             Command::Status(a) => a.json,
+            Command::Recover(a) => a.json,
             Command::Trace(a) => a.json,
             Command::Sessionize(a) => a.json,
             Command::Sessions(_) => false,
@@ -79,6 +82,7 @@ impl Command {
             Command::Sessions(a) => sessions::execute(a),
             Command::Dead(a) => dead::execute(a),
             Command::Status(a) => status::execute(a),
+            Command::Recover(a) => recover::execute(a),
             Command::Trace(a) => trace::execute(a),
             Command::Sessionize(a) => sessionize::execute(a),
         }

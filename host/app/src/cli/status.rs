@@ -102,7 +102,7 @@ fn to_json(plan: &Plan, pipeline: &Pipeline, stored: Option<&Stored>) -> Value {
         "pipeline": pipeline.name, "ran": true, "epoch": s.epoch, "incarnation": s.incarnation,
         "sealed_at": stamp(m.sealed_at_ms), "watermark": stamp(m.watermark.ms()), "finished": m.finished,
         "counters": m.counters, "live_keys": m.live_keys, "suffix_bytes": m.suffix_bytes,
-        "partitions": partitions, "sinks": sinks, "hot_keys": m.hot_keys,
+        "partitions": partitions, "sinks": sinks, "hot_keys": m.hot_keys, "decisions": m.decisions,
     })
 }
 
@@ -136,6 +136,9 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
     if !m.hot_keys.is_empty() {
         let keys: Vec<String> = m.hot_keys.iter().map(|k| text::foreign(k, 60)).collect();
         writeln!(to, "  hot keys   {}", keys.join(", "))?;
+    }
+    for d in &m.decisions {
+        writeln!(to, "  decided    {}: {}", text::instant(d.at_ms), d.what)?;
     }
     let mut partitions = plain_table(&["partition", "file", "next byte", "latest event", ""]);
     for source in &m.sources {

@@ -189,7 +189,7 @@ impl Committer {
     }
 }
 
-fn meta_text(meta: &Meta) -> Result<Vec<u8>, RunError> {
+pub(super) fn meta_text(meta: &Meta) -> Result<Vec<u8>, RunError> {
     serde_json::to_vec(meta)
         .map_err(|e| RunError::Failed(format!("the epoch's meta data cannot be written: {e}")))
 }

@@ -29,6 +29,10 @@ pub(crate) struct Meta {
     pub(crate) outbox_epoch: u64,
     /// Epoch of the newest image of each block of key groups, 0 for none: nothing older of them is needed.
     pub(crate) images: Vec<u64>,
+    /// What humans have decided about this log, the latest last.
+    pub(crate) decisions: Vec<Decision>,
+    /// Sinks have taken back what epochs after this one had sent: all that may still change is to be sent again.
+    pub(crate) tell_again: bool,
     /// Since the pipeline's first start.
     pub(crate) counters: Counters,
     /// Keys with an open session or pending events.
@@ -37,6 +41,17 @@ pub(crate) struct Meta {
     pub(crate) suffix_bytes: u64,
     /// Keys that went over their cap, as rows show them; the last few.
     pub(crate) hot_keys: Vec<String>,
+}
+
+/// An entry of the log about the log itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Decision {
+    /// Host clock, ms.
+    pub(crate) at_ms: i64,
+    /// The incarnation that was taken for it.
+    pub(crate) incarnation: u64,
+    /// In words.
+    pub(crate) what: String,
 }
 
 /// A source and its partitions.

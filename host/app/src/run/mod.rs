@@ -10,6 +10,7 @@
 
 mod commit;
 mod deliver;
+pub(crate) mod go_back;
 pub(crate) mod ingest;
 pub(crate) mod meta;
 mod pipeline;

@@ -100,7 +100,7 @@ fn make_sink(s: &SinkPlan, pipeline: &str, stages: Option<Stages>) -> Box<dyn Si
     }
 }
 
-fn all_sinks(plan: &Plan, pipeline: &Pipeline) -> Vec<(String, Box<dyn Sink>)> {
+pub(super) fn all_sinks(plan: &Plan, pipeline: &Pipeline) -> Vec<(String, Box<dyn Sink>)> {
     let to = pipeline.to.iter().map(|t| (t.sink, Some(t.stages)));
     to.chain(pipeline.dead.map(|d| (d, None)))
         .map(|(i, stages)| {
@@ -186,6 +186,9 @@ fn recover(
     }
     if let Some(m) = &meta {
         lanes.iter_mut().for_each(|l| l.loaded(m.watermark));
+        if m.tell_again {
+            lanes.iter_mut().for_each(Lane::tell_again);
+        }
     }
     Ok(Recovered { log, meta, lanes, kept, notes })
 }

@@ -8,7 +8,7 @@ use self::partitions::Part;
 use super::RunError;
 use super::commit::{IMAGE_GROUPS, Sealed};
 use super::ingest::{Intake, Judge, Letters};
-use super::meta::{Counters, Meta, PartitionMeta, SourceMeta};
+use super::meta::{Counters, Decision, Meta, PartitionMeta, SourceMeta};
 use super::progress::Progress;
 use crate::config::plan::{Early, EndOfInput, Pipeline, Plan, Source};
 use crate::plugin::validate::Validators;
@@ -75,6 +75,7 @@ pub(crate) struct Reader<'a> {
     events: u64,
     letters: Letters,
     fingerprint: serde_json::Value,
+    decisions: Vec<Decision>,
     out: Outputs,
     intake: Intake,
     blocks: Vec<Arc<Block>>,
@@ -148,6 +149,7 @@ impl<'a> Reader<'a> {
             events: counters.events,
             letters: Letters { lines: Vec::new(), by_reason: counters.dead },
             fingerprint,
+            decisions: stored.map(|m| m.decisions.clone()).unwrap_or_default(),
             out,
             intake: Intake::new(lanes),
             blocks: Vec::new(),
@@ -432,6 +434,8 @@ impl<'a> Reader<'a> {
             cursors: BTreeMap::new(),
             outbox_epoch: 0,
             images: Vec::new(),
+            decisions: self.decisions.clone(),
+            tell_again: false,
             counters: self.counters(),
             live_keys: 0,
             suffix_bytes: 0,

@@ -13,10 +13,12 @@
 //! The exclusive right to the directory is the `Claim`'s (claim.rs); nobody else may write here.
 
 mod append;
+mod cut;
 mod marker;
 mod open;
 mod trim;
 
+pub(crate) use cut::Survey;
 pub(crate) use trim::destroy;
 
 use super::StoreError;
@@ -229,13 +231,18 @@ fn read_record(path: &Path, at: &RecordRef) -> Result<Vec<u8>, StoreError> {
 }
 
 fn damaged(file: &Path, offset: u64, epoch: u64, last_good: u64, what: &str) -> StoreError {
+    let go_back = match last_good {
+        0 => String::new(),
+        n => format!(", give up what follows epoch {n} with `tidemill recover --to {n}`"),
+    };
     StoreError::Damaged {
         file: file.to_owned(),
         offset,
         epoch: Some(epoch),
         what: what.to_owned(),
         hint: format!(
-            "Put the file back from a copy (epoch {last_good} is the last that is sound), or start over with --fresh"
+            "Put the file back from a copy (epoch {last_good} is the last that is sound){go_back}, or start over with \
+             --fresh"
         ),
     }
 }

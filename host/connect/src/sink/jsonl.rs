@@ -5,7 +5,7 @@
 //! appends (an exclusive lock, held as long as the sink is open). A write or sync that fails closes the sink:
 //! nobody knows what is on the disk then, and only a new `open` may find out.
 
-use super::{Sink, line};
+use super::{Sink, TakenBack, line};
 use crate::{ConnectError, Cursor};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
@@ -134,6 +134,19 @@ impl Sink for JsonlSink {
             // Letters do not name their epoch.
             Kind::Letters => Ok(None),
         }
+    }
+
+    fn take_back(
+        &mut self,
+        incarnation: u64,
+        cut: u64,
+        stored: Option<Cursor>,
+    ) -> Result<TakenBack, ConnectError> {
+        let before = std::fs::metadata(&self.path).map_or(0, |m| m.len());
+        // A file that the pipeline did not have at the cut holds only what came after it.
+        let cursor = stored.unwrap_or(Cursor { epoch: cut, length: 0 });
+        self.open(incarnation, Some(cursor))?;
+        Ok(TakenBack::Cut(before.saturating_sub(cursor.length)))
     }
 
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError> {
@@ -297,6 +310,21 @@ mod tests {
                     .into()
             })
             .collect()
+    }
+
+    #[test]
+    fn what_came_after_a_cut_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.jsonl");
+        let mut s = JsonlSink::sessions(path.clone(), Stages::ALL);
+        s.open(1, None).unwrap();
+        let one = s.deliver(&Outbox::new(1, 1, &rows(&[1]), b"")).unwrap();
+        let two = s.deliver(&Outbox::new(1, 2, &rows(&[2]), b"")).unwrap();
+        assert_eq!(s.take_back(2, 1, Some(one)).unwrap(), TakenBack::Cut(two.length - one.length));
+        assert_eq!((ids(&path), s.witness().unwrap()), (vec!["01".to_owned()], Some(1)));
+        // Not known at the cut: all in it came later.
+        assert_eq!(s.take_back(3, 1, None).unwrap(), TakenBack::Cut(one.length));
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     }
 
     #[test]

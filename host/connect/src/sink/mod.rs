@@ -8,6 +8,17 @@ pub mod stdout;
 use crate::{ConnectError, Cursor};
 use tidemill_engine::outbox::Outbox;
 
+/// What a sink did with the rows of epochs that were given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TakenBack {
+    /// So many rows of a table are marked as retracted.
+    Retracted(u64),
+    /// So many bytes of a file were cut off.
+    Cut(u64),
+    /// What was written cannot be reached any more, and rows of the abandoned epochs may stay.
+    Stays,
+}
+
 /// A sink of one pipeline. Called from one thread, epoch by epoch, in order; an epoch may be offered again after a crash.
 pub trait Sink: Send {
     /// Opens and fences: from now on nothing of a lower incarnation may be written. `stored` is the
@@ -17,6 +28,15 @@ pub trait Sink: Send {
     /// The newest epoch that shows in what the sink holds, read without changing or fencing anything: a second
     /// witness of what was committed, since nothing arrives before its epoch is durable. `None` where nothing shows.
     fn witness(&self) -> Result<Option<u64>, ConnectError>;
+    /// After the log was cut back to epoch `cut`: opens and fences as `open` does, and takes back what later epochs have
+    /// brought (SEMANTICS 24), under the revision (`incarnation`, `cut`), so that all that comes after it holds.
+    /// `stored` is the cursor that the store kept at the cut.
+    fn take_back(
+        &mut self,
+        incarnation: u64,
+        cut: u64,
+        stored: Option<Cursor>,
+    ) -> Result<TakenBack, ConnectError>;
     /// Writes one epoch and makes it durable; returns the cursor to keep.
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError>;
     /// Deletes every row of this pipeline (`--fresh`); `Err(Config)` where the sink cannot list them.

@@ -14,7 +14,7 @@ mod tests;
 
 pub use reader::{Count, Filter, OwnedRow, SqliteReader};
 
-use super::{Sink, line};
+use super::{Sink, TakenBack, line};
 use crate::{ConnectError, Cursor};
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
@@ -231,6 +231,34 @@ impl Sink for SqliteSink {
             .optional()
             .map_err(err)?;
         Ok(epoch.flatten().map(|e| e.max(0) as u64))
+    }
+
+    fn take_back(
+        &mut self,
+        incarnation: u64,
+        cut: u64,
+        stored: Option<Cursor>,
+    ) -> Result<TakenBack, ConnectError> {
+        self.open(incarnation, stored)?;
+        let err = |e| classify(&self.path, self.busy_wait, &e);
+        let Some(open) = &mut self.open else { return Err(not_open(&self.path)) };
+        let tx = open.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(err)?;
+        let sql = format!(
+            "UPDATE {} SET stage = ?1, incarnation = ?2, epoch = ?3 WHERE pipeline = ?4 AND epoch > ?3 AND stage <> ?1",
+            quoted(&self.table)
+        );
+        let values = params![Stage::Retracted.name(), int(incarnation), int(cut), self.pipeline];
+        let rows = tx.execute(&sql, values).map_err(err)?;
+        tx.execute(
+            "UPDATE tidemill_cursor SET epoch = min(epoch, ?5) WHERE pipeline = ?1 AND sink = ?2 AND table_name = ?3 \
+             AND incarnation = ?4",
+            params![self.pipeline, self.sink, self.table, int(incarnation), int(cut)],
+        )
+        .map_err(err)?;
+        tx.commit().map_err(err)?;
+        // Opened anew by the next run, which reads the cursor again.
+        self.open = None;
+        Ok(TakenBack::Retracted(rows as u64))
     }
 
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError> {

@@ -3,7 +3,7 @@
 //! Owns nothing that survives the process: what went into a pipe cannot be cut back, so an epoch resent
 //! after a crash may show its rows twice (a reader keeps the greatest revision per id, SEMANTICS 26).
 
-use super::{Sink, line};
+use super::{Sink, TakenBack, line};
 use crate::{ConnectError, Cursor};
 use std::io::{ErrorKind, Write};
 use tidemill_engine::outbox::{Outbox, Stages};
@@ -43,6 +43,10 @@ impl Sink for StdoutSink {
 
     fn witness(&self) -> Result<Option<u64>, ConnectError> {
         Ok(None)
+    }
+
+    fn take_back(&mut self, _: u64, _: u64, _: Option<Cursor>) -> Result<TakenBack, ConnectError> {
+        Ok(TakenBack::Stays)
     }
 
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError> {

@@ -113,4 +113,14 @@ impl Lane {
             self.schedule(s, visit);
         }
     }
+
+    /// After `loaded`, where sinks may have taken back what they were sent: every session that may still change is sent
+    /// once more at the next barrier, whatever its content.
+    pub fn tell_again(&mut self) {
+        for e in self.entries.iter_mut().filter(|e| e.live) {
+            for s in e.state.tail.iter_mut().flat_map(|t| &mut t.sent) {
+                s.content = !s.content;
+            }
+        }
+    }
 }

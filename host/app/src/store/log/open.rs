@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tidemill_engine::record::{self, Damage, Header, MAGIC, RECORD_BYTES_MIN, Record};
 
 impl EpochLog {
@@ -32,15 +32,7 @@ impl EpochLog {
         visit: impl FnMut(Record<'_>, RecordRef) -> Result<(), StoreError>,
     ) -> Result<(EpochLog, Recovery), StoreError> {
         let marker = Marker::read(dir)?;
-        let mut scan = Scan {
-            dir,
-            marker: &marker,
-            evidence,
-            tip: None,
-            segments: VecDeque::new(),
-            newest: None,
-            visit,
-        };
+        let mut scan = Scan::new(dir, &marker, evidence, visit);
         let tail = scan.run()?;
         let Scan { tip, segments, newest, .. } = scan;
         let last = tip.unwrap_or_default();
@@ -115,7 +107,7 @@ fn cut_tail(tail: &DroppedTail) -> Result<(), StoreError> {
 }
 
 /// One pass over all segments, without changing any.
-struct Scan<'a, V> {
+pub(super) struct Scan<'a, V> {
     dir: &'a Path,
     marker: &'a Marker,
     evidence: &'a [Evidence],
@@ -145,6 +137,27 @@ impl From<Damage> for Fault {
 }
 
 impl<V: FnMut(Record<'_>, RecordRef) -> Result<(), StoreError>> Scan<'_, V> {
+    pub(super) fn new<'a>(
+        dir: &'a Path,
+        marker: &'a Marker,
+        evidence: &'a [Evidence],
+        visit: V,
+    ) -> Scan<'a, V> {
+        Scan { dir, marker, evidence, tip: None, segments: VecDeque::new(), newest: None, visit }
+    }
+
+    /// Visits records up to the first that is not sound; says where that stands and what is wrong with it.
+    pub(super) fn survey(&mut self, names: &[u64]) -> Result<Option<(PathBuf, u64, String)>, StoreError> {
+        for name in names {
+            let path = segment_path(self.dir, *name);
+            let bytes = fs::read(&path).map_err(StoreError::storage("read", &path))?;
+            if let Some((offset, fault)) = self.records(*name, &bytes)? {
+                return Ok(Some((path, offset as u64, fault.what)));
+            }
+        }
+        Ok(None)
+    }
+
     /// Visits all records; returns the tail that may be dropped.
     fn run(&mut self) -> Result<Option<DroppedTail>, StoreError> {
         let names = list_segments(self.dir)?;
@@ -179,12 +192,21 @@ impl<V: FnMut(Record<'_>, RecordRef) -> Result<(), StoreError>> Scan<'_, V> {
                 "the segment is empty, but others follow",
             ));
         }
+        match self.records(first_epoch, &bytes)? {
+            None => Ok(None),
+            Some((offset, fault)) => {
+                self.judge(&path, first_epoch, offset, &bytes[offset..], &fault, is_last).map(Some)
+            }
+        }
+    }
+
+    /// Visits the records of a segment; stops at the first that is not taken, and says where.
+    fn records(&mut self, first_epoch: u64, bytes: &[u8]) -> Result<Option<(usize, Fault)>, StoreError> {
         let mut offset = 0;
         while offset < bytes.len() {
-            let rest = &bytes[offset..];
-            let record = match self.check(first_epoch, offset, rest) {
+            let record = match self.check(first_epoch, offset, &bytes[offset..]) {
                 Ok(record) => record,
-                Err(fault) => return self.judge(&path, first_epoch, offset, rest, &fault, is_last).map(Some),
+                Err(fault) => return Ok(Some((offset, fault))),
             };
             let (header, len) = (record.header, record.len);
             let at = RecordRef {

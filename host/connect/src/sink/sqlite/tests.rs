@@ -83,6 +83,37 @@ fn reopened_and_resent_the_table_is_the_same() {
 }
 
 #[test]
+fn what_came_after_a_cut_is_retracted_until_it_comes_again() {
+    let dir = TempDir::new().unwrap();
+    let mut s = opened(&dir, 1);
+    assert_eq!(s.witness().unwrap(), Some(0));
+    put(&mut s, 1, 1, &[(1, Stage::Final, 1), (2, Stage::Early, 2)]);
+    put(&mut s, 1, 2, &[(2, Stage::Early, 3), (3, Stage::Early, 4)]);
+    put(&mut s, 1, 3, &[(3, Stage::Final, 5)]);
+    drop(s);
+    let mut other = sink_of(&dir, "q");
+    other.open(1, None).unwrap();
+    put(&mut other, 1, 9, &[(9, Stage::Final, 9)]);
+    drop(other);
+    let mut s = sink_of(&dir, "p");
+    assert_eq!(s.witness().unwrap(), Some(3));
+    let stored = Cursor { epoch: 1, length: 1 };
+    assert_eq!(s.take_back(2, 1, Some(stored)).unwrap(), TakenBack::Retracted(2));
+    assert_eq!(s.witness().unwrap(), Some(1));
+    let of = |stage: &str, i, e, n| (stage.to_owned(), i, e, n);
+    let kept = of("final", 1, 1, 1);
+    let foreign = of("final", 1, 9, 9);
+    assert_eq!(
+        short(&dir),
+        [kept.clone(), of("retracted", 2, 1, 3), of("retracted", 2, 1, 5), foreign.clone()]
+    );
+    // The new branch: what it sends holds, under epochs that the old one had too.
+    assert_eq!(s.open(3, Some(stored)).unwrap(), Some(stored));
+    put(&mut s, 3, 2, &[(2, Stage::Early, 2)]);
+    assert_eq!(short(&dir), [kept, of("early", 3, 2, 2), of("retracted", 2, 1, 5), foreign]);
+}
+
+#[test]
 fn the_guard_compares_incarnation_before_epoch() {
     let dir = TempDir::new().unwrap();
     let mut s = opened(&dir, 2);

@@ -1,0 +1,140 @@
+//! Going back to an earlier epoch of a pipeline (DESIGN 4): what would be given up, and giving it up.
+//!
+//! A human decides: `look` changes nothing and says everything; `carry_out` does what was shown, under the same claim.
+//! The log is cut first and the sinks follow. A run in between is refused, since a sink has seen more than the log holds,
+//! and the same command can be given again.
+
+use super::RunError;
+use super::meta::{Decision, Meta};
+use super::pipeline::all_sinks;
+use super::reader::clock_ms;
+use crate::config::plan::{Pipeline, Plan};
+use crate::store::claim::Claim;
+use crate::store::log::{EpochLog, RecordRef, Survey};
+use std::path::PathBuf;
+use tidemill_connect::sink::TakenBack;
+use tidemill_engine::record::Kind;
+
+/// Decisions that a log remembers: enough to see a habit, few enough to stand in every epoch.
+const DECISIONS_MAX: usize = 32;
+
+/// What going back to an epoch would give up. Holds the data directory.
+pub(crate) struct GoBack<'a> {
+    plan: &'a Plan,
+    pipeline: &'a Pipeline,
+    claim: Claim,
+    dir: PathBuf,
+    meta: Meta,
+    at: RecordRef,
+    /// Of the whole log.
+    pub(crate) survey: Survey,
+    /// Each sink with the newest epoch that shows in it.
+    pub(crate) seen: Vec<(String, Option<u64>)>,
+}
+
+impl<'a> GoBack<'a> {
+    /// Claims the data directory and reads what there is.
+    ///
+    /// # Errors
+    /// `Refused` if the log cannot go back to this epoch: the message says to which it can.
+    pub(crate) fn look(plan: &'a Plan, pipeline: &'a Pipeline, to: u64) -> Result<GoBack<'a>, RunError> {
+        let claim = Claim::take(&plan.server.data_dir)?;
+        let dir = claim.pipeline_dir(&pipeline.name);
+        let mut first = 0;
+        let mut can: Vec<u64> = Vec::new();
+        let mut chosen = None;
+        let survey = EpochLog::survey(&dir, |record, at| {
+            if first == 0 {
+                first = at.epoch;
+            }
+            let text = record.section(Kind::Meta).unwrap_or_default();
+            // A record of another version is no place to go back to.
+            let Ok(meta) = serde_json::from_slice::<Meta>(text) else { return Ok(()) };
+            // Of a log whose front was trimmed, each key group must have an image in what is left.
+            if first > 1 && !meta.images.iter().all(|i| *i >= first) {
+                return Ok(());
+            }
+            can.push(at.epoch);
+            if at.epoch == to {
+                chosen = Some((meta, at));
+            }
+            Ok(())
+        })?;
+        let Some((meta, at)) = chosen else {
+            let can = match (can.first(), can.last()) {
+                (Some(a), Some(b)) => format!("it can go back to epochs {a} to {b}"),
+                _ => "there is no epoch to go back to; `run --fresh` starts over".to_owned(),
+            };
+            return Err(RunError::Refused(format!(
+                "pipeline `{}`: the log holds no sound epoch {to} with all that it needs: {can}",
+                pipeline.name
+            )));
+        };
+        let mut seen = Vec::new();
+        for (name, sink) in all_sinks(plan, pipeline) {
+            let epoch = sink.witness().map_err(|e| RunError::of(&format!("sink `{name}`"), e))?;
+            seen.push((name, epoch));
+        }
+        Ok(GoBack { plan, pipeline, claim, dir, meta, at, survey, seen })
+    }
+
+    /// The epoch to go back to.
+    pub(crate) fn to(&self) -> u64 {
+        self.at.epoch
+    }
+
+    /// The newest epoch that can be read.
+    pub(crate) fn newest(&self) -> u64 {
+        self.survey.records.last().map_or(0, |r| r.epoch)
+    }
+
+    /// Bytes of the log that would be cut off.
+    pub(crate) fn bytes_given_up(&self) -> u64 {
+        let kept = self.survey.records.iter().filter(|r| r.epoch <= self.at.epoch);
+        self.survey.bytes.saturating_sub(kept.map(|r| r.len).sum())
+    }
+
+    /// Who has seen a later epoch committed: it had left the host.
+    pub(crate) fn contradicted_by(&self) -> Vec<String> {
+        let to = self.at.epoch;
+        let mut list = Vec::new();
+        if self.survey.marker_epoch > to {
+            list.push(format!("COMMITTED vouches for epoch {}", self.survey.marker_epoch));
+        }
+        for (name, seen) in &self.seen {
+            if let Some(epoch) = seen.filter(|e| *e > to) {
+                list.push(format!("sink `{name}` has confirmed epoch {epoch}"));
+            }
+        }
+        list
+    }
+
+    /// Cuts the log, writes the decision into it, and has every sink take back what later epochs brought.
+    ///
+    /// # Errors
+    /// The log, or a sink that refuses; the same command may then be given again.
+    pub(crate) fn carry_out(mut self) -> Result<Vec<(String, TakenBack)>, RunError> {
+        let incarnation = self.claim.next_incarnation()?;
+        let to = self.at.epoch;
+        let newest = self.newest().max(self.survey.marker_epoch);
+        EpochLog::cut_after(&self.dir, &self.at)?;
+        let mut meta = self.meta;
+        let what = format!("went back to epoch {to}; what followed it, up to epoch {newest}, was given up");
+        meta.decisions.push(Decision { at_ms: clock_ms(), incarnation, what });
+        let surplus = meta.decisions.len().saturating_sub(DECISIONS_MAX);
+        meta.decisions.drain(..surplus);
+        meta.tell_again = true;
+        let text = super::commit::meta_text(&meta)?;
+        let (mut log, _) = EpochLog::open(&self.dir, self.plan.server.segment_bytes, &[], |_, _| Ok(()))?;
+        log.append(incarnation, to + 1, &[(Kind::Meta, &text)])?;
+        let mut done = Vec::new();
+        for (name, mut sink) in all_sinks(self.plan, self.pipeline) {
+            let stored = meta.cursors.get(&name).copied();
+            let taken = sink
+                .take_back(incarnation, to, stored)
+                .map_err(|e| RunError::of(&format!("sink `{name}`"), e))?;
+            done.push((name, taken));
+        }
+        Ok(done)
+    }
+}
