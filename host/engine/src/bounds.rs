@@ -21,6 +21,9 @@ pub const LOOKUP_ROWS: usize = 32;
 pub const DUE_BUCKET_BITS: u32 = 10;
 /// Events in one key's suffix by default (SEMANTICS 31).
 pub const KEY_EVENTS: usize = 1_000_000;
+/// Keys of a pipeline with a session that is open or may still change, by default (SEMANTICS 31): ten times what one
+/// machine is meant to hold.
+pub const OPEN_SESSIONS: u64 = 10_000_000;
 /// A key's extension bytes: offsets into them are 32 bits.
 pub const KEY_EXT_BYTES: usize = 1 << 31;
 /// A dead letter's raw bytes: beyond it they are cut and marked, so that a letter stays below the record bound of every sink.

@@ -9,6 +9,7 @@ mod compare;
 mod emit;
 mod epoch;
 mod keys;
+mod room;
 mod state;
 mod swap;
 mod turn;
@@ -25,6 +26,7 @@ use crate::rule::{Results, Turns};
 use crate::time::EventTime;
 use crate::versions::{Version, Versions};
 use hashbrown::HashTable;
+use room::NO_ROOM;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use swap::Settling;
@@ -45,6 +47,8 @@ pub struct LaneConfig {
     pub events_per_key: usize,
     /// Bytes that all suffixes of this lane may hold.
     pub suffix_bytes: usize,
+    /// Keys of this lane that may have a session that is open or may still change.
+    pub open_sessions: u64,
     /// The key groups of this lane.
     pub groups: Range<u32>,
     /// Names of the sources, by number.
@@ -106,6 +110,8 @@ pub struct Lane {
     suffix_bytes: usize,
     live_keys: u64,
     watermark: EventTime,
+    /// The watermark at which room was last made for new keys.
+    room_made_at: EventTime,
     turns: Turns,
     /// Whose state each turn begins with.
     carried: Vec<Version>,
@@ -142,6 +148,7 @@ impl Lane {
             suffix_bytes: 0,
             live_keys: 0,
             watermark: EventTime::BEGINNING,
+            room_made_at: EventTime::BEGINNING,
             turns: Turns::default(),
             carried: Vec::new(),
             results: Results::default(),
@@ -157,25 +164,30 @@ impl Lane {
     }
 
     /// Takes in a batch. `watermark` is the one before the batch; the rows are not before its frontier.
-    pub fn insert(&mut self, rows: &Rows, watermark: EventTime, origin: Origin<'_>) {
+    pub fn insert(&mut self, rows: &Rows, watermark: EventTime, origin: Origin<'_>) -> Result<(), LaneFault> {
         self.watermark = self.watermark.max(watermark);
         let mut slots = [0; LOOKUP_ROWS];
         for heads in rows.heads.chunks(LOOKUP_ROWS) {
+            self.prepare(heads.len())?;
             let slots = &mut slots[..heads.len()];
             for (slot, head) in slots.iter_mut().zip(heads) {
-                *slot = self.slot(head.key_hash, rows.key(head));
+                *slot = self.slot_in_room(head.key_hash, rows.key(head));
             }
             self.fetch(slots, |t| t.rows.last());
             for (slot, head) in slots.iter().zip(heads) {
-                self.push_row(*slot, head, rows.ext(head), origin);
+                match *slot {
+                    NO_ROOM => self.refuse(head, rows.key(head), origin),
+                    slot => self.push_row(slot, head, rows.ext(head), origin),
+                }
             }
         }
+        Ok(())
     }
 
     /// Reads a little of what is about to be worked on. Keys lie far apart in memory; in loops as short as
     /// these the processor waits for many of them at once, instead of for one after the other.
     fn fetch(&self, slots: &[u32], row: impl Fn(&Tail) -> Option<&Row>) {
-        let tails = || slots.iter().filter_map(|s| self.entries[*s as usize].state.tail.as_deref());
+        let tails = || slots.iter().filter_map(|s| self.entries.get(*s as usize)?.state.tail.as_deref());
         std::hint::black_box(tails().fold(0, |n, t| n ^ t.rows.len()));
         std::hint::black_box(tails().filter_map(row).fold(0, |n, r| n ^ r.ext_at));
     }

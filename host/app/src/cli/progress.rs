@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
+use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::text;
 use crate::run::progress::Progress;
@@ -18,6 +18,9 @@ const REDRAW: Duration = Duration::from_millis(200);
 const LOG: Duration = Duration::from_secs(10);
 /// Over which time events per second are measured.
 const RATE: Duration = Duration::from_secs(1);
+
+/// A pipeline whose input has an end.
+const BAR: &str = "{bar:20} {msg}";
 
 /// Shows progress until it is dropped.
 pub(super) struct Watch {
@@ -86,6 +89,15 @@ impl Bars {
 
     fn redraw(&self, meters: &mut [Meter], now_ms: i64) {
         for (bar, meter) in self.each.iter().zip(meters) {
+            // How much there is to read is known once the files are listed.
+            let total = meter.of.bytes_total.load(Relaxed);
+            if total > 0 && bar.length().is_none() {
+                bar.set_length(total);
+                if let Ok(style) = ProgressStyle::with_template(BAR) {
+                    bar.set_style(style);
+                }
+            }
+            bar.set_position(meter.of.bytes_read.load(Relaxed));
             bar.set_message(meter.line(now_ms));
             bar.tick();
         }
@@ -140,8 +152,16 @@ fn line(p: &Progress, rate: Option<f64>, now_ms: i64) -> String {
         0 => "nothing delivered yet".to_owned(),
         at => format!("fresh {}", text::duration(text::between(at, now_ms))),
     };
+    let read = match (p.bytes_read.load(Relaxed), p.bytes_total.load(Relaxed)) {
+        (_, 0) => String::new(),
+        // A file may have grown since it was listed.
+        (read, total) => {
+            let percent = u128::from(read.min(total)) * 100 / u128::from(total);
+            format!(" {percent} % of {},", BinaryBytes(total))
+        }
+    };
     format!(
-        "{}: {} events{rate}, {} sessions, {} open, {} late, {} dead, watermark {}, {fresh}",
+        "{}:{read} {} events{rate}, {} sessions, {} open, {} late, {} dead, watermark {}, {fresh}",
         p.pipeline,
         n(&p.events),
         n(&p.finals),
@@ -170,6 +190,11 @@ mod tests {
             "visits: 12,345 events (1,000/s), 7 sessions, 3 open, 1 late, 2 dead, watermark none yet, \
              nothing delivered yet"
         );
+        p.bytes_read.store(3 << 19, Relaxed);
+        p.bytes_total.store(4 << 20, Relaxed);
+        assert!(line(&p, None, 0).starts_with("visits: 37 % of 4.00 MiB, 12,345 events, 7"));
+        p.bytes_read.store(5 << 20, Relaxed);
+        assert!(line(&p, None, 0).contains(" 100 % of "), "a file that has grown is not read beyond its end");
         p.watermark_ms.store(1_431_857_103_000, Relaxed);
         p.sealed_at_ms.store(1_000, Relaxed);
         assert!(line(&p, None, 1_400).ends_with("watermark 2015-05-17T10:05:03Z, fresh 400ms"));

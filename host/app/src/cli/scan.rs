@@ -4,15 +4,16 @@ use std::path::Path;
 
 use tidemill_connect::ConnectError;
 use tidemill_connect::format::time::{TimeError, TimeParser};
-use tidemill_connect::format::{Decoder, Kind, Slots};
+use tidemill_connect::format::{Decoder, Slots};
 use tidemill_connect::source::file::FilePartition;
 use tidemill_connect::source::{Block, Partition as _, Read};
-use tidemill_engine::key::{KeyForm, KeyHasher, push_part};
+use tidemill_engine::key::KeyForm;
 use tidemill_engine::outbox::hex;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::config::{IdSpec, KeySpec, Source};
+use crate::config::{KeySpec, Source};
 use crate::run::ingest::{decoder, framing, time_parser};
+use crate::run::layout::{Id, Layout, missing_message};
 
 /// More records with one id than this are not listed: the id is none.
 pub(super) const FOUND_MAX: usize = 100;
@@ -46,37 +47,6 @@ pub(super) struct Event {
     pub(super) time_ms: i64,
 }
 
-/// Where the wanted values stand in the slots.
-struct Layout {
-    wanted: Vec<String>,
-    key: Vec<usize>,
-    id: Vec<usize>,
-    time: usize,
-}
-
-impl Layout {
-    fn new(source: &Source) -> Layout {
-        let mut wanted: Vec<String> = Vec::new();
-        let mut slot = |field: &String| {
-            let path = source.path_of(field);
-            wanted.iter().position(|w| w == path).unwrap_or_else(|| {
-                wanted.push(path.to_owned());
-                wanted.len() - 1
-            })
-        };
-        let key = match &source.key {
-            KeySpec::One(field) => vec![slot(field)],
-            KeySpec::Together(fields) => fields.iter().map(&mut slot).collect(),
-        };
-        let id = match &source.id {
-            IdSpec::Fields(fields) => fields.iter().map(&mut slot).collect(),
-            IdSpec::Position | IdSpec::Content => Vec::new(),
-        };
-        let time = slot(&source.time.field);
-        Layout { wanted, key, id, time }
-    }
-}
-
 /// Decodes records of one source.
 struct Scanner {
     layout: Layout,
@@ -84,8 +54,6 @@ struct Scanner {
     clock: TimeParser,
     slots: Slots,
     form: KeyForm,
-    hasher: Option<KeyHasher>,
-    by_content: bool,
 }
 
 impl Scanner {
@@ -95,25 +63,22 @@ impl Scanner {
             KeySpec::One(_) => KeyForm::One,
             KeySpec::Together(_) => KeyForm::Together,
         };
-        let hasher = source.key_hmac.as_ref().and_then(|s| KeyHasher::new(s.reveal().as_bytes()));
         Ok(Scanner {
             decoder: decoder(source.format, &layout.wanted),
             clock: time_parser(source)?,
             slots: Slots::default(),
-            form: if hasher.is_some() { KeyForm::Hashed } else { plain },
-            hasher,
-            by_content: source.id == IdSpec::Content,
+            form: if source.key_hmac.is_some() { KeyForm::Hashed } else { plain },
             layout,
         })
     }
 
     /// Whether the record (decoded into the slots) has this id.
     fn has_id(&self, record: &[u8], id: &[String]) -> bool {
-        if self.by_content {
+        if matches!(self.layout.id, Id::Content) {
             let hash = hex(&xxh3_128(record).to_be_bytes());
             return id.len() == 1 && id.iter().all(|i| i.eq_ignore_ascii_case(&hash));
         }
-        let slots = &self.layout.id;
+        let slots = self.layout.id.slots();
         !slots.is_empty()
             && slots.len() == id.len()
             && slots.iter().zip(id).all(|(slot, want)| self.slots.get(*slot, record) == want.as_bytes())
@@ -122,30 +87,16 @@ impl Scanner {
     /// The event in a decoded record.
     fn event(&mut self, record: &[u8]) -> Result<Event, (String, String)> {
         let layout = &self.layout;
-        let mut missing: Vec<&str> = Vec::new();
-        for i in layout.key.iter().chain(&layout.id).chain([&layout.time]) {
-            if self.slots.kind(*i) == Kind::Missing && !missing.contains(&layout.wanted[*i].as_str()) {
-                missing.push(&layout.wanted[*i]);
-            }
-        }
+        let missing = layout.missing(&self.slots, std::iter::empty());
         if !missing.is_empty() {
-            return Err((
-                "missing_field".to_owned(),
-                format!("absent, null or empty: {}", missing.join(", ")),
-            ));
+            return Err(("missing_field".to_owned(), missing_message(&layout.names(&missing))));
         }
         let time = self.clock.parse(self.slots.get(layout.time, record)).map_err(|e| match e {
             TimeError::Malformed(why) => ("malformed_time".to_owned(), why),
             TimeError::OutOfRange => ("time_range".to_owned(), "outside the years 1 to 9999".to_owned()),
         })?;
         let mut key = Vec::new();
-        match (self.form, layout.key.as_slice()) {
-            (_, [one]) => key.extend_from_slice(self.slots.get(*one, record)),
-            (_, several) => several.iter().for_each(|i| push_part(&mut key, self.slots.get(*i, record))),
-        }
-        if let Some(hasher) = &self.hasher {
-            key = hasher.hash(&key).to_vec();
-        }
+        layout.key_into(&self.slots, record, &mut key);
         Ok(Event { key: self.form.display(&key).into_owned(), time_ms: time.ms() })
     }
 

@@ -129,8 +129,9 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
     writeln!(to, "  dead       {}", listed(c.letters().into_iter()))?;
     writeln!(
         to,
-        "  live keys  {}, waiting events {} bytes",
+        "  live keys  {} of at most {}, waiting events {} bytes",
         text::count(m.live_keys),
+        text::count(pipeline.limits.open_sessions),
         text::count(m.suffix_bytes)
     )?;
     if !m.hot_keys.is_empty() {

@@ -5,6 +5,7 @@ use super::plan::{Early, EndOfInput, GapRule, Limits, Match, Pipeline, PluginUse
 use super::raw::{self, Field, Section, Value};
 use super::references::{Names, PluginFile, Use, Uses};
 use super::{duration, last};
+use tidemill_engine::bounds::OPEN_SESSIONS;
 use tidemill_engine::outbox::{Stage, Stages};
 
 /// Suffix memory if neither config nor the system says how much there is.
@@ -311,6 +312,7 @@ fn check_limits(s: &mut Section<'_>, p: &mut Problems) -> Limits {
     let mut limits = Limits {
         events_per_key: 1_000_000,
         suffix_bytes: memory.map_or(SUFFIX_BYTES_FALLBACK, |m| m / 4),
+        open_sessions: OPEN_SESSIONS,
         outbox_bytes: 1 << 30,
     };
     let Some(mut l) =
@@ -329,6 +331,9 @@ fn check_limits(s: &mut Section<'_>, p: &mut Problems) -> Limits {
             let message = format!("more than this machine's memory of {} MiB", memory >> 20);
             p.warn(f.node.at, &f.path, message, "a quarter of memory is the default".to_owned());
         }
+    }
+    if let Some(n) = l.get("open_sessions").and_then(|f| f.count(1, p)) {
+        limits.open_sessions = n;
     }
     if let Some(bytes) = l.get("outbox_bytes").and_then(|f| at_least_mib(&f, p)) {
         limits.outbox_bytes = bytes;

@@ -355,6 +355,8 @@ pub(crate) struct Limits {
     pub(crate) events_per_key: u64,
     /// Bytes in all suffixes.
     pub(crate) suffix_bytes: u64,
+    /// Keys with a session that is open or may still change.
+    pub(crate) open_sessions: u64,
     /// How far a sink may lag.
     pub(crate) outbox_bytes: u64,
 }
@@ -446,6 +448,7 @@ pub(crate) fn fingerprint(pipeline: &Pipeline, plan: &Plan) -> Value {
         "limits": {
             "events_per_key": pipeline.limits.events_per_key,
             "suffix_bytes": pipeline.limits.suffix_bytes,
+            "open_sessions": pipeline.limits.open_sessions,
             "outbox_bytes": pipeline.limits.outbox_bytes,
         },
     })

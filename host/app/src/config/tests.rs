@@ -144,7 +144,7 @@ fn all_the_keys() {
             end_of_input = "hold"
             to = [{ sink = "db", stages = ["final", "corrected"] }, "screen"]
             dead = "screen"
-            limits = { events_per_key = 5, suffix_bytes = "1MiB", outbox_bytes = "2MB" }
+            limits = { events_per_key = 5, suffix_bytes = "1MiB", open_sessions = 9, outbox_bytes = "2MB" }
             [pipeline.a.session]
             plugin = "builtin:gap"
             config = { gap = "5m", boundary = "inclusive", max = "4h", start = { field = "type", in = ["login"] } }
@@ -170,6 +170,7 @@ fn all_the_keys() {
     assert_eq!(plan.pipelines[0].early, Early::Every(6000), "rounded up to whole epochs");
     assert_eq!(plan.pipelines[0].to[0].stages, Stages::of(&[Stage::Final, Stage::Corrected]));
     assert_eq!(plan.pipelines[0].limits.outbox_bytes, 2_000_000);
+    assert_eq!(plan.pipelines[0].limits.open_sessions, 9);
     assert_eq!(plan.sources[0].key_hmac.as_ref().unwrap().reveal(), "hunter2");
     assert!(!format!("{plan:?}").contains("hunter2"));
 }

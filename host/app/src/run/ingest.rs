@@ -2,7 +2,8 @@
 //!
 //! One `Ingest` per partition, because a header belongs to a file. Nothing is allocated per event on the usual path.
 
-use crate::config::plan::{Format, IdSpec, KeySpec, Source, TimeForm, TimeUnit};
+use super::layout::{Id, Layout, missing_message};
+use crate::config::plan::{Format, Source, TimeForm, TimeUnit};
 use crate::plugin::Declared;
 use crate::plugin::validate::Validators;
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use tidemill_connect::format::time::{self, TimeError, TimeParser, TimeSpec};
 use tidemill_connect::format::{Decoder, Kind, Malformed, Slots};
 use tidemill_connect::source::{Block, Framing};
 use tidemill_engine::event::{Position, RowHead, Rows, ext};
-use tidemill_engine::key::{KeyHasher, key_group, key_hash, push_part};
+use tidemill_engine::key::{key_group, key_hash, push_part};
 use tidemill_engine::letter::RecordLetter;
 use tidemill_engine::time::EventTime;
 use tidemill_sandbox::FieldType;
@@ -88,22 +89,10 @@ pub(crate) struct Ingest {
     decoder: Box<dyn Decoder>,
     clock: TimeParser,
     slots: Slots,
-    wanted: Vec<String>,
-    key: Vec<usize>,
-    key_alone: bool,
-    hasher: Option<KeyHasher>,
-    id: Id,
-    time: usize,
+    layout: Layout,
     fields: Vec<(usize, Declared)>,
     lane_of_group: Vec<u8>,
     scratch: Vec<u8>,
-}
-
-enum Id {
-    Position,
-    Content,
-    Field(usize),
-    Fields(Vec<usize>),
 }
 
 /// How the records of a format stand in the bytes, and whether a header comes first.
@@ -158,25 +147,8 @@ impl Ingest {
         fields: &[Declared],
         lanes: usize,
     ) -> Result<Ingest, String> {
-        let mut wanted: Vec<String> = Vec::new();
-        let mut slot = |path: &str| {
-            wanted.iter().position(|w| w == path).unwrap_or_else(|| {
-                wanted.push(path.to_owned());
-                wanted.len() - 1
-            })
-        };
-        let (key, key_alone) = match &source.key {
-            KeySpec::One(p) => (vec![slot(source.path_of(p))], true),
-            KeySpec::Together(all) => (all.iter().map(|p| slot(source.path_of(p))).collect(), false),
-        };
-        let time = slot(source.path_of(&source.time.field));
-        let id = match &source.id {
-            IdSpec::Position => Id::Position,
-            IdSpec::Content => Id::Content,
-            IdSpec::Fields(all) if all.len() == 1 => Id::Field(slot(source.path_of(&all[0]))),
-            IdSpec::Fields(all) => Id::Fields(all.iter().map(|p| slot(source.path_of(p))).collect()),
-        };
-        let fields = fields.iter().map(|f| (slot(source.path_of(&f.name)), f.clone())).collect();
+        let mut layout = Layout::new(source);
+        let fields = fields.iter().map(|f| (layout.slot(source, &f.name), f.clone())).collect();
         let groups = lane_groups(lanes);
         let lane_of_group = (0..tidemill_engine::bounds::KEY_GROUPS)
             .map(|g| groups.iter().position(|r| r.contains(&g)).unwrap_or(0) as u8)
@@ -185,15 +157,10 @@ impl Ingest {
             source: source.name.clone(),
             partition: partition.to_owned(),
             numbers,
-            decoder: decoder(source.format, &wanted),
+            decoder: decoder(source.format, &layout.wanted),
             clock: time_parser(source)?,
             slots: Slots::default(),
-            wanted,
-            key,
-            key_alone,
-            hasher: source.key_hmac.as_ref().and_then(|s| KeyHasher::new(s.reveal().as_bytes())),
-            id,
-            time,
+            layout,
             fields,
             lane_of_group,
             scratch: Vec::new(),
@@ -258,9 +225,9 @@ impl Ingest {
     pub(crate) fn first_time(&mut self, block: &Block) -> Option<EventTime> {
         block.spans.iter().find_map(|s| {
             let record = block.record(*s);
-            self.slots.reset(self.wanted.len());
+            self.slots.reset(self.layout.wanted.len());
             self.decoder.decode(record, &mut self.slots).ok()?;
-            self.clock.parse(self.slots.get(self.time, record)).ok().filter(|t| t.is_valid())
+            self.clock.parse(self.slots.get(self.layout.time, record)).ok().filter(|t| t.is_valid())
         })
     }
 
@@ -272,10 +239,10 @@ impl Ingest {
         judge: Judge,
         out: &mut Intake,
     ) -> Result<(), Refusal> {
-        self.slots.reset(self.wanted.len());
+        self.slots.reset(self.layout.wanted.len());
         self.decoder.decode(record, &mut self.slots).map_err(Refusal::Malformed)?;
         self.check_missing()?;
-        let time = match self.clock.parse(self.slots.get(self.time, record)) {
+        let time = match self.clock.parse(self.slots.get(self.layout.time, record)) {
             Ok(t) if t.is_valid() => t,
             Ok(_) | Err(TimeError::OutOfRange) => return Err(Refusal::TimeRange),
             Err(TimeError::Malformed(why)) => return Err(Refusal::Time(why)),
@@ -286,14 +253,14 @@ impl Ingest {
         if time > judge.far_future {
             return Err(Refusal::FarFuture(time));
         }
-        self.key_into_scratch(record);
+        self.layout.key_into(&self.slots, record, &mut self.scratch);
         let hash = key_hash(&self.scratch);
         let lane = self.lane_of_group[key_group(hash) as usize] as usize;
         let rows = &mut out.lanes[lane];
         let key_at = rows.bytes.len();
         rows.bytes.extend_from_slice(&self.scratch);
         let ext_at = rows.bytes.len();
-        let fits = write_ext(&self.id, &self.fields, &self.slots, record, &mut rows.bytes);
+        let fits = write_ext(&self.layout.id, &self.fields, &self.slots, record, &mut rows.bytes);
         if !fits {
             rows.bytes.truncate(key_at);
             return Err(Refusal::WrongType);
@@ -313,40 +280,10 @@ impl Ingest {
         Ok(())
     }
 
-    fn required(&self) -> impl Iterator<Item = usize> {
-        let id: &[usize] = match &self.id {
-            Id::Position | Id::Content => &[],
-            Id::Field(f) => std::slice::from_ref(f),
-            Id::Fields(f) => f,
-        };
-        let declared = self.fields.iter().filter(|(_, f)| f.required).map(|(slot, _)| slot);
-        self.key.iter().chain(id).chain(std::slice::from_ref(&self.time)).chain(declared).copied()
-    }
-
     fn check_missing(&self) -> Result<(), Refusal> {
-        if self.required().all(|i| self.slots.kind(i) != Kind::Missing) {
-            return Ok(());
-        }
-        let mut missing: Vec<usize> =
-            self.required().filter(|i| self.slots.kind(*i) == Kind::Missing).collect();
-        missing.dedup();
-        Err(Refusal::Missing(missing))
-    }
-
-    fn key_into_scratch(&mut self, record: &[u8]) {
-        self.scratch.clear();
-        if self.key_alone {
-            self.scratch.extend_from_slice(self.slots.get(self.key[0], record));
-        } else {
-            for i in &self.key {
-                push_part(&mut self.scratch, self.slots.get(*i, record));
-            }
-        }
-        if let Some(h) = &self.hasher {
-            let hashed = h.hash(&self.scratch);
-            self.scratch.clear();
-            self.scratch.extend_from_slice(&hashed);
-        }
+        let declared = self.fields.iter().filter(|(_, f)| f.required).map(|(slot, _)| *slot);
+        let missing = self.layout.missing(&self.slots, declared);
+        if missing.is_empty() { Ok(()) } else { Err(Refusal::Missing(missing)) }
     }
 
     #[cold]
@@ -363,22 +300,22 @@ impl Ingest {
         (letter.reason, letter.stage, text) = match why {
             Refusal::Malformed(m) => (m.reason, "decode", m.message.clone()),
             Refusal::Missing(at) => {
-                names = at.iter().map(|i| self.wanted[*i].as_str()).collect();
-                ("missing_field", "decode", format!("absent, null or empty: {}", names.join(", ")))
+                names = self.layout.names(at);
+                ("missing_field", "decode", missing_message(&names))
             }
             Refusal::Time(why) => {
-                names.push(&self.wanted[self.time]);
+                names.push(&self.layout.wanted[self.layout.time]);
                 ("malformed_time", "decode", why.clone())
             }
             Refusal::WrongType => {
                 let wrong = self.fields.iter().filter(|(slot, f)| {
                     value(f.kind, self.slots.kind(*slot), self.slots.get(*slot, record)).is_none()
                 });
-                names = wrong.map(|(slot, _)| self.wanted[*slot].as_str()).collect();
+                names = wrong.map(|(slot, _)| self.layout.wanted[*slot].as_str()).collect();
                 ("wrong_type", "decode", format!("of another type than declared: {}", names.join(", ")))
             }
             Refusal::TimeRange => {
-                names.push(&self.wanted[self.time]);
+                names.push(&self.layout.wanted[self.layout.time]);
                 ("time_range", "decode", "the event time lies outside the years 1 to 9999".into())
             }
             Refusal::FarFuture(t) => {

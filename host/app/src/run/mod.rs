@@ -12,6 +12,7 @@ mod commit;
 mod deliver;
 pub(crate) mod go_back;
 pub(crate) mod ingest;
+pub(crate) mod layout;
 pub(crate) mod meta;
 mod pipeline;
 pub(crate) mod progress;

@@ -67,6 +67,7 @@ fn lanes(plan: &Plan, pipeline: &Pipeline, stages: &PluginStages) -> Result<Vec<
                 early: pipeline.early != plan::Early::Off,
                 events_per_key: usize::try_from(pipeline.limits.events_per_key).unwrap_or(usize::MAX),
                 suffix_bytes: usize::try_from(pipeline.limits.suffix_bytes).unwrap_or(usize::MAX) / n,
+                open_sessions: (pipeline.limits.open_sessions / n as u64).max(1),
                 groups,
                 sources: pipeline.from.iter().map(|i| plan.sources[*i].name.clone()).collect(),
                 layout: stages.declared.iter().map(|d| d.name.clone()).collect(),
@@ -284,6 +285,7 @@ pub(super) fn run(
     let waiting: Vec<Arc<AtomicU64>> = sinks.iter().map(|_| Arc::default()).collect();
     let log_bytes = Arc::new(AtomicU64::new(r.log.bytes_retained()));
     let lane_letters = Arc::new(AtomicU64::new(0));
+    let crowded = Arc::new(AtomicBool::new(false));
     let (sealed_to, sealed) = bounded(SEALED_MAX);
     let (spent_to, spent) = unbounded();
     let (lane_queues, lane_inputs): (Vec<Sender<ToLane>>, Vec<Receiver<ToLane>>) =
@@ -295,6 +297,7 @@ pub(super) fn run(
         waiting: waiting.clone(),
         log_bytes: log_bytes.clone(),
         lane_letters: lane_letters.clone(),
+        crowded: crowded.clone(),
     };
     let was_finished = r.meta.as_ref().is_some_and(|m| m.finished);
     let counts = r.meta.as_ref().map(|m| m.counters.fold).unwrap_or_default();
@@ -335,9 +338,10 @@ pub(super) fn run(
         for (lane, input) in r.lanes.into_iter().zip(lane_inputs) {
             let (to, part) = bounded(SEALED_MAX);
             parts.push(part);
-            let (spent, letters) = (spent_to.clone(), lane_letters.clone());
-            lane_threads
-                .push(scope.spawn(move || stopping(stop, run_lane(lane, &input, &to, &spent, &letters))));
+            let (spent, letters, crowded) = (spent_to.clone(), lane_letters.clone(), crowded.clone());
+            lane_threads.push(
+                scope.spawn(move || stopping(stop, run_lane(lane, &input, &to, &spent, &letters, &crowded))),
+            );
         }
         drop(spent_to);
         let committer = Committer {
@@ -426,6 +430,7 @@ fn run_lane(
     parts: &Sender<LaneEpoch>,
     spent: &Sender<Rows>,
     letters: &AtomicU64,
+    crowded: &AtomicBool,
 ) -> Result<(), RunError> {
     let failed = |e: tidemill_engine::lane::LaneFault| RunError::Failed(e.to_string());
     let mut since_sweep = 0;
@@ -434,7 +439,10 @@ fn run_lane(
             ToLane::Batch(Batch { mut rows, block, watermark, source, partition }) => {
                 let origin = Origin { source: &source, partition: &partition, raw: &block.bytes };
                 let before = lane.letter_bytes();
-                lane.insert(&rows, watermark, origin);
+                lane.insert(&rows, watermark, origin).map_err(failed)?;
+                if lane.crowded() {
+                    crowded.store(true, Ordering::Relaxed);
+                }
                 letters.fetch_add((lane.letter_bytes() - before) as u64, Ordering::Relaxed);
                 since_sweep += rows.heads.len();
                 rows.clear();

@@ -7,6 +7,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 pub(crate) struct Progress {
     /// Its name.
     pub(crate) pipeline: String,
+    /// Bytes of the source files that are read, as they stand there.
+    pub(crate) bytes_read: AtomicU64,
+    /// Of how many; 0 where nobody can say, since a source goes on.
+    pub(crate) bytes_total: AtomicU64,
     /// Records read.
     pub(crate) records: AtomicU64,
     /// Events taken in.

@@ -4,7 +4,7 @@
 mod follow;
 mod partitions;
 
-use self::partitions::Part;
+use self::partitions::{Part, Reading};
 use super::RunError;
 use super::commit::{IMAGE_GROUPS, Sealed};
 use super::ingest::{Intake, Judge, Letters};
@@ -29,6 +29,8 @@ use tidemill_engine::watermark::{PartitionKey, SourceTime, Watermarks};
 const EPOCH_ROWS_MAX: u64 = 2_000_000;
 /// Bytes of dead letters in one epoch.
 const EPOCH_LETTER_BYTES_MAX: u64 = 16 << 20;
+/// The shortest epoch, as in the config.
+const EPOCH_MIN: Duration = Duration::from_millis(10);
 /// How long to wait when no partition has anything: short beside an epoch, long beside a system call.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -58,6 +60,8 @@ pub(crate) struct Outputs {
     pub(crate) log_bytes: Arc<AtomicU64>,
     /// Bytes of dead letters that the lanes hold.
     pub(crate) lane_letters: Arc<AtomicU64>,
+    /// A lane is near its bound of open sessions.
+    pub(crate) crowded: Arc<AtomicBool>,
 }
 
 /// See the module's documentation.
@@ -162,7 +166,7 @@ impl<'a> Reader<'a> {
             imaging: false,
         };
         // Those the lanes count.
-        for reason in ["key_over_cap", "suffix_over_cap"] {
+        for reason in ["key_over_cap", "suffix_over_cap", "sessions_over_cap"] {
             reader.letters.by_reason.remove(reason);
         }
         for m in stored.iter().flat_map(|m| m.sources.iter()) {
@@ -172,6 +176,7 @@ impl<'a> Reader<'a> {
         for i in &pipeline.from {
             reader.list(*i, now)?;
         }
+        reader.progress.bytes_total.store(reader.bytes_total().unwrap_or(0), Ordering::Relaxed);
         reader.look_ahead()?;
         Ok(reader)
     }
@@ -244,6 +249,13 @@ impl<'a> Reader<'a> {
             || self.epoch_rows >= EPOCH_ROWS_MAX
             || self.letters.lines.len() as u64 + self.out.lane_letters.load(Ordering::Relaxed)
                 >= EPOCH_LETTER_BYTES_MAX
+            || self.must_make_room()
+    }
+
+    /// A lane that is near its bound of open sessions lets go at a barrier of those that W has passed: epochs become
+    /// shorter, down to the shortest, and since few may wait to be durable, reading slows down.
+    fn must_make_room(&self) -> bool {
+        self.epoch_began.elapsed() >= EPOCH_MIN && self.out.crowded.swap(false, Ordering::Relaxed)
     }
 
     /// Whether a sink is so far behind that the sources must wait.
@@ -305,7 +317,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Counts what a part of the input has been read up to.
+    fn count_bytes(&mut self, p: usize) {
+        let part = &mut self.parts[p];
+        if let Some(taken) = part.reading.as_ref().and_then(Reading::bytes_taken) {
+            let more = taken.saturating_sub(part.bytes_taken);
+            part.bytes_taken = taken;
+            self.progress.bytes_read.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
     fn end_part(&mut self, p: usize) {
+        self.count_bytes(p);
         self.watermarks.finish(self.parts[p].key);
         self.parts[p].reading = None;
         self.parts[p].ingest = None;
@@ -321,12 +344,15 @@ impl<'a> Reader<'a> {
         let clock = if source.is_live() { now } else { self.first_start_ms };
         let far = source.far_future_ms.map_or(EventTime::INFINITY, |f| EventTime::from_ms(clock).plus(f));
         let judge = Judge { frontier: watermark.minus(self.pipeline.lateness_ms), far_future: far };
-        let (Some(block), Some(ingest)) = (self.blocks.last(), &mut part.ingest) else { return Ok(true) };
+        let (Some(block), Some(ingest)) = (self.blocks.last().cloned(), &mut part.ingest) else {
+            return Ok(true);
+        };
         self.intake.clear();
         ingest
-            .take(block, judge, &mut self.validators, &mut self.intake, &mut self.letters)
+            .take(&block, judge, &mut self.validators, &mut self.intake, &mut self.letters)
             .map_err(RunError::Failed)?;
         part.offset = block.next_offset;
+        part.grew_at_ms = now;
         self.changed = true;
         self.records += self.intake.records;
         self.events += self.intake.events;
@@ -334,7 +360,9 @@ impl<'a> Reader<'a> {
         if self.intake.max != EventTime::BEGINNING {
             self.watermarks.observe(part.key, self.intake.max, now);
         }
-        let (block, source_name, name) = (block.clone(), part.source_name.clone(), part.name.clone());
+        self.count_bytes(p);
+        let part = &self.parts[p];
+        let (source_name, name) = (part.source_name.clone(), part.name.clone());
         self.show(watermark);
         for (lane, rows) in self.out.lanes.iter().zip(&mut self.intake.lanes) {
             if rows.heads.is_empty() {
@@ -414,6 +442,9 @@ impl<'a> Reader<'a> {
                 && let Some(m) = old.get_mut(p.key.1 as usize)
             {
                 m.offset = p.offset;
+                if m.identity.head_len != p.identity.head_len {
+                    m.identity.clone_from(&p.identity);
+                }
                 if let Some(t) = self.watermarks.get(p.key) {
                     m.time = *t;
                 }

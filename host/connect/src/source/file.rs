@@ -135,9 +135,26 @@ impl FilePartition {
         }
     }
 
+    /// Bytes of the file that were taken, as they stand there: before decompression.
+    pub fn bytes_taken(&self) -> u64 {
+        (&self.file).stream_position().unwrap_or(0)
+    }
+
+    /// What identifies the file now: its head grows with it, and with a longer head it is told better from others.
+    #[must_use]
+    pub fn identity(&self) -> PartitionIdentity {
+        PartitionIdentity {
+            path: self.path.display().to_string(),
+            device: self.device,
+            inode: self.inode,
+            head_hash: self.head.hash,
+            head_len: self.head.len as u64,
+        }
+    }
+
     /// From now on the end of the file is the end of the partition, also of a last line without a line
     /// end. For a renamed file, once its writer has turned to the new one: many go on writing to the old
-    /// file until they are told to reopen, so wait until the new file has bytes.
+    /// file until they are told to reopen.
     pub fn finish(&mut self) {
         self.follow = false;
     }
@@ -192,6 +209,15 @@ impl Partition for FilePartition {
             return Ok(Read::Data);
         }
         let read = self.fill(block).map_err(|e| self.failed(&e))?;
+        // A file that was cut and is longer again by now gives bytes that continue nothing. Asked after they were read:
+        // whatever was cut later had been whole until then.
+        if self.follow && read == Read::Data {
+            let same = starts_with(&self.file, self.head).map_err(|e| self.failed(&e))?;
+            if !same {
+                block.clear();
+                return Ok(Read::Pending);
+            }
+        }
         self.extend_head().map_err(|e| self.failed(&e))?;
         match (read, self.framer.missed()) {
             (Read::End, Some(offset)) => Err(shorter(&self.path, self.framer.taken(), offset)),
@@ -235,14 +261,30 @@ pub fn identity(path: impl AsRef<Path>) -> Result<PartitionIdentity, ConnectErro
 /// below its head or replaced.
 pub fn same_file(stored: &PartitionIdentity, path: impl AsRef<Path>) -> Result<bool, ConnectError> {
     let path = path.as_ref();
+    let same_path = stored.path == path.display().to_string();
+    is_one(stored, path, |meta| same_path || has_number(stored, meta))
+}
+
+/// Whether the very file that is known stands at a path now, under whatever name it was known.
+pub fn is_at(known: &PartitionIdentity, path: impl AsRef<Path>) -> Result<bool, ConnectError> {
+    is_one(known, path.as_ref(), |meta| has_number(known, meta))
+}
+
+fn has_number(known: &PartitionIdentity, meta: &Metadata) -> bool {
+    (known.device, known.inode) == (meta.dev(), meta.ino())
+}
+
+fn is_one(
+    known: &PartitionIdentity,
+    path: &Path,
+    named: impl FnOnce(&Metadata) -> bool,
+) -> Result<bool, ConnectError> {
     let (file, meta) = open_regular(path)?;
-    let named = (stored.device, stored.inode) == (meta.dev(), meta.ino())
-        || stored.path == path.display().to_string();
-    let Ok(len) = usize::try_from(stored.head_len) else { return Ok(false) };
-    if !named || len > HEAD_BYTES {
+    let Ok(len) = usize::try_from(known.head_len) else { return Ok(false) };
+    if !named(&meta) || len > HEAD_BYTES {
         return Ok(false);
     }
-    starts_with(&file, Head { hash: stored.head_hash, len }).map_err(|e| unusable(path, &e))
+    starts_with(&file, Head { hash: known.head_hash, len }).map_err(|e| unusable(path, &e))
 }
 
 /// The files of a path or shell pattern, sorted. A path that exists is taken as it stands, also with

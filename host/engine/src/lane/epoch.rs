@@ -16,6 +16,8 @@ pub struct LaneCounts {
     pub key_over_cap: u64,
     /// Events over the bound of all suffixes: dead letters.
     pub suffix_over_cap: u64,
+    /// Events that would have opened one session too many: dead letters.
+    pub sessions_over_cap: u64,
     /// Revisions by stage: early, final, corrected, retracted.
     pub revisions: [u64; 4],
     /// Events stepped by the rule.
@@ -27,9 +29,13 @@ pub struct LaneCounts {
 impl LaneCounts {
     /// Dead letters out of the fold, by reason.
     pub fn letters(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        [("key_over_cap", self.key_over_cap), ("suffix_over_cap", self.suffix_over_cap)]
-            .into_iter()
-            .filter(|(_, n)| *n > 0)
+        [
+            ("key_over_cap", self.key_over_cap),
+            ("suffix_over_cap", self.suffix_over_cap),
+            ("sessions_over_cap", self.sessions_over_cap),
+        ]
+        .into_iter()
+        .filter(|(_, n)| *n > 0)
     }
     /// Adds another lane's or epoch's counts.
     pub fn add(&mut self, o: &LaneCounts) {
@@ -37,6 +43,7 @@ impl LaneCounts {
         self.conflicts += o.conflicts;
         self.key_over_cap += o.key_over_cap;
         self.suffix_over_cap += o.suffix_over_cap;
+        self.sessions_over_cap += o.sessions_over_cap;
         self.steps += o.steps;
         self.turns += o.turns;
         for (a, b) in self.revisions.iter_mut().zip(o.revisions) {

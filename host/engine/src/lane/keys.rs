@@ -10,18 +10,21 @@ fn bucket(t: EventTime) -> i64 {
 }
 
 impl Lane {
-    #[inline]
+    /// The slot of a key; it becomes live if it is not.
     pub(super) fn slot(&mut self, hash: u64, key: &[u8]) -> u32 {
-        let entries = &self.entries;
-        let found = self.table.find(hash, |s| *entries[*s as usize].state.key == *key);
-        match found {
-            Some(s) => *s,
+        match self.find(hash, key) {
+            Some(s) => s,
             None => self.add_key(hash, key),
         }
     }
 
+    #[inline]
+    pub(super) fn find(&self, hash: u64, key: &[u8]) -> Option<u32> {
+        self.table.find(hash, |s| *self.entries[*s as usize].state.key == *key).copied()
+    }
+
     #[cold]
-    fn add_key(&mut self, hash: u64, key: &[u8]) -> u32 {
+    pub(super) fn add_key(&mut self, hash: u64, key: &[u8]) -> u32 {
         let state =
             KeyState { hash, key: key.into(), base: None, settled_b: EventTime::BEGINNING, tail: None };
         let due = EventTime::INFINITY;

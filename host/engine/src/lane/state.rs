@@ -14,18 +14,12 @@ const IMAGE: u8 = 1;
 impl Lane {
     pub(super) fn encode_touched(&mut self) {
         for slot in std::mem::take(&mut self.touched) {
-            let e = &mut self.entries[slot as usize];
-            e.touched = false;
-            let gone = e.state.base.is_none()
-                && e.state.tail.as_deref().is_none_or(|t| t.rows.is_empty() && t.sent.is_empty());
-            if gone {
-                if e.persisted {
-                    self.out.state.push(KEY_RECORD);
-                    codec::removed(&e.state.key, &mut self.out.state);
-                }
-                self.forget(slot);
+            if self.is_gone(slot) {
+                self.let_go(slot);
                 continue;
             }
+            let e = &mut self.entries[slot as usize];
+            e.touched = false;
             self.out.state.push(KEY_RECORD);
             codec::encode(&e.state, Extent::Change, &mut self.out.state);
             e.persisted = true;
@@ -34,6 +28,24 @@ impl Lane {
             }
         }
     }
+
+    /// Whether nothing is left of a key.
+    pub(super) fn is_gone(&self, slot: u32) -> bool {
+        let state = &self.entries[slot as usize].state;
+        state.base.is_none() && state.tail.as_deref().is_none_or(|t| t.rows.is_empty() && t.sent.is_empty())
+    }
+
+    /// Forgets a key of which nothing is left, and says so if an epoch record may hold it.
+    pub(super) fn let_go(&mut self, slot: u32) {
+        let e = &mut self.entries[slot as usize];
+        e.touched = false;
+        if e.persisted {
+            self.out.state.push(KEY_RECORD);
+            codec::removed(&e.state.key, &mut self.out.state);
+        }
+        self.forget(slot);
+    }
+
     /// Appends a full image of these key groups, after a barrier: recovery needs nothing older of them.
     pub fn image(&self, groups: Range<u32>, out: &mut Vec<u8>) {
         let groups = groups.start.max(self.config.groups.start)..groups.end.min(self.config.groups.end);

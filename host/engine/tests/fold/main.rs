@@ -32,6 +32,7 @@ enum Op {
     Event(Event),
     Advance(i64),
     Sweep,
+    Room,
     Barrier {
         early: bool,
     },
@@ -62,6 +63,7 @@ fn case() -> impl Strategy<Value = Case> {
         12 => (0..2u8, 0..80i64, 0..6u8, 0..6u8).prop_map(Op::Event),
         4 => (0..12i64).prop_map(Op::Advance),
         2 => Just(Op::Sweep),
+        2 => Just(Op::Room),
         3 => any::<bool>().prop_map(|early| Op::Barrier { early }),
         1 => Just(Op::Restart),
         1 => any::<bool>().prop_map(|d| Op::Deploy(if d { Policy::Drain } else { Policy::Migrate })),
@@ -132,6 +134,7 @@ fn lane(c: &Case, schedule: &Schedule) -> Lane {
         early: c.early,
         events_per_key: 1000,
         suffix_bytes: 1 << 30,
+        open_sessions: 1 << 30,
         groups: 0..1024,
         sources: vec!["s".into()],
         layout: vec!["type".into()],
@@ -176,7 +179,7 @@ impl World {
             raw_at: 0,
             raw_len: 0,
         });
-        self.lane.insert(&rows, self.watermark, Origin { source: "s", partition: "p", raw: b"" });
+        self.lane.insert(&rows, self.watermark, Origin { source: "s", partition: "p", raw: b"" }).unwrap();
     }
     fn barrier(&mut self, early: bool, at_end: bool) {
         self.epoch += 1;
@@ -295,6 +298,7 @@ fn run(c: &Case) -> (Outcome, Outcome) {
             }
             Op::Sweep if w.lane.sweeps() => w.lane.sweep().unwrap(),
             Op::Sweep => {}
+            Op::Room => w.lane.make_room().unwrap(),
             Op::Barrier { early } => {
                 w.barrier(*early && c.early, false);
                 if *early && c.early && c.rude.is_none() {

@@ -10,6 +10,11 @@ use tidemill_connect::source::file::{self, Rotation};
 
 /// Between two looks at the directory of a followed file.
 const LOOK_MS: i64 = 200;
+/// A renamed file is read on until it was quiet so long, once its successor has records: longer than the workers of a
+/// server take to reopen their log one after the other.
+const RENAMED_QUIET_MS: i64 = 5_000;
+/// And so long while the successor has none: the writer has not been told to reopen, or nobody visits.
+const RENAMED_QUIET_ALONE_MS: i64 = 600_000;
 
 impl Reader<'_> {
     /// A followed file has no more for now: was it renamed or cut?
@@ -22,29 +27,59 @@ impl Reader<'_> {
         part.looked_at_ms = now;
         let (source, path) = (part.source, part.identity.path.clone());
         let Some(Reading::File(f)) = &mut part.reading else { return Ok(Read::Pending) };
+        let identity = f.identity();
         match f.rotated() {
             Ok(Rotation::No) => {}
-            Ok(Rotation::Renamed) => {
-                f.finish();
-                self.add_file(source, Path::new(&path), now)?;
-            }
+            Ok(Rotation::Renamed) => self.follow_renamed(p, &path, now)?,
             Ok(Rotation::Truncated) => {
                 self.end_part(p);
                 self.add_file(source, Path::new(&path), now)?;
             }
             Err(e) => return Err(self.failed(source, e)),
         }
+        self.parts[p].identity = identity;
         if let SourceKind::File { pattern, .. } = &self.plan.sources[source].kind {
             self.look_for_new_files(source, pattern, now)?;
         }
         Ok(Read::Pending)
     }
 
+    /// A writer may go on in a renamed file until it is told to reopen: the file is followed until its end is quiet.
+    fn follow_renamed(&mut self, p: usize, path: &str, now: i64) -> Result<(), RunError> {
+        let part = &mut self.parts[p];
+        let (source, key) = (part.source, part.key);
+        let since = (*part.renamed_at_ms.get_or_insert(now)).max(part.grew_at_ms);
+        if !self.is_known(source, Path::new(path)) {
+            self.add_file(source, Path::new(path), now)?;
+        }
+        let new_file =
+            self.parts.iter().find(|q| q.key > key && q.source == source && q.identity.path == path);
+        let has_records = new_file.is_some_and(|q| q.offset > 0);
+        let quiet_ms = if has_records { RENAMED_QUIET_MS } else { RENAMED_QUIET_ALONE_MS };
+        if now - since >= quiet_ms
+            && let Some(Reading::File(f)) = &mut self.parts[p].reading
+        {
+            f.finish();
+        }
+        Ok(())
+    }
+
+    /// Whether the file at a path is being read, or has been, under this or another name.
+    fn is_known(&self, source: usize, path: &Path) -> bool {
+        self.parts.iter().filter(|q| q.source == source).any(|q| {
+            let finished = self.is_finished(q.key);
+            let same_name = *q.identity.path == *path.to_string_lossy();
+            // A name that stays may come to mean another file, a file that stays may come to have another name, and the
+            // number of an empty one that is gone says nothing.
+            (same_name && q.renamed_at_ms.is_none() && !finished)
+                || ((!finished || q.identity.head_len > 0) && file::is_at(&q.identity, path).unwrap_or(false))
+        })
+    }
+
     fn look_for_new_files(&mut self, source: usize, pattern: &str, now: i64) -> Result<(), RunError> {
         // Between a rename and the new file the pattern may match nothing.
         for path in file::list(pattern).unwrap_or_default() {
-            let text = path.to_string_lossy();
-            if !self.parts.iter().any(|p| p.source == source && *p.identity.path == *text) {
+            if !self.is_known(source, &path) {
                 self.add_file(source, &path, now)?;
             }
         }

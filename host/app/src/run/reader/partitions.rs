@@ -32,6 +32,14 @@ impl Reading {
             Reading::Generator(p) => p.as_mut(),
         }
     }
+
+    /// Bytes of a file that are read, as they stand there.
+    pub(super) fn bytes_taken(&self) -> Option<u64> {
+        match self {
+            Reading::File(p) => Some(p.bytes_taken()),
+            Reading::Stdin(_) | Reading::Generator(_) => None,
+        }
+    }
 }
 
 /// A partition and how far it was read.
@@ -45,6 +53,12 @@ pub(super) struct Part {
     pub(super) reading: Option<Reading>,
     pub(super) ingest: Option<Ingest>,
     pub(super) looked_at_ms: i64,
+    /// When records last came, by the host's clock; before the first, when the partition was listed.
+    pub(super) grew_at_ms: i64,
+    /// When a followed file was first seen to have been renamed.
+    pub(super) renamed_at_ms: Option<i64>,
+    /// Bytes of the file that are read, as they stand there.
+    pub(super) bytes_taken: u64,
 }
 
 fn stdin_identity() -> PartitionIdentity {
@@ -69,6 +83,19 @@ impl Reader<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of all files, as they stand there; none if some input is not a file that has an end.
+    pub(super) fn bytes_total(&self) -> Option<u64> {
+        let bounded = |p: &Part| {
+            let source = &self.plan.sources[p.source].kind;
+            if !matches!(source, SourceKind::File { follow: false, .. }) {
+                return None;
+            }
+            // A file that is gone by now is missed when it is opened.
+            std::fs::metadata(&p.identity.path).ok().map(|m| m.len())
+        };
+        self.parts.iter().map(bounded).sum()
     }
 
     fn known(&self, i: usize, same: impl Fn(&PartitionMeta) -> bool) -> Option<u32> {
@@ -116,6 +143,9 @@ impl Reader<'_> {
             reading: None,
             ingest: None,
             looked_at_ms: now,
+            grew_at_ms: now,
+            renamed_at_ms: None,
+            bytes_taken: 0,
         });
     }
 
