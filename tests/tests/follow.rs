@@ -5,13 +5,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
+use std::process::Command;
 use std::time::Duration;
 use tidemill_tests::model::{Format, Gap, Source, Unit};
 use tidemill_tests::traffic::START_MS;
-use tidemill_tests::{Case, Config, Process, current, wait_for};
+use tidemill_tests::{Case, Config, Process, binary, current, wait_for};
 
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -62,6 +64,14 @@ impl Writer {
         assert!(letters.is_empty(), "{what}: {letters:?}");
     }
 
+    /// As `status` shows them.
+    fn partitions(&self) -> Vec<Value> {
+        let mut status = Command::new(binary());
+        let out = status.args(["status", "--json"]).arg(self.case.path("pipeline.toml")).output().unwrap();
+        let status: Value = serde_json::from_slice(&out.stdout).unwrap();
+        status["pipelines"][0]["partitions"].as_array().cloned().unwrap_or_default()
+    }
+
     fn open(&self) -> File {
         File::options().append(true).create(true).open(self.case.path("log/app.log")).unwrap()
     }
@@ -95,6 +105,11 @@ fn a_writer_that_goes_on_in_a_renamed_file_is_heard() {
         let mut newest = w.open();
         w.write(&mut newest);
         w.arrive(&mut process, "a second rename");
+        // Not for ever: nobody writes there any more, and the files after them have records.
+        wait_for("both renamed files to be left", WAIT, || {
+            let finished = |p: &Value| p["finished"].as_bool().unwrap();
+            (w.partitions().iter().map(finished).collect::<Vec<_>>() == [true, true, false]).then_some(())
+        });
         process.kill();
         if pattern.ends_with('*') {
             // While nobody looks: what the old name still gets can be found only under the new one.
