@@ -29,13 +29,15 @@ pub struct Plugin {
     pub name: String,
     /// The inside of a TOML table.
     pub config: String,
+    /// The same, of an enricher's lookups.
+    pub lookups: String,
 }
 
 impl Plugin {
     /// A plugin and its config, the inside of a TOML table.
     #[must_use]
     pub fn new(name: &str, config: &str) -> Plugin {
-        Plugin { name: name.into(), config: config.into() }
+        Plugin { name: name.into(), config: config.into(), lookups: String::new() }
     }
 }
 
@@ -48,6 +50,10 @@ pub struct Config {
     pub sources: Vec<Source>,
     /// Its validators.
     pub validate: Vec<Plugin>,
+    /// Its enrichers.
+    pub enrich: Vec<Plugin>,
+    /// TOML of the tables of their lookups.
+    pub lookups: String,
     /// Its rule, if it is that of the gap.
     pub gap: Gap,
     /// What runs the rule.
@@ -79,6 +85,8 @@ impl Config {
             epoch: "1s".into(),
             sources: vec![source],
             validate: Vec::new(),
+            enrich: Vec::new(),
+            lookups: String::new(),
             gap,
             session: Session::Builtin,
             early: "\"epoch\"".into(),
@@ -103,15 +111,16 @@ impl Config {
         for s in &self.sources {
             self.source(&mut t, s, dir);
         }
-        for p in self.validate.iter().cloned().chain(self.session_plugin()) {
+        for p in self.validate.iter().chain(&self.enrich).cloned().chain(self.session_plugin()) {
             let _ =
                 writeln!(t, "\n[plugin.{}]\npath = {}", p.name, quoted(plugin(&p.name).to_str().unwrap()));
-            let _ = writeln!(t, "config = {{ {} }}", p.config);
+            let _ = writeln!(t, "config = {{ {} }}\nlookups = {{ {} }}", p.config, p.lookups);
         }
+        let _ = writeln!(t, "{}", self.lookups);
         let from: Vec<&str> = self.sources.iter().map(|s| s.name.as_str()).collect();
-        let validate: Vec<&str> = self.validate.iter().map(|p| p.name.as_str()).collect();
+        let names = |list: &[Plugin]| Value::from(list.iter().map(|p| p.name.clone()).collect::<Vec<_>>());
         let _ = writeln!(t, "\n[pipeline.visits]\nfrom = {}", Value::from(from));
-        let _ = writeln!(t, "validate = {}", Value::from(validate));
+        let _ = writeln!(t, "validate = {}\nenrich = {}", names(&self.validate), names(&self.enrich));
         let _ = match self.session_plugin() {
             Some(p) => writeln!(t, "session = {{ plugin = {} }}", quoted(&p.name)),
             None => writeln!(t, "session = {{ plugin = \"builtin:gap\", config = {{ {} }} }}", self.rule()),
@@ -137,7 +146,7 @@ impl Config {
 
     /// Whether a run compiles anything.
     pub(crate) fn has_plugins(&self) -> bool {
-        self.session != Session::Builtin || !self.validate.is_empty()
+        self.session != Session::Builtin || !self.validate.is_empty() || !self.enrich.is_empty()
     }
 
     fn source(&self, t: &mut String, s: &Source, dir: &Path) {

@@ -1,7 +1,8 @@
 //! End to end: real processes over real or made-up logs, compared with the naive model.
 //!
 //! This file is the harness: it finds or builds the binary, runs, kills and reads what came out. `config` writes configs,
-//! `model` says what must come out, `traffic` makes input, `trials` finds the real logs, `plugins` builds components.
+//! `model` says what must come out, `traffic` makes input, `trials` finds the real logs, `plugins` builds components, `service` is what they
+//! look things up in.
 //!
 //! `TIDEMILL_BIN` names a binary; without it `cargo build -p tidemill --profile trial` makes one, once a process.
 //! Waiting is always for a condition, with a deadline, never for a time.
@@ -11,6 +12,7 @@
 mod config;
 pub mod model;
 pub mod plugins;
+pub mod service;
 pub mod traffic;
 pub mod trials;
 
@@ -114,6 +116,11 @@ impl Process {
         // It may have ended by itself just now, which is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+    /// SIGTERM: asks it to stop.
+    pub fn terminate(&self) {
+        let kill = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(kill.is_ok_and(|s| s.success()), "it cannot be signalled");
     }
     /// Waits for its end; also its peak memory in bytes, as the kernel counts it (0 where it does not say).
     pub fn outcome_and_peak(mut self, max: Duration) -> (Outcome, u64) {

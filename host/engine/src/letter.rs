@@ -2,6 +2,7 @@
 
 use crate::bounds::LETTER_RAW_BYTES;
 use crate::event::Position;
+use crate::outbox::{Revision, SessionRow};
 use base64::Engine as _;
 use serde::Serialize;
 use std::borrow::Cow;
@@ -149,6 +150,63 @@ impl SessionLetter<'_> {
             last: self.last,
             plugin: self.plugin,
             fields: serde_json::from_str(self.fields).ok(),
+        };
+        push_line(&line, out);
+    }
+}
+
+/// A revision that came to nothing between commit and delivery (SEMANTICS 27).
+#[derive(Clone, Debug)]
+pub struct RevisionLetter<'a> {
+    /// Why: `lookup_failed`, `plugin_fault`, or one of the enricher's reasons.
+    pub reason: &'a str,
+    /// For a reader.
+    pub message: &'a str,
+    /// Which revision it is.
+    pub revision: Revision,
+    /// What would have been sent.
+    pub row: SessionRow<'a>,
+}
+
+#[derive(Serialize)]
+struct RevisionLine<'a> {
+    kind: &'static str,
+    reason: &'a str,
+    stage: &'static str,
+    message: &'a str,
+    session_id: &'a str,
+    key: &'a str,
+    start_ms: i64,
+    end_ms: i64,
+    events: u64,
+    session_stage: &'static str,
+    session_reason: Option<&'a str>,
+    incarnation: u64,
+    epoch: u64,
+    plugin: &'a str,
+    fields: Option<&'a serde_json::value::RawValue>,
+}
+
+impl RevisionLetter<'_> {
+    /// Appends the letter as a JSON line.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let row = &self.row;
+        let line = RevisionLine {
+            kind: "session",
+            reason: self.reason,
+            stage: "enrich",
+            message: self.message,
+            session_id: &crate::outbox::hex(&row.id),
+            key: row.key,
+            start_ms: row.start.ms(),
+            end_ms: row.end.ms(),
+            events: row.events,
+            session_stage: row.stage.name(),
+            session_reason: row.reason,
+            incarnation: self.revision.incarnation,
+            epoch: self.revision.epoch,
+            plugin: row.plugin,
+            fields: serde_json::from_str(row.fields).ok(),
         };
         push_line(&line, out);
     }

@@ -19,5 +19,6 @@ mod pieces;
 pub mod record;
 pub mod rule;
 pub mod time;
+pub mod unresolved;
 pub mod versions;
 pub mod watermark;

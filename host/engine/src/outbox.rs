@@ -60,7 +60,24 @@ impl Stages {
     }
 }
 
-/// One revision of one session. Its revision number is the outbox's (incarnation, epoch).
+/// Which version of a session a row is; of two the higher holds (SEMANTICS 15).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct Revision {
+    /// The start of the process that produced it.
+    pub incarnation: u64,
+    /// The epoch that produced it.
+    pub epoch: u64,
+}
+
+impl Revision {
+    /// Appends it, as it stands before a row of another epoch.
+    pub fn encode(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.incarnation.to_le_bytes());
+        out.extend_from_slice(&self.epoch.to_le_bytes());
+    }
+}
+
+/// One revision of one session, without its [`Revision`]: whoever folds does not know it yet.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct SessionRow<'a> {
     /// First 128 bits of SHA-256 over pipeline, key, anchor time and anchor id.
@@ -109,6 +126,22 @@ impl SessionRow<'_> {
 pub struct RowIter<'a>(&'a [u8]);
 
 impl<'a> RowIter<'a> {
+    /// Over rows as [`SessionRow::encode`] writes them.
+    #[must_use]
+    pub const fn new(rows: &'a [u8]) -> Self {
+        RowIter(rows)
+    }
+    /// The rows, each with the bytes that it was read from.
+    pub fn with_bytes(mut self) -> impl Iterator<Item = (&'a [u8], SessionRow<'a>)> {
+        std::iter::from_fn(move || {
+            let before = self.0;
+            let row = self.next()?;
+            Some((&before[..before.len() - self.0.len()], row))
+        })
+    }
+    fn revision(&mut self) -> Option<Revision> {
+        Some(Revision { incarnation: self.i64()? as u64, epoch: self.i64()? as u64 })
+    }
     fn take(&mut self, n: usize) -> Option<&'a [u8]> {
         let (a, b) = self.0.split_at_checked(n)?;
         self.0 = b;
@@ -153,23 +186,32 @@ impl<'a> Iterator for RowIter<'a> {
 /// What one committed epoch sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Outbox<'a> {
-    /// The incarnation that produced it; with the epoch, the revision of every row.
+    /// The incarnation that sends it.
     pub incarnation: u64,
     /// The epoch.
     pub epoch: u64,
     rows: &'a [u8],
     letters: &'a [u8],
+    enriched: &'a [u8],
 }
 
 impl<'a> Outbox<'a> {
     /// Over the sections of an epoch record.
     #[must_use]
     pub const fn new(incarnation: u64, epoch: u64, rows: &'a [u8], letters: &'a [u8]) -> Self {
-        Outbox { incarnation, epoch, rows, letters }
+        Outbox { incarnation, epoch, rows, letters, enriched: &[] }
+    }
+    /// The same with rows that earlier epochs produced, each with its revision before it.
+    #[must_use]
+    pub const fn with_enriched(self, enriched: &'a [u8]) -> Self {
+        Outbox { enriched, ..self }
     }
     /// The session revisions with these stages; at most one per session id.
-    pub fn sessions(&self, stages: Stages) -> impl Iterator<Item = SessionRow<'a>> + use<'a> {
-        RowIter(self.rows).filter(move |r| stages.has(r.stage))
+    pub fn sessions(&self, stages: Stages) -> impl Iterator<Item = (Revision, SessionRow<'a>)> + use<'a> {
+        let own = Revision { incarnation: self.incarnation, epoch: self.epoch };
+        let mut earlier = RowIter(self.enriched);
+        let enriched = std::iter::from_fn(move || Some((earlier.revision()?, earlier.next()?)));
+        RowIter(self.rows).map(move |r| (own, r)).chain(enriched).filter(move |(_, r)| stages.has(r.stage))
     }
     /// The dead letters: JSON, one object a line, each line ended by `\n`.
     #[must_use]
@@ -179,7 +221,7 @@ impl<'a> Outbox<'a> {
     /// Whether there is nothing to send.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.letters.is_empty()
+        self.rows.is_empty() && self.letters.is_empty() && self.enriched.is_empty()
     }
 }
 
@@ -212,8 +254,17 @@ mod tests {
         row.encode(&mut b);
         open.encode(&mut b);
         let o = Outbox::new(1, 2, &b, b"");
-        assert_eq!(o.sessions(Stages::ALL).collect::<Vec<_>>(), [row, open]);
-        assert_eq!(o.sessions(Stages::of(&[Stage::Early])).collect::<Vec<_>>(), [open]);
+        let own = Revision { incarnation: 1, epoch: 2 };
+        assert_eq!(o.sessions(Stages::ALL).collect::<Vec<_>>(), [(own, row), (own, open)]);
+        assert_eq!(o.sessions(Stages::of(&[Stage::Early])).collect::<Vec<_>>(), [(own, open)]);
+        assert!(!o.is_empty());
+        // A row of an earlier epoch keeps its revision.
+        let earlier = Revision { incarnation: 0, epoch: 1 };
+        let mut e = Vec::new();
+        earlier.encode(&mut e);
+        row.encode(&mut e);
+        let o = Outbox::new(1, 2, b"", b"").with_enriched(&e);
+        assert_eq!(o.sessions(Stages::ALL).collect::<Vec<_>>(), [(earlier, row)]);
         assert!(!o.is_empty());
     }
 }

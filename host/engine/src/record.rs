@@ -34,10 +34,16 @@ pub enum Kind {
     Meta = 0,
     /// Changed state of one lane.
     State = 1,
-    /// The outbox: revisions in the flat encoding.
+    /// The outbox: revisions of this epoch in the flat encoding.
     Rows = 2,
     /// Dead letters as JSON lines.
     Letters = 3,
+    /// Revisions of this epoch that wait for their lookups and are not sent yet, in the same encoding.
+    Unresolved = 4,
+    /// The outbox: revisions of earlier epochs, each with its revision before it.
+    Enriched = 5,
+    /// Which unresolved revisions are resolved with this epoch.
+    Resolved = 6,
 }
 
 impl Kind {
@@ -47,6 +53,9 @@ impl Kind {
             1 => Some(Kind::State),
             2 => Some(Kind::Rows),
             3 => Some(Kind::Letters),
+            4 => Some(Kind::Unresolved),
+            5 => Some(Kind::Enriched),
+            6 => Some(Kind::Resolved),
             _ => None,
         }
     }
@@ -276,7 +285,24 @@ mod tests {
     }
 
     fn kind() -> impl Strategy<Value = Kind> {
-        prop_oneof![Just(Kind::Meta), Just(Kind::State), Just(Kind::Rows), Just(Kind::Letters)]
+        (0_u8..=6).prop_map(|b| Kind::from_u8(b).unwrap())
+    }
+
+    #[test]
+    fn kinds_have_their_numbers_for_ever() {
+        let all = [
+            Kind::Meta,
+            Kind::State,
+            Kind::Rows,
+            Kind::Letters,
+            Kind::Unresolved,
+            Kind::Enriched,
+            Kind::Resolved,
+        ];
+        for (n, kind) in (0_u8..).zip(all) {
+            assert_eq!((kind as u8, Kind::from_u8(n)), (n, Some(kind)));
+        }
+        assert_eq!(Kind::from_u8(7), None);
     }
 
     prop_compose! {

@@ -115,6 +115,11 @@ fn describe(plan: &Plan, pipeline: &Pipeline) -> Vec<String> {
         pipeline.validate.iter().map(|v| format!("  if   {} ({}) accepts it", v.name, v.path.display())),
     );
     lines.push(format!("  by   {rule}; {early}; {end}"));
+    lines.extend(pipeline.enrich.iter().map(|e| {
+        let lookups = e.lookups.iter().filter_map(|(_, at)| plan.lookups.get(*at));
+        let names: Vec<&str> = lookups.map(|l| l.name.as_str()).collect();
+        format!("  with {} ({}) from {}", e.name, e.path.display(), names.join(", "))
+    }));
     lines.extend(outputs(plan, pipeline).iter().map(|o| format!("  to   {o}")));
     if pipeline.dead.is_none() {
         lines.push("  dead letters are only counted: no `dead` sink".to_owned());

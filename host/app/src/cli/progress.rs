@@ -160,8 +160,12 @@ fn line(p: &Progress, rate: Option<f64>, now_ms: i64) -> String {
             format!(" {percent} % of {},", BinaryBytes(total))
         }
     };
+    let waiting = match p.unresolved.load(Relaxed) {
+        0 => String::new(),
+        n => format!(" {} waiting for lookups,", text::count(n)),
+    };
     format!(
-        "{}:{read} {} events{rate}, {} sessions, {} open, {} late, {} dead, watermark {}, {fresh}",
+        "{}:{read} {} events{rate}, {} sessions,{waiting} {} open, {} late, {} dead, watermark {}, {fresh}",
         p.pipeline,
         n(&p.events),
         n(&p.finals),
@@ -195,6 +199,8 @@ mod tests {
         assert!(line(&p, None, 0).starts_with("visits: 37 % of 4.00 MiB, 12,345 events, 7"));
         p.bytes_read.store(5 << 20, Relaxed);
         assert!(line(&p, None, 0).contains(" 100 % of "), "a file that has grown is not read beyond its end");
+        p.unresolved.store(4, Relaxed);
+        assert!(line(&p, None, 0).contains("7 sessions, 4 waiting for lookups, 3 open"));
         p.watermark_ms.store(1_431_857_103_000, Relaxed);
         p.sealed_at_ms.store(1_000, Relaxed);
         assert!(line(&p, None, 1_400).ends_with("watermark 2015-05-17T10:05:03Z, fresh 400ms"));

@@ -103,6 +103,7 @@ fn to_json(plan: &Plan, pipeline: &Pipeline, stored: Option<&Stored>) -> Value {
         "sealed_at": stamp(m.sealed_at_ms), "watermark": stamp(m.watermark.ms()), "finished": m.finished,
         "counters": m.counters, "live_keys": m.live_keys, "suffix_bytes": m.suffix_bytes,
         "partitions": partitions, "sinks": sinks, "hot_keys": m.hot_keys, "decisions": m.decisions,
+        "unresolved": m.unresolved, "lookups": m.lookups,
     })
 }
 
@@ -168,5 +169,45 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
     }
     align_right(&mut sinks, &[1, 2]);
     writeln!(to, "{sinks}")?;
+    show_lookups(to, m)
+}
+
+/// What waits for lookups, and what these did.
+fn show_lookups(to: &mut impl Write, m: &Meta) -> Result<(), Failure> {
+    if m.unresolved > 0 {
+        writeln!(to, "  {} wait for their lookups", text::counted(m.unresolved, "revision"))?;
+    }
+    if m.lookups.is_empty() {
+        return Ok(());
+    }
+    let mut table = plain_table(&[
+        "lookup",
+        "asked",
+        "kept",
+        "calls",
+        "failed",
+        "given up",
+        "keys a call",
+        "ms a call",
+        "",
+    ]);
+    for (name, l) in &m.lookups {
+        let c = &l.counts;
+        #[expect(clippy::cast_precision_loss, reason = "shown to one digit")]
+        let per_call = |n: u64| format!("{:.1}", n as f64 / c.calls.max(1) as f64);
+        table.add_row([
+            name.clone(),
+            text::count(c.asked),
+            text::count(c.cache_hits + c.negative_hits),
+            text::count(c.calls),
+            text::count(c.failures),
+            text::count(c.given_up),
+            per_call(c.keys_called),
+            per_call(c.call_us / 1000),
+            text::foreign(l.trouble.as_deref().unwrap_or_default(), 60),
+        ]);
+    }
+    align_right(&mut table, &[1, 2, 3, 4, 5, 6, 7]);
+    writeln!(to, "{table}")?;
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! so that one mistake is one problem.
 
 mod diagnose;
+pub(crate) mod lookup;
 mod pipeline;
 pub(crate) mod plan;
 mod probe;
@@ -16,6 +17,7 @@ mod source;
 
 use self::diagnose::Document;
 pub(crate) use self::diagnose::{Problems, Spot};
+use self::lookup::Lookup;
 pub(crate) use self::plan::{
     Change, ChangeKind, Early, EndOfInput, Format, IdSpec, KeySpec, Pipeline, Plan, Rule, Server, Sink,
     SinkKind, Source, SourceKind, Target, compare, fingerprint,
@@ -77,6 +79,7 @@ fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
     let sinks = named(root.get("sink"), "[sink.sessions]", p);
     let pipelines = named(root.get("pipeline"), "[pipeline.visits]", p);
     let plugins = named(root.get("plugin"), "[plugin.checkout]", p);
+    let lookups = named(root.get("lookup"), "[lookup.visitors]", p);
     root.finish(&[], p);
     if pipelines.is_empty() {
         p.error_of_file(
@@ -84,26 +87,27 @@ fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
             Some("write a [pipeline.visits] with `from`, `session` and `to`".to_owned()),
         );
     }
-    let names = Names {
-        sources: names_of(&sources),
-        sinks: names_of(&sinks),
-        plugins: plugins.into_iter().filter_map(|s| pipeline::check_plugin(s, p)).collect(),
-        epoch_ms: server.epoch_ms,
-    };
+    let lookup_names = names_of(&lookups);
+    let plugins = plugins.into_iter().filter_map(|s| pipeline::check_plugin(s, &lookup_names, p)).collect();
+    let names =
+        Names { sources: names_of(&sources), sinks: names_of(&sinks), plugins, epoch_ms: server.epoch_ms };
     let sources: Vec<Option<Source>> =
         sources.into_iter().map(|s| source::check_source(s, now_ms, p)).collect();
     let sinks: Vec<Option<Sink>> = sinks.into_iter().map(|s| sink::check_sink(s, p)).collect();
+    let lookups: Vec<Option<Lookup>> = lookups.into_iter().map(|s| lookup::check_lookup(s, p)).collect();
     let mut uses = Uses::default();
     let pipelines: Vec<Option<Pipeline>> =
         pipelines.into_iter().map(|s| pipeline::check_pipeline(s, &names, &mut uses, p)).collect();
     uses.check(&sources, &sinks, p);
     references::unused(&names, &uses, &sources, &sinks, &pipelines, p);
+    lookup::unused(&lookups, &pipelines, p);
     references::check_one_file(&sinks, p);
     Some(Plan {
         server,
         sources: sources.into_iter().collect::<Option<_>>()?,
         pipelines: pipelines.into_iter().collect::<Option<_>>()?,
         sinks: sinks.into_iter().collect::<Option<_>>()?,
+        lookups: lookups.into_iter().collect::<Option<_>>()?,
         warnings: Problems::new(p.document().clone()),
     })
 }

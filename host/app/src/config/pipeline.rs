@@ -4,18 +4,21 @@ use super::diagnose::{Problems, nearest, one_of};
 use super::plan::{Early, EndOfInput, GapRule, Limits, Match, Pipeline, PluginUse, Rule, Target};
 use super::raw::{self, Field, Section, Value};
 use super::references::{Names, PluginFile, Use, Uses};
-use super::{duration, last};
+use super::{duration, last, lookup};
 use tidemill_engine::bounds::OPEN_SESSIONS;
 use tidemill_engine::outbox::{Stage, Stages};
 
 /// Suffix memory if neither config nor the system says how much there is.
 const SUFFIX_BYTES_FALLBACK: u64 = 1 << 30;
 
-pub(super) fn check_plugin(mut s: Section<'_>, p: &mut Problems) -> Option<PluginFile> {
+pub(super) fn check_plugin(mut s: Section<'_>, lookups: &[String], p: &mut Problems) -> Option<PluginFile> {
     let name = last(&s.path).to_owned();
     let at = s.at;
     let path = s.need("path", "write `path = \"plugins/checkout.wasm\"`", p).and_then(|f| f.text(p));
     let config = s.get("config").map(|f| json_object(&f, p));
+    let uses = s.get("lookups").map_or_else(Vec::new, |f| {
+        lookup::check_uses(&f, lookups, |f, p| resolve(f, "lookup", lookups, p), p)
+    });
     s.finish(&[], p);
     Some(PluginFile {
         name,
@@ -25,6 +28,7 @@ pub(super) fn check_plugin(mut s: Section<'_>, p: &mut Problems) -> Option<Plugi
             Some(c) => Some(c?),
             None => None,
         },
+        lookups: uses,
     })
 }
 
@@ -63,14 +67,12 @@ pub(super) fn check_pipeline(
     let name = last(&s.path).to_owned();
     let at = s.at;
     let from = check_from(&mut s, names, uses, p);
-    if let Some(f) = s.get("enrich")
-        && !matches!(&f.node.value, Value::Array(list) if list.is_empty())
-    {
-        f.wrong("enrichers are not in this build yet".to_owned(), "write `enrich = []`".to_owned(), p);
-    }
-    let validate = s.get("validate").map_or_else(Vec::new, |f| {
-        f.elements().iter().filter_map(|e| plugin_use(e, None, names, p)).collect()
-    });
+    let mut plugins = |key| {
+        s.get(key).map_or_else(Vec::new, |f| {
+            f.elements().iter().filter_map(|e| plugin_use(e, None, names, p)).collect()
+        })
+    };
+    let (validate, enrich) = (plugins("validate"), plugins("enrich"));
     let rule = check_session(&mut s, names, p);
     let early_field = s.get("early");
     let early = early_field.as_ref().map_or(Some(Early::Epoch), |f| check_early(f, names.epoch_ms, p));
@@ -94,6 +96,7 @@ pub(super) fn check_pipeline(
         from,
         validate,
         rule: rule?,
+        enrich,
         early: early?,
         lateness_ms,
         end_of_input,
@@ -152,6 +155,7 @@ fn plugin_use(
         key: f.path.clone(),
         path: file.path.clone(),
         config: config.or_else(|| file.config.clone()).unwrap_or_else(|| serde_json::json!({})),
+        lookups: file.lookups.clone(),
     })
 }
 
@@ -314,6 +318,7 @@ fn check_limits(s: &mut Section<'_>, p: &mut Problems) -> Limits {
         suffix_bytes: memory.map_or(SUFFIX_BYTES_FALLBACK, |m| m / 4),
         open_sessions: OPEN_SESSIONS,
         outbox_bytes: 1 << 30,
+        unresolved_bytes: 64 << 20,
     };
     let Some(mut l) =
         s.get("limits").and_then(|f| f.section("write `limits = { events_per_key = 1000000 }`", p))
@@ -337,6 +342,9 @@ fn check_limits(s: &mut Section<'_>, p: &mut Problems) -> Limits {
     }
     if let Some(bytes) = l.get("outbox_bytes").and_then(|f| at_least_mib(&f, p)) {
         limits.outbox_bytes = bytes;
+    }
+    if let Some(bytes) = l.get("unresolved_bytes").and_then(|f| at_least_mib(&f, p)) {
+        limits.unresolved_bytes = bytes;
     }
     l.finish(&[], p);
     limits

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tidemill_engine::outbox::{Stage, Stages};
 
 use super::diagnose::{Problems, Spot};
+use super::lookup::Lookup;
 
 /// A whole config file, checked.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) pipelines: Vec<Pipeline>,
     /// In the order of the file.
     pub(crate) sinks: Vec<Sink>,
+    /// In the order of the file.
+    pub(crate) lookups: Vec<Lookup>,
     /// Warnings of the check; never errors.
     pub(crate) warnings: Problems,
 }
@@ -257,6 +260,8 @@ pub(crate) struct Pipeline {
     pub(crate) validate: Vec<PluginUse>,
     /// Where sessions begin and end.
     pub(crate) rule: Rule,
+    /// What adds fields to its sessions, in order.
+    pub(crate) enrich: Vec<PluginUse>,
     /// What is sent before a session is final.
     pub(crate) early: Early,
     /// How long after the watermark a session may still be corrected.
@@ -293,6 +298,8 @@ pub(crate) struct PluginUse {
     pub(crate) path: PathBuf,
     /// Its config, a JSON object.
     pub(crate) config: serde_json::Value,
+    /// Enrichers: the plugin's name for a lookup, and the index of the one that answers.
+    pub(crate) lookups: Vec<(String, usize)>,
 }
 
 /// Config of `builtin:gap`.
@@ -359,6 +366,8 @@ pub(crate) struct Limits {
     pub(crate) open_sessions: u64,
     /// How far a sink may lag.
     pub(crate) outbox_bytes: u64,
+    /// Bytes of revisions that wait for their lookups.
+    pub(crate) unresolved_bytes: u64,
 }
 
 /// `[sink.NAME]`.
@@ -436,6 +445,7 @@ pub(crate) fn fingerprint(pipeline: &Pipeline, plan: &Plan) -> Value {
         "pipeline": pipeline.name,
         "sources": sources,
         "rule": rule_facts(&pipeline.rule),
+        "enrich": enrich_facts(pipeline, plan),
         "lateness_ms": pipeline.lateness_ms,
         "early": match pipeline.early {
             Early::Epoch => json!("epoch"),
@@ -450,6 +460,7 @@ pub(crate) fn fingerprint(pipeline: &Pipeline, plan: &Plan) -> Value {
             "suffix_bytes": pipeline.limits.suffix_bytes,
             "open_sessions": pipeline.limits.open_sessions,
             "outbox_bytes": pipeline.limits.outbox_bytes,
+            "unresolved_bytes": pipeline.limits.unresolved_bytes,
         },
     })
 }
@@ -493,6 +504,15 @@ fn source_facts(s: &Source, rule: &Rule) -> Value {
         "fields": read,
         "generator": generator,
     })
+}
+
+fn enrich_facts(pipeline: &Pipeline, plan: &Plan) -> Value {
+    let lookups = |u: &PluginUse| -> serde_json::Map<String, Value> {
+        let name = |at: usize| plan.lookups.get(at).map(|l| json!(l.name));
+        u.lookups.iter().filter_map(|(asked, at)| Some((asked.clone(), name(*at)?))).collect()
+    };
+    let one = |u: &PluginUse| json!({"plugin": u.name, "config": u.config, "lookups": lookups(u)});
+    pipeline.enrich.iter().map(one).collect()
 }
 
 fn rule_facts(rule: &Rule) -> Value {
@@ -557,7 +577,7 @@ pub(crate) fn compare(stored: &Value, new: &Value) -> Vec<Change> {
             changes.push(swap(pipeline, name, before, now));
         }
     });
-    for aspect in ["lateness_ms", "early", "end_of_input", "dead"] {
+    for aspect in ["enrich", "lateness_ms", "early", "end_of_input", "dead"] {
         let key = aspect.trim_end_matches("_ms");
         difference(&format!("pipeline.{pipeline}.{key}"), &stored[aspect], &new[aspect], &mut changes);
     }

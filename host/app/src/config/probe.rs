@@ -1,6 +1,7 @@
 //! What can be known about the world without running: inputs that are missing, directories that cannot be written.
 
 use super::diagnose::{Problems, Spot, nearest};
+use super::lookup;
 use super::plan::{Plan, SourceKind};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,9 @@ impl Plan {
             if let SourceKind::File { pattern, at, .. } = &source.kind {
                 probe_pattern(pattern, *at, &format!("source.{}.path", source.name), p);
             }
+        }
+        for lookup in &self.lookups {
+            lookup::probe(lookup, similar_file, p);
         }
         for sink in &self.sinks {
             if let Some(path) = sink.kind.path() {

@@ -19,6 +19,8 @@ pub(super) struct PluginFile {
     pub(super) at: Spot,
     pub(super) path: PathBuf,
     pub(super) config: Option<serde_json::Value>,
+    /// The plugin's name for a lookup, and the index of the one that answers.
+    pub(super) lookups: Vec<(String, usize)>,
 }
 
 /// One mention of a source or sink in a pipeline.
@@ -98,8 +100,8 @@ pub(super) fn unused(
     let pipelines = || pipelines.iter().flatten();
     for plugin in &names.plugins {
         let in_session = |k: &Pipeline| matches!(&k.rule, Rule::Plugin(u) if u.name == plugin.name);
-        let in_validate = |k: &Pipeline| k.validate.iter().any(|u| u.name == plugin.name);
-        if !pipelines().any(|k| in_session(k) || in_validate(k)) {
+        let in_others = |k: &Pipeline| k.validate.iter().chain(&k.enrich).any(|u| u.name == plugin.name);
+        if !pipelines().any(|k| in_session(k) || in_others(k)) {
             let message = format!("no pipeline uses the plugin `{}`", plugin.name);
             p.warn(plugin.at, &format!("plugin.{}", plugin.name), message, None);
         }

@@ -439,3 +439,154 @@ fn changes_are_named_by_what_they_mean() {
         assert_eq!(changes(line, by), want, "{by}");
     }
 }
+
+/// A lookup of each kind, and an enricher that uses them.
+const LOOKUPS: &str = r#"
+[plugin.profile]
+path = "profile.wasm"
+lookups = { visitor = "visitors", campaign = "campaigns", region = "regions" }
+[lookup.visitors]
+kind = "http"
+url = "http://127.0.0.1:8080/v"
+method = "post"
+rows = "/data"
+headers = { authorization = "Bearer ${env:SECRET}" }
+on_failure = "hold"
+batch = 50
+concurrency = 2
+timeout = "500ms"
+retries = 7
+[lookup.campaigns]
+kind = "sqlite"
+path = "campaigns.db"
+table = "campaigns"
+key = "id"
+cache = "1MiB"
+ttl = "1h"
+negative_ttl = "0s"
+[lookup.regions]
+kind = "file"
+path = "regions.csv.gz"
+key = "region"
+on_failure = "dead-letter"
+"#;
+
+fn with_lookups(line: &str, by: &str) -> String {
+    let base = SMALL.replacen("to = [", "enrich = [\"profile\"]\nto = [", 1) + LOOKUPS;
+    assert!(base.contains(line), "no such line: {line}");
+    base.replacen(line, by, 1)
+}
+
+#[test]
+fn lookups_and_what_uses_them() {
+    use super::lookup::{LookupKind, OnFailure};
+    let plan = parsed(&with_lookups("", "")).unwrap();
+    assert_eq!(listed(&plan.warnings), "");
+    let [visitors, campaigns, regions] = plan.lookups.as_slice() else { panic!("three lookups") };
+    let uses: Vec<(&str, usize)> =
+        plan.pipelines[0].enrich[0].lookups.iter().map(|(n, at)| (n.as_str(), *at)).collect();
+    assert_eq!(uses, [("visitor", 0), ("campaign", 1), ("region", 2)]);
+    let s = visitors.settings;
+    assert_eq!((s.batch_keys, s.concurrency, s.timeout_ms, s.retries), (50, 2, 500, 7));
+    assert_eq!((s.ttl_ms, s.negative_ttl_ms, s.gives_up), (300_000, 60_000, false));
+    let LookupKind::Http { headers, rows, .. } = &visitors.kind else { panic!("a service") };
+    assert_eq!((headers[0].1.reveal(), rows.as_str()), ("Bearer hunter2", "/data"));
+    assert!(!format!("{plan:?}").contains("hunter2"), "secrets are not shown");
+    let s = campaigns.settings;
+    assert_eq!((s.cache_bytes, s.ttl_ms, s.negative_ttl_ms, s.gives_up), (1 << 20, 3_600_000, 0, true));
+    assert_eq!((campaigns.on_failure, regions.on_failure), (OnFailure::Empty, OnFailure::DeadLetter));
+    assert_eq!(regions.settings.ttl_ms, 0, "a file is in memory already");
+}
+
+#[test]
+fn mistakes_in_lookups() {
+    let table = [
+        (
+            "enrich = [\"profile\"]",
+            "enrich = [\"profil\"]",
+            "9:11 pipeline.visits.enrich: there is no plugin `profil` (did you mean \"profile\"?)\n\
+             warning: 15:9 plugin.profile: no pipeline uses the plugin `profile`\n\
+             warning: 18:9 lookup.visitors: no pipeline uses the lookup `visitors`\n\
+             warning: 29:9 lookup.campaigns: no pipeline uses the lookup `campaigns`\n\
+             warning: 37:9 lookup.regions: no pipeline uses the lookup `regions`\n",
+        ),
+        (
+            "campaign = \"campaigns\"",
+            "campaign = \"campaign\"",
+            "17:46 plugin.profile.lookups.campaign: there is no lookup `campaign` (did you mean \"campaigns\"?)\n\
+             warning: 29:9 lookup.campaigns: no pipeline uses the lookup `campaigns`\n",
+        ),
+        (
+            "kind = \"http\"",
+            "kind = \"htpp\"",
+            "19:8 lookup.visitors.kind: `lookup.visitors.kind` cannot be `htpp` (did you mean \"http\"?)\n",
+        ),
+        (
+            "\"http://127.0.0.1:8080/v\"",
+            "\"https://h/v\"",
+            "20:7 lookup.visitors.url: `https://h/v` cannot be used: this build has no TLS, so `https` cannot be used; \
+             put a proxy on this host in front, and write `http` (\"http://127.0.0.1:8080/visitors/{key}\" is one)\n",
+        ),
+        ("\"/data\"", "\"data\"", "22:8 lookup.visitors.rows: `data` is no JSON pointer (write \"/data\")\n"),
+        (
+            "\"hold\"",
+            "\"wait\"",
+            "24:14 lookup.visitors.on_failure: `lookup.visitors.on_failure` cannot be `wait` \
+             (write `empty`, `hold` or `dead-letter`)\n",
+        ),
+        (
+            "batch = 50",
+            "batch = 50000",
+            "25:9 lookup.visitors.batch: `lookup.visitors.batch` may be at most 10000\n",
+        ),
+        (
+            "retries = 7",
+            "retrys = 7",
+            "28:1 lookup.visitors.retrys: unknown key `lookup.visitors.retrys` (did you mean `retries`?)\n",
+        ),
+        (
+            "table = \"campaigns\"",
+            "table = \"campaigns\"\nquery = \"x\"",
+            "33:9 lookup.campaigns.query: `table` and `query` cannot stand together (leave one out)\n",
+        ),
+        (
+            "key = \"id\"\n",
+            "",
+            "29:9 lookup.campaigns.key: `lookup.campaigns.key` is missing \
+             (write `key = \"visitor\"`: the column that holds the key)\n",
+        ),
+        (
+            "regions.csv.gz",
+            "regions.txt",
+            "37:9 lookup.regions.format: `lookup.regions.format` is missing \
+             (write `format = \"csv\"` or \"json\"; the file's name does not tell)\n",
+        ),
+        (
+            "key = \"region\"",
+            "key = \"region\"\ntable = \"x\"",
+            "41:1 lookup.regions.table: `table` means nothing here: only kind = \"sqlite\" has it\n",
+        ),
+    ];
+    for (line, by, want) in table {
+        let problems = parsed(&with_lookups(line, by)).err().unwrap_or_else(|| panic!("{by} is taken"));
+        assert_eq!(listed(&problems), want, "{by}");
+    }
+}
+
+#[test]
+fn what_lookups_name_is_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("regions.csv"), "regoin,name\n1,x\n").unwrap();
+    let here = |name: &str| dir.path().join(name).display().to_string();
+    let text = with_lookups("regions.csv.gz", &here("regions.csv"))
+        .replace("campaigns.db", &here("campaigns.db"))
+        .replace("path = \"out.jsonl\"", &format!("path = \"{}\"", here("out.jsonl")));
+    let problems = listed(&parsed(&text).unwrap().probe());
+    let want = format!(
+        "31:8 lookup.campaigns.path: `{}` does not exist\n39:8 lookup.regions.path: {}: there is no column `region`; its \
+         columns are regoin, name (did you mean `key = \"regoin\"`?)\n",
+        here("campaigns.db"),
+        here("regions.csv")
+    );
+    assert!(problems.ends_with(&want), "{problems}");
+}

@@ -3,10 +3,12 @@
 //! The sandbox speaks frames and knows nothing of sessions, the engine speaks turns and knows nothing of WebAssembly; this
 //! is where the one is put into the words of the other.
 
+pub(crate) mod enrich;
 mod frames;
 mod rule;
 pub(crate) mod validate;
 
+use self::enrich::Enricher;
 use self::rule::PluginRule;
 use self::validate::Validators;
 use crate::config::plan::{GapRule, Match, Pipeline, PluginUse, Rule};
@@ -40,6 +42,8 @@ pub(crate) struct Stages {
     pub(crate) declared: Vec<Declared>,
     session: Session,
     validators: Vec<(Plugin, usize)>,
+    /// With the lookup of the plan that answers each of the plugin's.
+    enrichers: Vec<(Plugin, Vec<usize>)>,
     /// The session rule's component, for the fingerprint.
     pub(crate) digest: Option<String>,
 }
@@ -90,7 +94,13 @@ impl Stages {
             validators.push((plugin.clone(), declared.len()));
             declare(&plugin, &mut declared);
         }
-        Ok(Stages { declared, session, validators, digest })
+        let mut enrichers = Vec::new();
+        for named in &pipeline.enrich {
+            let plugin = load(named, World::Enricher, &mut sandbox, data_dir)?;
+            let lookups = lookups(named, &plugin.component().description().lookups)?;
+            enrichers.push((plugin, lookups));
+        }
+        Ok(Stages { declared, session, validators, enrichers, digest })
     }
 
     /// The session rule, for one lane.
@@ -107,6 +117,18 @@ impl Stages {
         }
     }
 
+    /// The enrichers, for one worker.
+    ///
+    /// # Errors
+    /// If no instance can be made.
+    pub(crate) fn enrichers(&self) -> Result<Vec<Enricher>, String> {
+        let one = |(plugin, lookups): &(Plugin, Vec<usize>)| {
+            let instance = plugin.instance().map_err(|f| f.to_string())?;
+            Ok(Enricher::new(instance, lookups.clone()))
+        };
+        self.enrichers.iter().map(one).collect()
+    }
+
     /// The validators, for one reader.
     ///
     /// # Errors
@@ -118,6 +140,30 @@ impl Stages {
         }
         Ok(all)
     }
+}
+
+/// Which lookup of the plan answers each that a plugin declares.
+fn lookups(named: &PluginUse, declared: &[String]) -> Result<Vec<usize>, PluginError> {
+    let error = |message: String| PluginError {
+        name: named.name.clone(),
+        path: named.path.display().to_string(),
+        message,
+        host: false,
+    };
+    if let Some((unknown, _)) = named.lookups.iter().find(|(name, _)| !declared.contains(name)) {
+        let asked = declared.join("`, `");
+        return Err(error(format!("asks for no lookup `{unknown}`; its lookups are `{asked}`")));
+    }
+    let find = |name: &String| {
+        let found = named.lookups.iter().find(|(n, _)| n == name).map(|(_, at)| *at);
+        found.ok_or_else(|| {
+            let table = &named.name;
+            error(format!(
+                "asks for the lookup `{name}`: write `lookups = {{ {name} = \"..\" }}` in [plugin.{table}]"
+            ))
+        })
+    };
+    declared.iter().map(find).collect()
 }
 
 fn declare(plugin: &Plugin, declared: &mut Vec<Declared>) {

@@ -1,19 +1,23 @@
 //! The committer: gathers the parts of an epoch, makes it durable, releases it to the sinks.
 
 use super::RunError;
-use super::deliver::{Committed, Cursors, Sections};
+use super::deliver::{Committed, Cursors, DELIVERY_AFTER_STOP, Sections};
+use super::enrich::Enrichment;
 use super::meta::Meta;
 use super::progress::Progress;
+use super::reader::clock_ms;
 use crate::store::log::EpochLog;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tidemill_engine::bounds::KEY_GROUPS;
 use tidemill_engine::lane::{LaneCounts, LaneEpoch};
-use tidemill_engine::outbox::Stage;
+use tidemill_engine::outbox::{Revision, RowIter, Stage};
 use tidemill_engine::record::Kind;
+use tidemill_engine::unresolved::{self, Leaving};
 
 /// Hot keys that are remembered by name.
 const HOT_KEYS_MAX: usize = 16;
@@ -21,6 +25,9 @@ const HOT_KEYS_MAX: usize = 16;
 const WAITING_IN_MEMORY_BYTES_MAX: u64 = 64 << 20;
 /// Key groups imaged in one epoch: a whole rotation takes 16.
 pub(crate) const IMAGE_GROUPS: u32 = 64;
+
+/// How often the end of a run looks whether it is to hurry, while it waits for lookups.
+const LOOK_AT_STOP: Duration = Duration::from_millis(100);
 
 /// What the reader says of an epoch.
 #[derive(Debug)]
@@ -40,7 +47,7 @@ pub(crate) struct Outlet {
 }
 
 /// See the module's documentation.
-pub(crate) struct Committer {
+pub(crate) struct Committer<'a> {
     pub(crate) log: EpochLog,
     pub(crate) incarnation: u64,
     pub(crate) sealed: Receiver<Sealed>,
@@ -59,6 +66,15 @@ pub(crate) struct Committer {
     pub(crate) hot_keys: Vec<String>,
     /// Dead letters that the rule has caused since the pipeline's first start.
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
+    /// `None`: rows leave with the epoch that produced them.
+    pub(crate) enrichment: Option<Enrichment>,
+    /// The last record's, before the first of this run.
+    pub(crate) last: Option<Meta>,
+    /// Between two barriers.
+    pub(crate) epoch: Duration,
+    /// Set when the run is to end although lookups are waited for.
+    pub(crate) hurry: &'a AtomicBool,
+    pub(crate) stop: &'a AtomicBool,
 }
 
 /// What is left when the last epoch is durable and the sinks have been told.
@@ -68,37 +84,62 @@ pub(crate) struct Ended {
     meta: Option<Meta>,
     pub(crate) counts: LaneCounts,
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
+    /// Revisions that wait for their lookups still.
+    pub(crate) unresolved: u64,
 }
 
 /// Blocks of key groups that an image takes at once.
 pub(crate) const IMAGE_BLOCKS: usize = (KEY_GROUPS / IMAGE_GROUPS) as usize;
 
-impl Committer {
+impl Committer<'_> {
     /// Runs until the reader hangs up.
     pub(crate) fn run(mut self) -> Result<Ended, RunError> {
-        let mut last = None;
         while let Ok(sealed) = self.sealed.recv() {
             let mut parts = Vec::new();
             for p in &self.parts {
                 // A lane that hung up has failed and says so itself.
                 match p.recv() {
                     Ok(part) => parts.push(part),
-                    Err(_) => return Ok(self.end(last)),
+                    Err(_) => return Ok(self.ended()),
                 }
             }
-            last = Some(self.commit(sealed, parts)?);
+            self.last = Some(self.commit(sealed, parts)?);
         }
-        Ok(self.end(last))
+        self.resolve_the_rest()?;
+        Ok(self.ended())
     }
 
-    fn end(self, meta: Option<Meta>) -> Ended {
+    fn ended(self) -> Ended {
         Ended {
             log: self.log,
             incarnation: self.incarnation,
-            meta,
+            meta: self.last,
             counts: self.counts,
             dead_by_rule: self.dead_by_rule,
+            unresolved: self.enrichment.map_or(0, |e| e.count()),
         }
+    }
+
+    /// The reader has ended: epochs go on until nothing waits for its lookups, or it is time to leave that to the next start.
+    fn resolve_the_rest(&mut self) -> Result<(), RunError> {
+        let mut hurrying_since = None;
+        while let (Some(e), Some(meta)) = (&self.enrichment, &self.last)
+            && (e.count() > 0 || (meta.ended && !meta.finished))
+        {
+            if self.hurry.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed) {
+                let since = hurrying_since.get_or_insert_with(Instant::now);
+                if e.is_stuck() || since.elapsed() > DELIVERY_AFTER_STOP {
+                    return Ok(());
+                }
+            }
+            let most = self.epoch.min(LOOK_AT_STOP);
+            if e.count() == 0 || e.wait(most) {
+                let meta = Meta { sealed_at_ms: clock_ms(), ..meta.clone() };
+                let sealed = Sealed { meta, letters: Vec::new(), changed: true, image: None };
+                self.last = Some(self.commit(sealed, Vec::new())?);
+            }
+        }
+        Ok(())
     }
 
     fn commit(&mut self, sealed: Sealed, mut parts: Vec<LaneEpoch>) -> Result<Meta, RunError> {
@@ -121,12 +162,27 @@ impl Committer {
                 *self.dead_by_rule.entry(reason).or_default() += n;
             }
         }
+        let mut unresolved = Vec::new();
+        let mut leaving = Leaving::default();
+        if let Some(e) = &mut self.enrichment {
+            let parted = unresolved::part(&rows);
+            leaving = e.end(&parted.retracted);
+            (rows, unresolved) = (parted.retractions, parted.unresolved);
+            letters.extend_from_slice(&leaving.letters);
+            for (reason, n) in &leaving.dead {
+                *self.dead_by_rule.entry(reason.clone()).or_default() += n;
+            }
+            let coming = RowIter::new(&unresolved).count() as u64;
+            e.describe(&mut meta, coming, self.log.last_epoch() + 1);
+        }
+        meta.finished = meta.ended && meta.unresolved == 0;
         let states: Vec<&[u8]> = parts.iter().map(|p| p.state.as_slice()).collect();
         meta.counters.dead.extend(self.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
         meta.counters.fold = self.counts;
         meta.counters.dead_by_rule.clone_from(&self.dead_by_rule);
         meta.hot_keys.clone_from(&self.hot_keys);
-        let nothing = rows.is_empty() && letters.is_empty() && states.iter().all(|s| s.is_empty());
+        let waits = [&unresolved, &leaving.resolved].iter().any(|s| !s.is_empty());
+        let nothing = rows.is_empty() && letters.is_empty() && states.iter().all(|s| s.is_empty()) && !waits;
         if nothing && !changed {
             return Ok(meta);
         }
@@ -134,7 +190,7 @@ impl Committer {
         if let Some(groups) = image {
             self.images[(groups.start / IMAGE_GROUPS) as usize] = epoch;
         }
-        if !(rows.is_empty() && letters.is_empty()) {
+        if !(rows.is_empty() && leaving.rows.is_empty() && letters.is_empty()) {
             self.outbox_epoch = epoch;
         }
         meta.cursors = self.cursors.all();
@@ -144,14 +200,25 @@ impl Committer {
         let mut sections: Vec<(Kind, &[u8])> = vec![(Kind::Meta, &text)];
         sections.extend(states.into_iter().filter(|s| !s.is_empty()).map(|s| (Kind::State, s)));
         sections.extend([(Kind::Rows, rows.as_slice()), (Kind::Letters, letters.as_slice())]);
+        let resolved = [
+            (Kind::Unresolved, unresolved.as_slice()),
+            (Kind::Enriched, leaving.rows.as_slice()),
+            (Kind::Resolved, leaving.resolved.as_slice()),
+        ];
+        sections.extend(resolved.into_iter().filter(|(_, s)| !s.is_empty()));
         let at = self.log.append(self.incarnation, epoch, &sections)?;
         self.progress_of(&meta, epoch);
         self.release(&Committed {
             incarnation: self.incarnation,
             at,
-            sections: Some(Arc::new(Sections { rows, letters })),
+            sections: Some(Arc::new(Sections { rows, enriched: leaving.rows, letters })),
         });
-        let kept_from = meta.cursors.values().map(|c| c.epoch + 1).chain(self.images.iter().copied()).min();
+        if let Some(e) = &mut self.enrichment {
+            e.begin(Revision { incarnation: self.incarnation, epoch }, at.len, unresolved);
+        }
+        let waiting = self.enrichment.as_ref().and_then(Enrichment::oldest);
+        let cursors = meta.cursors.values().map(|c| c.epoch + 1);
+        let kept_from = cursors.chain(self.images.iter().copied()).chain(waiting).min();
         self.log.trim(kept_from.unwrap_or(0))?;
         self.log_bytes.store(self.log.bytes_retained(), Ordering::Relaxed);
         Ok(meta)
@@ -184,6 +251,7 @@ impl Committer {
         p.finals.store(of(Stage::Final) + of(Stage::Corrected), Ordering::Relaxed);
         p.early.store(of(Stage::Early), Ordering::Relaxed);
         p.live_keys.store(meta.live_keys, Ordering::Relaxed);
+        p.unresolved.store(meta.unresolved, Ordering::Relaxed);
         p.epoch.store(epoch, Ordering::Relaxed);
         p.sealed_at_ms.store(meta.sealed_at_ms, Ordering::Relaxed);
     }

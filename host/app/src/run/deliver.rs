@@ -17,6 +17,8 @@ use super::RunError;
 #[derive(Debug)]
 pub(crate) struct Sections {
     pub(crate) rows: Vec<u8>,
+    /// Rows of earlier epochs, each with its revision.
+    pub(crate) enriched: Vec<u8>,
     pub(crate) letters: Vec<u8>,
 }
 
@@ -55,7 +57,7 @@ pub(crate) struct Delivery<'a> {
 }
 
 /// How long a sink may go on delivering after the process was asked to stop; the rest is sent at the next start.
-const DELIVERY_AFTER_STOP: Duration = Duration::from_secs(30);
+pub(crate) const DELIVERY_AFTER_STOP: Duration = Duration::from_secs(30);
 
 impl Delivery<'_> {
     pub(crate) fn run(mut self) -> Result<(), RunError> {
@@ -75,15 +77,15 @@ impl Delivery<'_> {
 
     fn deliver(&mut self, c: &Committed) -> Result<Cursor, RunError> {
         let read;
-        let (rows, letters): (&[u8], &[u8]) = match &c.sections {
-            Some(s) => (&s.rows, &s.letters),
+        let (rows, enriched, letters): (&[u8], &[u8], &[u8]) = match &c.sections {
+            Some(s) => (&s.rows, &s.enriched, &s.letters),
             None => {
                 read = self.log.read_sections(&c.at)?;
                 let of = |kind| read.iter().find(|s| s.0 == kind).map_or(&[][..], |s| &s.1);
-                (of(Kind::Rows), of(Kind::Letters))
+                (of(Kind::Rows), of(Kind::Enriched), of(Kind::Letters))
             }
         };
-        let outbox = Outbox::new(c.incarnation, c.at.epoch, rows, letters);
+        let outbox = Outbox::new(c.incarnation, c.at.epoch, rows, letters).with_enriched(enriched);
         self.sink.deliver(&outbox).map_err(|e| RunError::of(&format!("sink `{}`", self.name), e))
     }
 }

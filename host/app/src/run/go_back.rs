@@ -54,6 +54,10 @@ impl<'a> GoBack<'a> {
             if first > 1 && !meta.images.iter().all(|i| *i >= first) {
                 return Ok(());
             }
+            // What was unresolved then must still be there to be resolved.
+            if meta.unresolved_from.is_some_and(|epoch| epoch < first) {
+                return Ok(());
+            }
             can.push(at.epoch);
             if at.epoch == to {
                 chosen = Some((meta, at));

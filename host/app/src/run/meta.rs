@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tidemill_connect::Cursor;
+use tidemill_connect::lookup::LookupCounts;
 use tidemill_connect::source::PartitionIdentity;
 use tidemill_engine::lane::LaneCounts;
 use tidemill_engine::time::EventTime;
@@ -20,6 +21,8 @@ pub(crate) struct Meta {
     /// The watermark.
     pub(crate) watermark: EventTime,
     /// All input was used up, all sessions closed.
+    pub(crate) ended: bool,
+    /// The same, and nothing waits for its lookups any more (SEMANTICS 9).
     pub(crate) finished: bool,
     /// Sources in order of their number.
     pub(crate) sources: Vec<SourceMeta>,
@@ -41,6 +44,22 @@ pub(crate) struct Meta {
     pub(crate) suffix_bytes: u64,
     /// Keys that went over their cap, as rows show them; the last few.
     pub(crate) hot_keys: Vec<String>,
+    /// Revisions that wait for their lookups.
+    pub(crate) unresolved: u64,
+    /// The oldest epoch that has one.
+    pub(crate) unresolved_from: Option<u64>,
+    /// What the lookups did since the pipeline's first start, by name.
+    pub(crate) lookups: BTreeMap<String, LookupMeta>,
+}
+
+/// A lookup, as it was when the epoch was sealed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LookupMeta {
+    /// What it did.
+    #[serde(flatten)]
+    pub(crate) counts: LookupCounts,
+    /// What was wrong with it.
+    pub(crate) trouble: Option<String>,
 }
 
 /// An entry of the log about the log itself.

@@ -10,6 +10,7 @@
 
 mod commit;
 mod deliver;
+mod enrich;
 pub(crate) mod go_back;
 pub(crate) mod ingest;
 pub(crate) mod layout;

@@ -1,7 +1,8 @@
 //! One pipeline: recovery in its fixed order, then its threads, then an orderly end.
 
 use super::commit::{Committer, Ended, IMAGE_BLOCKS, Outlet};
-use super::deliver::{Committed, Cursors, Delivery, Sections};
+use super::deliver::{Committed, Cursors, Delivery};
+use super::enrich::{self, Left, Pressure, Tray};
 use super::meta::Meta;
 use super::progress::Progress;
 use super::reader::{Batch, End, Outputs, Reader, ToLane};
@@ -15,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::ScopedJoinHandle;
+use std::time::Duration;
 use tidemill_connect::Cursor;
 use tidemill_connect::sink::Sink;
 use tidemill_connect::sink::jsonl::JsonlSink;
@@ -24,7 +26,7 @@ use tidemill_engine::bounds::SWEEP_ROWS;
 use tidemill_engine::event::Rows;
 use tidemill_engine::key::KeyForm;
 use tidemill_engine::lane::{Lane, LaneConfig, LaneEpoch, Origin};
-use tidemill_engine::outbox::Stages;
+use tidemill_engine::outbox::{Outbox, Stages};
 use tidemill_engine::record::{Kind, Record};
 use tidemill_engine::versions::Versions;
 
@@ -118,6 +120,8 @@ struct Recovered {
     lanes: Vec<Lane>,
     /// Every record still kept, oldest first: who wrote it and where it stands.
     kept: Vec<(u64, RecordRef)>,
+    /// Revisions that wait for their lookups.
+    left: Left,
     notes: Vec<String>,
 }
 
@@ -153,6 +157,7 @@ fn recover(
     let mut lanes = lanes(plan, pipeline, stages)?;
     let mut meta: Option<Meta> = None;
     let mut kept = Vec::new();
+    let mut left = Left::default();
     let visit = |record: Record<'_>, at: RecordRef| {
         let unreadable = |what: String| {
             StoreError::Damaged {
@@ -170,6 +175,9 @@ fn recover(
             for lane in &mut lanes {
                 lane.load(section).map_err(|e| unreadable(e.to_string()))?;
             }
+        }
+        if !left.take(&record, at.len) {
+            return Err(unreadable("it resolves what is not unresolved".into()));
         }
         kept.push((record.header.incarnation, at));
         Ok(())
@@ -191,7 +199,7 @@ fn recover(
             lanes.iter_mut().for_each(Lane::tell_again);
         }
     }
-    Ok(Recovered { log, meta, lanes, kept, notes })
+    Ok(Recovered { log, meta, lanes, kept, left, notes })
 }
 
 /// Opens and fences the sinks, and checks their cursors against the store's (DESIGN 4, "What wins").
@@ -286,6 +294,7 @@ pub(super) fn run(
     let log_bytes = Arc::new(AtomicU64::new(r.log.bytes_retained()));
     let lane_letters = Arc::new(AtomicU64::new(0));
     let crowded = Arc::new(AtomicBool::new(false));
+    let (tray, pressure) = (Arc::new(Tray::default()), Pressure::default());
     let (sealed_to, sealed) = bounded(SEALED_MAX);
     let (spent_to, spent) = unbounded();
     let (lane_queues, lane_inputs): (Vec<Sender<ToLane>>, Vec<Receiver<ToLane>>) =
@@ -294,23 +303,27 @@ pub(super) fn run(
         lanes: lane_queues,
         spent,
         sealed: sealed_to,
-        waiting: waiting.clone(),
+        // What the log keeps for lookups is bounded like what it keeps for a sink.
+        waiting: waiting.iter().cloned().chain([pressure.log_bytes.clone()]).collect(),
         log_bytes: log_bytes.clone(),
         lane_letters: lane_letters.clone(),
         crowded: crowded.clone(),
+        unresolved: pressure.unresolved_bytes.clone(),
+        tray: tray.clone(),
     };
+    let was_ended = r.meta.as_ref().is_some_and(|m| m.ended);
     let was_finished = r.meta.as_ref().is_some_and(|m| m.finished);
     let counts = r.meta.as_ref().map(|m| m.counters.fold).unwrap_or_default();
     let mut reader =
         Reader::new(plan, pipeline, &stages, r.meta.as_ref(), fingerprint, outputs, progress.clone())?;
-    if was_finished && !options.reopen {
-        if reader.unread()? {
-            return Err(RunError::Conflict(format!(
-                "pipeline `{}` has finished, but there is input that it has not read: `--reopen` goes on with it, \
+    if was_ended && !options.reopen && reader.unread()? {
+        return Err(RunError::Conflict(format!(
+            "pipeline `{}` has finished, but there is input that it has not read: `--reopen` goes on with it, \
                  `--fresh` starts over",
-                pipeline.name
-            )));
-        }
+            pipeline.name
+        )));
+    }
+    if was_finished && !options.reopen {
         resend_now(&mut sinks, &r, &cursors)?;
         let counters = r.meta.map(|m| m.counters).unwrap_or_default();
         notes.push(format!("pipeline `{}` has finished before, and there is nothing new", pipeline.name));
@@ -318,6 +331,16 @@ pub(super) fn run(
         return Ok(Summary { pipeline: pipeline.name.clone(), outcome, counters, notes });
     }
 
+    // What an earlier run left unresolved is resolved even if the config has no enricher any more.
+    let (enrichment, worker) = if !pipeline.enrich.is_empty() || r.left.count() > 0 {
+        let left = std::mem::take(&mut r.left);
+        let counted = r.meta.as_ref().map(|m| m.lookups.clone()).unwrap_or_default();
+        let (e, w) = enrich::start(plan, pipeline, &stages, left, counted, &tray, pressure)?;
+        (Some(e), Some(w))
+    } else {
+        (None, None)
+    };
+    let hurry = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let mut deliveries = Vec::new();
         let mut outlets = Vec::new();
@@ -344,6 +367,7 @@ pub(super) fn run(
             );
         }
         drop(spent_to);
+        let worker = worker.map(|w| scope.spawn(move || stopping(stop, w.run())));
         let committer = Committer {
             log: r.log,
             incarnation,
@@ -358,24 +382,39 @@ pub(super) fn run(
             outbox_epoch: r.meta.as_ref().map_or(0, |m| m.outbox_epoch),
             hot_keys: r.meta.as_ref().map(|m| m.hot_keys.clone()).unwrap_or_default(),
             dead_by_rule: r.meta.as_ref().map(|m| m.counters.dead_by_rule.clone()).unwrap_or_default(),
+            enrichment,
+            last: r.meta,
+            epoch: Duration::from_millis(plan.server.epoch_ms.unsigned_abs()),
+            hurry: &hurry,
+            stop,
         };
         let committer = scope.spawn(move || stopping(stop, committer.run()));
-        let end = reader.run(stop);
+        let end = if was_ended && !options.reopen { Ok(reader.close()) } else { reader.run(stop) };
+        hurry.store(!matches!(end, Ok(End::InputUsedUp)), Ordering::Relaxed);
         let counters = reader.counters();
         drop(reader);
         // Every thread's answer is heard before the first error is given.
         let ended = join(committer);
         let delivered: Vec<Result<(), RunError>> = deliveries.into_iter().map(join).collect();
         let folded: Vec<Result<(), RunError>> = lane_threads.into_iter().map(join).collect();
+        let enriched = worker.map_or(Ok(()), join);
         let ended: Ended = ended?;
+        enriched?;
         folded.into_iter().collect::<Result<(), _>>()?;
         delivered.into_iter().collect::<Result<(), _>>()?;
         let mut counters = counters;
         counters.fold = ended.counts;
         counters.dead.extend(ended.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
         counters.dead_by_rule.clone_from(&ended.dead_by_rule);
+        let unresolved = ended.unresolved;
+        if unresolved > 0 {
+            notes.push(format!(
+                "{unresolved} revisions wait for their lookups; the next run goes on with them"
+            ));
+        }
         ended.keep_cursors(&cursors)?;
         let outcome = match (end?, pipeline.end_of_input) {
+            (End::InputUsedUp, _) if unresolved > 0 => Outcome::Stopped,
             (End::InputUsedUp, EndOfInput::Close) => Outcome::Finished,
             (End::InputUsedUp, EndOfInput::Hold) => Outcome::Held,
             (End::Stopped | End::Hangup, _) => Outcome::Stopped,
@@ -413,9 +452,8 @@ fn resend_now(sinks: &mut [Opened], r: &Recovered, cursors: &Cursors) -> Result<
         for (by, at) in r.kept.iter().filter(|(_, at)| at.epoch > s.cursor.epoch) {
             let sections = r.log.read_sections(at)?;
             let of = |kind| sections.iter().find(|x| x.0 == kind).map(|x| x.1.clone()).unwrap_or_default();
-            let sections = Sections { rows: of(Kind::Rows), letters: of(Kind::Letters) };
-            let outbox =
-                tidemill_engine::outbox::Outbox::new(*by, at.epoch, &sections.rows, &sections.letters);
+            let (rows, enriched, letters) = (of(Kind::Rows), of(Kind::Enriched), of(Kind::Letters));
+            let outbox = Outbox::new(*by, at.epoch, &rows, &letters).with_enriched(&enriched);
             let cursor =
                 s.sink.deliver(&outbox).map_err(|e| RunError::of(&format!("sink `{}`", s.name), e))?;
             cursors.set(&s.name, cursor);

@@ -25,6 +25,8 @@ pub(crate) struct Progress {
     pub(crate) early: AtomicU64,
     /// Keys with an open session or pending events.
     pub(crate) live_keys: AtomicU64,
+    /// Revisions that wait for their lookups.
+    pub(crate) unresolved: AtomicU64,
     /// The watermark, ms; `i64::MIN` before the first.
     pub(crate) watermark_ms: AtomicI64,
     /// The last committed epoch.

@@ -7,6 +7,7 @@ mod partitions;
 use self::partitions::{Part, Reading};
 use super::RunError;
 use super::commit::{IMAGE_GROUPS, Sealed};
+use super::enrich::{TRAY_BYTES_FULL, Tray};
 use super::ingest::{Intake, Judge, Letters};
 use super::meta::{Counters, Decision, Meta, PartitionMeta, SourceMeta};
 use super::progress::Progress;
@@ -62,6 +63,10 @@ pub(crate) struct Outputs {
     pub(crate) lane_letters: Arc<AtomicU64>,
     /// A lane is near its bound of open sessions.
     pub(crate) crowded: Arc<AtomicBool>,
+    /// Bytes of revisions that wait for their lookups.
+    pub(crate) unresolved: Arc<AtomicU64>,
+    /// Where what is resolved waits for the next epoch.
+    pub(crate) tray: Arc<Tray>,
 }
 
 /// See the module's documentation.
@@ -219,6 +224,11 @@ impl<'a> Reader<'a> {
         outcome
     }
 
+    /// Ends the input once more without reading: all of it was closed before, and only lookups were waited for.
+    pub(crate) fn close(&mut self) -> End {
+        if self.barrier(true).is_err() { End::Hangup } else { End::InputUsedUp }
+    }
+
     fn read_all(&mut self, stop: &AtomicBool) -> Result<End, RunError> {
         loop {
             if stop.load(Ordering::Relaxed) {
@@ -249,6 +259,7 @@ impl<'a> Reader<'a> {
             || self.epoch_rows >= EPOCH_ROWS_MAX
             || self.letters.lines.len() as u64 + self.out.lane_letters.load(Ordering::Relaxed)
                 >= EPOCH_LETTER_BYTES_MAX
+            || self.out.tray.bytes.load(Ordering::Relaxed) >= TRAY_BYTES_FULL
             || self.must_make_room()
     }
 
@@ -258,10 +269,11 @@ impl<'a> Reader<'a> {
         self.epoch_began.elapsed() >= EPOCH_MIN && self.out.crowded.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether a sink is so far behind that the sources must wait.
+    /// Whether a sink, or what waits for lookups, is so far behind that the sources must wait.
     fn sinks_lag(&self) -> bool {
         let max = self.pipeline.limits.outbox_bytes;
         self.out.waiting.iter().any(|w| w.load(Ordering::Relaxed) > max)
+            || self.out.unresolved.load(Ordering::Relaxed) > self.pipeline.limits.unresolved_bytes
     }
 
     /// Reads one block of the partition that is furthest behind. `Some(false)`: nothing anywhere now.
@@ -459,7 +471,9 @@ impl<'a> Reader<'a> {
             first_start_ms: self.first_start_ms,
             sealed_at_ms: now,
             watermark,
-            finished,
+            ended: finished,
+            // The committer knows more.
+            finished: false,
             sources: sources.collect(),
             // These are the committer's.
             cursors: BTreeMap::new(),
@@ -471,6 +485,9 @@ impl<'a> Reader<'a> {
             live_keys: 0,
             suffix_bytes: 0,
             hot_keys: Vec::new(),
+            unresolved: 0,
+            unresolved_from: None,
+            lookups: BTreeMap::new(),
         }
     }
 }

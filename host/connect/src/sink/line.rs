@@ -4,7 +4,7 @@
 //! carries the names of the SQLite table (DESIGN 8). Text is escaped as `serde_json` escapes it.
 //! Written by hand because a serializer's detours would show in the CPU promise of DESIGN 9.
 
-use tidemill_engine::outbox::{Outbox, SessionRow, Stages};
+use tidemill_engine::outbox::{Outbox, Revision, SessionRow, Stages};
 
 /// How much is gathered before it is written: 1 MiB keeps the buffer in the cache and the calls few.
 pub(crate) const WRITE_BYTES: usize = 1 << 20;
@@ -104,7 +104,7 @@ fn put_fields(out: &mut Vec<u8>, fields: &str) {
 }
 
 /// Appends one revision with its line end.
-pub(crate) fn put_session(out: &mut Vec<u8>, row: &SessionRow<'_>, incarnation: u64, epoch: u64) {
+pub(crate) fn put_session(out: &mut Vec<u8>, revision: Revision, row: &SessionRow<'_>) {
     out.extend_from_slice(b"{\"session_id\":\"");
     out.extend_from_slice(&hex_id(row.id));
     out.extend_from_slice(b"\",\"key\":");
@@ -118,9 +118,9 @@ pub(crate) fn put_session(out: &mut Vec<u8>, row: &SessionRow<'_>, incarnation: 
     out.extend_from_slice(b",\"stage\":\"");
     out.extend_from_slice(row.stage.name().as_bytes());
     out.extend_from_slice(b"\",\"incarnation\":");
-    put_u64(out, incarnation);
+    put_u64(out, revision.incarnation);
     out.extend_from_slice(b",\"epoch\":");
-    put_u64(out, epoch);
+    put_u64(out, revision.epoch);
     out.extend_from_slice(b",\"reason\":");
     match row.reason {
         Some(reason) => put_text(out, reason),
@@ -143,8 +143,8 @@ pub(crate) fn each_block<E>(
 ) -> Result<u64, E> {
     buf.clear();
     let mut total = 0;
-    for row in outbox.sessions(stages) {
-        put_session(buf, &row, outbox.incarnation, outbox.epoch);
+    for (revision, row) in outbox.sessions(stages) {
+        put_session(buf, revision, &row);
         if buf.len() >= WRITE_BYTES {
             write(buf)?;
             total += buf.len() as u64;
@@ -194,7 +194,7 @@ mod tests {
                 stage: Stage::ALL[stage], reason: reason.as_deref(), plugin: &plugin, fields: &fields,
             };
             let mut out = Vec::new();
-            put_session(&mut out, &row, rev.0, rev.1);
+            put_session(&mut out, Revision { incarnation: rev.0, epoch: rev.1 }, &row);
             prop_assert_eq!(out.iter().position(|b| *b == b'\n'), Some(out.len() - 1));
             let v: serde_json::Value = serde_json::from_slice(&out).unwrap();
             prop_assert_eq!(v, serde_json::json!({

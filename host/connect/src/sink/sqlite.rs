@@ -21,7 +21,7 @@ use rusqlite::{
 };
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tidemill_engine::outbox::{Outbox, SessionRow, Stage, Stages};
+use tidemill_engine::outbox::{Outbox, Revision, SessionRow, Stage, Stages};
 
 /// How long a statement waits for another program's lock.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
@@ -181,9 +181,9 @@ impl SqliteSink {
         {
             let mut upsert = tx.prepare_cached(&open.upsert).map_err(err)?;
             let mut retract = tx.prepare_cached(&open.retract).map_err(err)?;
-            for row in outbox.sessions(self.stages) {
+            for (revision, row) in outbox.sessions(self.stages) {
                 let statement = if row.stage == Stage::Retracted { &mut retract } else { &mut upsert };
-                offer(statement, &self.pipeline, &row, outbox).map_err(err)?;
+                offer(statement, &self.pipeline, revision, &row).map_err(err)?;
             }
         }
         tx.commit().map_err(err)
@@ -334,8 +334,8 @@ fn int(n: u64) -> i64 {
 fn offer(
     s: &mut rusqlite::CachedStatement<'_>,
     pipeline: &str,
+    revision: Revision,
     row: &SessionRow<'_>,
-    outbox: &Outbox<'_>,
 ) -> rusqlite::Result<usize> {
     let id = line::hex_id(row.id);
     s.execute(params![
@@ -347,8 +347,8 @@ fn offer(
         row.end.ms(),
         int(row.events),
         row.stage.name(),
-        int(outbox.incarnation),
-        int(outbox.epoch),
+        int(revision.incarnation),
+        int(revision.epoch),
         row.reason,
         row.plugin,
         row.fields,

@@ -199,7 +199,8 @@ impl World {
         self.letters.extend(lines.map(|l| serde_json::from_slice::<serde_json::Value>(l).unwrap()));
         let mut seen = BTreeSet::new();
         let text = |s: &str| s.to_string();
-        for r in Outbox::new(self.incarnation, self.epoch, &out.rows, &out.letters).sessions(Stages::ALL) {
+        for (_, r) in Outbox::new(self.incarnation, self.epoch, &out.rows, &out.letters).sessions(Stages::ALL)
+        {
             assert!(
                 seen.insert(r.id),
                 "two rows of one session in one epoch: {r:?} {seen:?} epoch {} ",
