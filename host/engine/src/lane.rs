@@ -26,7 +26,7 @@ use crate::rule::{Results, Turns};
 use crate::time::EventTime;
 use crate::versions::{Version, Versions};
 use hashbrown::HashTable;
-use room::NO_ROOM;
+use keys::{NO_SLOT, Place};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use swap::Settling;
@@ -95,7 +95,7 @@ pub struct Lane {
     versions: Versions,
     wants_key: bool,
     settling: Settling,
-    table: HashTable<u32>,
+    table: HashTable<Place>,
     entries: Vec<Entry>,
     free: Vec<u32>,
     due: BTreeMap<i64, Vec<u32>>,
@@ -171,12 +171,19 @@ impl Lane {
             self.prepare(heads.len())?;
             let slots = &mut slots[..heads.len()];
             for (slot, head) in slots.iter_mut().zip(heads) {
-                *slot = self.slot_in_room(head.key_hash, rows.key(head));
+                *slot = self.guess(head.key_hash);
             }
-            self.fetch(slots, |t| t.rows.last());
+            self.fetch_keys(slots);
+            for (slot, head) in slots.iter_mut().zip(heads) {
+                let key = rows.key(head);
+                if !self.is_at(*slot, key) {
+                    *slot = self.slot_in_room(head.key_hash, key);
+                }
+            }
+            self.fetch(slots, |t| t.rows.last(), |t| t.ext.last());
             for (slot, head) in slots.iter().zip(heads) {
                 match *slot {
-                    NO_ROOM => self.refuse(head, rows.key(head), origin),
+                    NO_SLOT => self.refuse(head, rows.key(head), origin),
                     slot => self.push_row(slot, head, rows.ext(head), origin),
                 }
             }
@@ -184,12 +191,19 @@ impl Lane {
         Ok(())
     }
 
+    /// Reads a little of the keys that are about to be worked on; see [`Lane::fetch`].
+    fn fetch_keys(&self, slots: &[u32]) {
+        let entries = slots.iter().filter_map(|s| self.entries.get(*s as usize));
+        std::hint::black_box(entries.fold(0, |n, e| n ^ e.state.hash));
+    }
+
     /// Reads a little of what is about to be worked on. Keys lie far apart in memory; in loops as short as
     /// these the processor waits for many of them at once, instead of for one after the other.
-    fn fetch(&self, slots: &[u32], row: impl Fn(&Tail) -> Option<&Row>) {
+    fn fetch(&self, slots: &[u32], row: impl Fn(&Tail) -> Option<&Row>, ext: impl Fn(&Tail) -> Option<&u8>) {
         let tails = || slots.iter().filter_map(|s| self.entries.get(*s as usize)?.state.tail.as_deref());
         std::hint::black_box(tails().fold(0, |n, t| n ^ t.rows.len()));
         std::hint::black_box(tails().filter_map(row).fold(0, |n, r| n ^ r.ext_at));
+        std::hint::black_box(tails().filter_map(ext).fold(0, |n, b| n ^ b));
     }
 
     fn push_row(&mut self, slot: u32, head: &RowHead, ext: &[u8], origin: Origin<'_>) {

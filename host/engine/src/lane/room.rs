@@ -4,14 +4,12 @@
 //! finds no room, what the watermark has passed is folded first, between barriers too: only keys that nobody has been
 //! told of in this epoch, so that at most one row of a session leaves in it. What then still finds none is a dead letter.
 
+use super::keys::NO_SLOT;
 use super::turn::Now;
 use super::{Barrier, Entry, Lane, LaneFault, Origin};
 use crate::event::RowHead;
 use crate::letter::RecordLetter;
 use crate::time::EventTime;
-
-/// The slot of a row that finds no room.
-pub(super) const NO_ROOM: u32 = u32::MAX;
 
 impl Lane {
     /// Whether the bound is near: an eighth of it is left, or less. The next barrier lets go of what has been told.
@@ -57,13 +55,13 @@ impl Lane {
         Ok(())
     }
 
-    /// The slot of a key that is live, or becomes it if there is room.
-    #[inline]
+    /// The slot of a key that is live, or becomes it if there is room; else [`NO_SLOT`].
+    #[cold]
     pub(super) fn slot_in_room(&mut self, hash: u64, key: &[u8]) -> u32 {
         match self.find(hash, key) {
             Some(slot) => slot,
             None if self.live_keys < self.config.open_sessions => self.add_key(hash, key),
-            None => NO_ROOM,
+            None => NO_SLOT,
         }
     }
 

@@ -41,7 +41,7 @@ impl Lane {
         for some in slots.chunks(LOOKUP_ROWS) {
             let settled = some.iter().map(|s| self.entries[*s as usize].state.settled_b.ms());
             std::hint::black_box(settled.fold(0, |n, b| n ^ b));
-            self.fetch(some, |t| t.rows.first());
+            self.fetch(some, |t| t.rows.first(), |t| t.ext.first());
             for slot in some {
                 self.plan(*slot, now);
                 if self.turns.inputs.len() >= CALL_INPUTS || self.turns.turns.len() >= CALL_TURNS {
