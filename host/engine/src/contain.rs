@@ -11,25 +11,40 @@ use crate::pieces::{Pieces, Reach};
 use crate::rule::{Cause, Description, Fault, FaultAt, Results, SessionRule, Timer, Turn, TurnResult, Turns};
 use crate::time::EventTime;
 
+/// Keeps count of what a rule fails at, and knows how much of it is too much.
+pub trait Faults: Send {
+    /// The rule has failed at something new. False: this was one too many, and nothing more is to be asked.
+    fn found(&mut self, fault: &Fault) -> bool;
+}
+
+/// So many faults, and the next one is too many.
+impl Faults for u32 {
+    fn found(&mut self, _: &Fault) -> bool {
+        let left = self.checked_sub(1);
+        *self = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
 /// A rule whose failures are contained. Its answers have no fault but fatal ones.
-pub struct Contained<R> {
+pub struct Contained<R, F> {
     rule: R,
-    /// How many more faults there may be.
-    budget: u32,
+    faults: F,
     part: Turns,
     part_answers: Results,
 }
 
-impl<R: std::fmt::Debug> std::fmt::Debug for Contained<R> {
+impl<R: std::fmt::Debug, F> std::fmt::Debug for Contained<R, F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Contained").field("rule", &self.rule).finish_non_exhaustive()
     }
 }
 
-impl<R: SessionRule> Contained<R> {
-    /// Contains `rule`, for `budget` faults; the next one is fatal. It is never shown an input that is to be skipped.
-    pub fn new(rule: R, budget: u32) -> Self {
-        Contained { rule, budget, part: Turns::default(), part_answers: Results::default() }
+impl<R: SessionRule, F: Faults> Contained<R, F> {
+    /// Contains `rule` for as long as `faults` allows; after that a fault is fatal. The rule is never shown an input that is
+    /// to be skipped.
+    pub fn new(rule: R, faults: F) -> Self {
+        Contained { rule, faults, part: Turns::default(), part_answers: Results::default() }
     }
 
     /// Answers a turn piece by piece, around what fails in it.
@@ -64,10 +79,9 @@ impl<R: SessionRule> Contained<R> {
 
     /// Finds what fails first in the rest of the turn, and takes it out.
     fn step_over(&mut self, whole: &mut Pieces<'_>, fault: Fault) -> Result<(), Fault> {
-        self.budget = match self.budget.checked_sub(1) {
-            Some(left) => left,
-            None => return Err(Fault { fatal: true, ..fault }),
-        };
+        if !self.faults.found(&fault) {
+            return Err(Fault { fatal: true, ..fault });
+        }
         let n = whole.rest.len();
         // The least number of inputs that fails; `n + 1` if only the timers, fields or the end after all of them do.
         let hint = match fault.at {
@@ -180,7 +194,7 @@ impl<R: SessionRule> Contained<R> {
     }
 }
 
-impl<R: SessionRule> SessionRule for Contained<R> {
+impl<R: SessionRule, F: Faults> SessionRule for Contained<R, F> {
     fn describe(&self) -> &Description {
         self.rule.describe()
     }

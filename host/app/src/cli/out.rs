@@ -104,7 +104,7 @@ impl From<RunError> for Failure {
 }
 
 /// `error: …` and `help: …` on stderr. There is nobody to tell if that fails.
-fn error(message: &str, help: Option<&str>) {
+pub(super) fn error(message: &str, help: Option<&str>) {
     let mut err = anstream::stderr().lock();
     let _ = writeln!(err, "{ERROR}error{ERROR:#}: {message}");
     if let Some(help) = help {

@@ -6,16 +6,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::text;
-use crate::run::progress::Progress;
+use crate::run::progress::{Line, Progress};
 
 /// How often a terminal's lines are renewed: fast enough to look alive.
 const REDRAW: Duration = Duration::from_millis(200);
 /// How often a log gets a line.
 const LOG: Duration = Duration::from_secs(10);
+/// Characters of one line that are shown: a plugin's line is cut to 1 KiB before.
+const LINE_CHARS_MAX: usize = 2048;
 /// Over which time events per second are measured.
 const RATE: Duration = Duration::from_secs(1);
 
@@ -31,7 +33,12 @@ pub(super) struct Watch {
 impl Watch {
     /// Begins to show, unless `quiet`. `stdout_used`: a sink writes there, so a terminal that shows both gets
     /// plain lines.
-    pub(super) fn start(list: &[Arc<Progress>], quiet: bool, stdout_used: bool) -> Watch {
+    pub(super) fn start(
+        list: &[Arc<Progress>],
+        lines: Receiver<Line>,
+        quiet: bool,
+        stdout_used: bool,
+    ) -> Watch {
         if quiet {
             return Watch { stop: None, thread: None };
         }
@@ -41,7 +48,27 @@ impl Watch {
         let thread = std::thread::Builder::new().name("progress".to_owned()).spawn(move || {
             let bars = if terminal { Bars::new(&meters) } else { Bars::default() };
             let every = if terminal { REDRAW } else { LOG };
-            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+            let mut lines = lines;
+            let mut next = Instant::now() + every;
+            loop {
+                select! {
+                    recv(lines) -> line => match line {
+                        Ok(line) => {
+                            bars.suspend(|| tell(&line));
+                            if Instant::now() < next {
+                                continue;
+                            }
+                        }
+                        // All pipelines are gone, and with them their ends of the queue.
+                        Err(_) => {
+                            lines = never();
+                            continue;
+                        }
+                    },
+                    recv(stopped) -> _ => break,
+                    default(next.saturating_duration_since(Instant::now())) => {}
+                }
+                next = Instant::now() + every;
                 let now_ms = text::now_ms();
                 if terminal {
                     bars.redraw(&mut meters, now_ms);
@@ -50,6 +77,8 @@ impl Watch {
                 }
             }
             bars.clear();
+            lines.try_iter().for_each(|line| tell(&line));
+            tell_dropped(&meters);
         });
         Watch { stop: Some(stop), thread: thread.ok() }
     }
@@ -62,6 +91,28 @@ impl Drop for Watch {
         if let Some(thread) = self.thread.take() {
             // A panic there has been printed; the run itself is not concerned.
             let _ = thread.join();
+        }
+    }
+}
+
+/// A pipeline's or a plugin's line. What plugins say is foreign text.
+fn tell(line: &Line) {
+    let text = text::foreign(&line.text, LINE_CHARS_MAX);
+    let mut err = anstream::stderr().lock();
+    // Nobody is left to be told that stderr is gone.
+    let _ = match &line.plugin {
+        Some((plugin, level)) => writeln!(err, "{}: plugin {plugin}: {level}: {text}", line.pipeline),
+        None => writeln!(err, "{}: {text}", line.pipeline),
+    };
+}
+
+fn tell_dropped(meters: &[Meter]) {
+    let mut err = anstream::stderr().lock();
+    for of in meters.iter().map(|m| &m.of) {
+        let dropped = of.lines_dropped.load(Relaxed);
+        if dropped > 0 {
+            let _ =
+                writeln!(err, "{}: {} of its plugins not shown", of.pipeline, text::counted(dropped, "line"));
         }
     }
 }
@@ -101,6 +152,11 @@ impl Bars {
             bar.set_message(meter.line(now_ms));
             bar.tick();
         }
+    }
+
+    /// Lets something else be written above the bars.
+    fn suspend(&self, write: impl FnOnce()) {
+        self.all.suspend(write);
     }
 
     fn clear(&self) {
@@ -148,6 +204,9 @@ fn line(p: &Progress, rate: Option<f64>, now_ms: i64) -> String {
         reason = "a rate is finite and not negative"
     )]
     let rate = rate.map_or(String::new(), |r| format!(" ({}/s)", text::count(r.round() as u64)));
+    if let Some(word) = p.halted() {
+        return format!("{}: {word} at {} events, {} sessions", p.pipeline, n(&p.events), n(&p.finals));
+    }
     let fresh = match p.sealed_at_ms.load(Relaxed) {
         0 => "nothing delivered yet".to_owned(),
         at => format!("fresh {}", text::duration(text::between(at, now_ms))),
@@ -182,13 +241,12 @@ mod tests {
 
     #[test]
     fn a_line_says_it_all() {
-        let p = Progress { pipeline: "visits".to_owned(), ..Progress::default() };
+        let p = Progress::new("visits", crate::run::progress::lines().0);
         p.events.store(12_345, Relaxed);
         p.finals.store(7, Relaxed);
         p.late.store(1, Relaxed);
         p.dead.store(2, Relaxed);
         p.live_keys.store(3, Relaxed);
-        p.watermark_ms.store(i64::MIN, Relaxed);
         assert_eq!(
             line(&p, Some(1000.4), 0),
             "visits: 12,345 events (1,000/s), 7 sessions, 3 open, 1 late, 2 dead, watermark none yet, \
@@ -204,5 +262,7 @@ mod tests {
         p.watermark_ms.store(1_431_857_103_000, Relaxed);
         p.sealed_at_ms.store(1_000, Relaxed);
         assert!(line(&p, None, 1_400).ends_with("watermark 2015-05-17T10:05:03Z, fresh 400ms"));
+        p.halt("SUSPENDED", "why".to_owned());
+        assert_eq!(line(&p, None, 1_400), "visits: SUSPENDED at 12,345 events, 7 sessions");
     }
 }

@@ -14,7 +14,8 @@ use super::out::{self, BOLD, DIM, Failure};
 use super::progress::Watch;
 use super::{ConfigFile, text};
 use crate::config::{Plan, SinkKind};
-use crate::run::progress::Progress;
+use crate::plugin::budget::Suspended;
+use crate::run::progress::{self, Progress};
 use crate::run::{Outcome, RunError, RunOptions, Summary, run};
 
 const EXAMPLES: &str = "\
@@ -74,7 +75,29 @@ pub(super) fn execute(args: &RunArgs) -> Result<u8, Failure> {
             let _ = tell_summary(&mut err, &plan, summary);
         }
     }
-    Ok(0)
+    let suspended: Vec<&Summary> = summaries.iter().filter(|s| s.suspended.is_some()).collect();
+    if suspended.is_empty() {
+        return Ok(0);
+    }
+    let told: Vec<String> =
+        suspended.iter().filter_map(|s| Some(tell_suspended(&s.pipeline, s.suspended.as_ref()?))).collect();
+    out::error(&told.join("\n"), Some(SUSPENDED_HELP));
+    Ok(1)
+}
+
+const SUSPENDED_HELP: &str = "nothing is lost: what was committed is delivered, and reading stands where it was \
+committed. Put the plugin's mended or earlier version in its place, or raise `limits.faults`; the next run goes on from \
+there, with a new fault budget";
+
+fn tell_suspended(pipeline: &str, s: &Suspended) -> String {
+    format!(
+        "pipeline `{pipeline}` is suspended: plugin `{}`, {}, digest {}: {}; the first fault was: {}",
+        s.plugin.name,
+        s.plugin.version,
+        s.plugin.digest,
+        s.why,
+        text::foreign(&s.first_fault, 1024)
+    )
 }
 
 fn check_resend(plan: &Plan, resend: &[String]) -> Result<(), Failure> {
@@ -97,16 +120,11 @@ pub(super) fn run_watched(
 ) -> Result<Vec<Summary>, Failure> {
     let stop =
         stop_at_signals().map_err(|e| Failure::new(1, format!("signals cannot be caught: {e}"), None))?;
-    let progress: Vec<Arc<Progress>> = plan
-        .pipelines
-        .iter()
-        .map(|p| {
-            let fresh = Progress { pipeline: p.name.clone(), ..Progress::default() };
-            fresh.watermark_ms.store(i64::MIN, Relaxed);
-            Arc::new(fresh)
-        })
-        .collect();
-    let watch = Watch::start(&progress, quiet, stdout_used);
+    let (to, lines) = progress::lines();
+    let progress: Vec<Arc<Progress>> =
+        plan.pipelines.iter().map(|p| Arc::new(Progress::new(&p.name, to.clone()))).collect();
+    drop(to);
+    let watch = Watch::start(&progress, lines, quiet, stdout_used);
     let result = run(plan, options, &progress, &stop);
     drop(watch);
     result.map_err(|e| failed(&e, &progress))
@@ -148,7 +166,8 @@ fn summary_json(plan: &Plan, summaries: &[Summary]) -> Result<Value, Failure> {
         }
         list.push(value);
     }
-    Ok(json!({"pipelines": list, "exit_code": 0}))
+    let code = u8::from(summaries.iter().any(|s| s.suspended.is_some()));
+    Ok(json!({"pipelines": list, "exit_code": code}))
 }
 
 /// What a run has done, since the pipeline's first start.
@@ -157,6 +176,7 @@ fn tell_summary(to: &mut impl Write, plan: &Plan, summary: &Summary) -> io::Resu
         Outcome::Finished => "finished: all input used, every session final",
         Outcome::Held => "all input used; open sessions wait for the next run",
         Outcome::Stopped => "stopped; the next run goes on from here",
+        Outcome::Suspended => "suspended: its plugins failed too often",
         Outcome::AlreadyFinished => {
             "had finished before, nothing to do (--reopen goes on, --fresh starts over)"
         }

@@ -104,6 +104,7 @@ fn to_json(plan: &Plan, pipeline: &Pipeline, stored: Option<&Stored>) -> Value {
         "counters": m.counters, "live_keys": m.live_keys, "suffix_bytes": m.suffix_bytes,
         "partitions": partitions, "sinks": sinks, "hot_keys": m.hot_keys, "decisions": m.decisions,
         "unresolved": m.unresolved, "lookups": m.lookups,
+        "suspended": m.suspended,
     })
 }
 
@@ -114,7 +115,11 @@ fn stamp(ms: i64) -> Option<String> {
 
 fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Result<(), Failure> {
     let (m, c) = (&s.meta, &s.meta.counters);
-    let state = if m.finished { "finished" } else { "not finished" };
+    let state = match (&m.suspended, m.finished) {
+        (Some(_), _) => "SUSPENDED",
+        (None, true) => "finished",
+        (None, false) => "not finished",
+    };
     writeln!(
         to,
         "{BOLD}{}{BOLD:#}: epoch {}, incarnation {}, sealed {}, {state}",
@@ -123,6 +128,18 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
         s.incarnation,
         text::instant(m.sealed_at_ms)
     )?;
+    if let Some(s) = &m.suspended {
+        writeln!(
+            to,
+            "  suspended  {}: plugin `{}`, {}: {}",
+            text::instant(s.at_ms),
+            s.plugin.name,
+            s.plugin.version,
+            s.why
+        )?;
+        writeln!(to, "             first fault: {}", text::foreign(&s.first_fault, 1024))?;
+        writeln!(to, "             digest {}", s.plugin.digest)?;
+    }
     writeln!(to, "  watermark  {}", text::time(m.watermark))?;
     writeln!(to, "  records    {}, events {}", text::count(c.records), text::count(c.events))?;
     let stages = Stage::ALL.into_iter().zip(c.fold.revisions).map(|(s, n)| (s.name(), n));

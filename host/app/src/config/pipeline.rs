@@ -1,10 +1,13 @@
 //! `[pipeline.NAME]` and `[plugin.NAME]`: what is done to events, and where sessions go.
 
 use super::diagnose::{Problems, nearest, one_of};
-use super::plan::{Early, EndOfInput, GapRule, Limits, Match, Pipeline, PluginUse, Rule, Target};
+use super::plan::{
+    Early, EndOfInput, FaultLimits, GapRule, Limits, Match, Pipeline, PluginUse, Rule, Target,
+};
 use super::raw::{self, Field, Section, Value};
 use super::references::{Names, PluginFile, Use, Uses};
 use super::{duration, last, lookup};
+use std::time::Duration;
 use tidemill_engine::bounds::OPEN_SESSIONS;
 use tidemill_engine::outbox::{Stage, Stages};
 
@@ -319,6 +322,11 @@ fn check_limits(s: &mut Section<'_>, p: &mut Problems) -> Limits {
         open_sessions: OPEN_SESSIONS,
         outbox_bytes: 1 << 30,
         unresolved_bytes: 64 << 20,
+        faults: FaultLimits {
+            faults: 20,
+            overdue: Duration::from_secs(2),
+            overdue_window: Duration::from_secs(10),
+        },
     };
     let Some(mut l) =
         s.get("limits").and_then(|f| f.section("write `limits = { events_per_key = 1000000 }`", p))
@@ -346,8 +354,27 @@ fn check_limits(s: &mut Section<'_>, p: &mut Problems) -> Limits {
     if let Some(bytes) = l.get("unresolved_bytes").and_then(|f| at_least_mib(&f, p)) {
         limits.unresolved_bytes = bytes;
     }
+    check_faults(&mut l, &mut limits.faults, p);
     l.finish(&[], p);
     limits
+}
+
+fn check_faults(l: &mut Section<'_>, faults: &mut FaultLimits, p: &mut Problems) {
+    if let Some(n) = l.get("faults").and_then(|f| f.count(0, p)) {
+        faults.faults = n;
+    }
+    let length = |ms: i64| Duration::from_millis(ms.unsigned_abs());
+    if let Some(ms) = l.get("overdue_window").and_then(|f| positive_ms(&f, p)) {
+        faults.overdue_window = length(ms);
+    }
+    let field = l.get("overdue");
+    if let Some((f, ms)) = field.and_then(|f| positive_ms(&f, p).map(|ms| (f, ms))) {
+        faults.overdue = length(ms);
+        if faults.overdue > faults.overdue_window {
+            let help = "make `overdue_window` longer, or this shorter".to_owned();
+            f.wrong("longer than `overdue_window`, so nothing would ever be too much".to_owned(), help, p);
+        }
+    }
 }
 
 /// Less than one batch would stop the pipeline for good.

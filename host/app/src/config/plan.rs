@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidemill_engine::outbox::{Stage, Stages};
@@ -368,6 +369,19 @@ pub(crate) struct Limits {
     pub(crate) outbox_bytes: u64,
     /// Bytes of revisions that wait for their lookups.
     pub(crate) unresolved_bytes: u64,
+    /// What plugins may fail at.
+    pub(crate) faults: FaultLimits,
+}
+
+/// How much a pipeline's plugins may fail, all together, before it is suspended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FaultLimits {
+    /// Faults that are contained; the next one is too many.
+    pub(crate) faults: u64,
+    /// How long calls that had to be stopped may run within the window.
+    pub(crate) overdue: Duration,
+    /// See `overdue`.
+    pub(crate) overdue_window: Duration,
 }
 
 /// `[sink.NAME]`.
@@ -461,6 +475,9 @@ pub(crate) fn fingerprint(pipeline: &Pipeline, plan: &Plan) -> Value {
             "open_sessions": pipeline.limits.open_sessions,
             "outbox_bytes": pipeline.limits.outbox_bytes,
             "unresolved_bytes": pipeline.limits.unresolved_bytes,
+            "faults": pipeline.limits.faults.faults,
+            "overdue_ms": pipeline.limits.faults.overdue.as_millis() as u64,
+            "overdue_window_ms": pipeline.limits.faults.overdue_window.as_millis() as u64,
         },
     })
 }

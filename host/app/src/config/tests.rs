@@ -144,7 +144,7 @@ fn all_the_keys() {
             end_of_input = "hold"
             to = [{ sink = "db", stages = ["final", "corrected"] }, "screen"]
             dead = "screen"
-            limits = { events_per_key = 5, suffix_bytes = "1MiB", open_sessions = 9, outbox_bytes = "2MB" }
+            limits = { events_per_key = 5, suffix_bytes = "1MiB", open_sessions = 9, outbox_bytes = "2MB", faults = 3, overdue = "1s", overdue_window = "5s" }
             [pipeline.a.session]
             plugin = "builtin:gap"
             config = { gap = "5m", boundary = "inclusive", max = "4h", start = { field = "type", in = ["login"] } }
@@ -171,6 +171,8 @@ fn all_the_keys() {
     assert_eq!(plan.pipelines[0].to[0].stages, Stages::of(&[Stage::Final, Stage::Corrected]));
     assert_eq!(plan.pipelines[0].limits.outbox_bytes, 2_000_000);
     assert_eq!(plan.pipelines[0].limits.open_sessions, 9);
+    let faults = plan.pipelines[0].limits.faults;
+    assert_eq!((faults.faults, faults.overdue.as_secs(), faults.overdue_window.as_secs()), (3, 1, 5));
     assert_eq!(plan.sources[0].key_hmac.as_ref().unwrap().reveal(), "hunter2");
     assert!(!format!("{plan:?}").contains("hunter2"));
 }
@@ -319,6 +321,11 @@ fn wrong_pipelines() {
         r#"to = ["out"]"#,
         "to = [\"out\"]\nlimits = { suffix_bytes = 64 }",
         "10:27 pipeline.visits.limits.suffix_bytes: `pipeline.visits.limits.suffix_bytes` must be a size, not a whole number (write \"64B\" for bytes, \"64MiB\" for mebibytes)",
+    );
+    check(
+        r#"to = ["out"]"#,
+        "to = [\"out\"]\nlimits = { overdue = \"2m\" }",
+        "10:22 pipeline.visits.limits.overdue: longer than `overdue_window`, so nothing would ever be too much (make `overdue_window` longer, or this shorter)",
     );
     check(r#"path = "out.jsonl""#, "path = \"out.jsonl\"\n[pipeline.b]\nfrom = \"web\"\nto = \"out\"\nsession.plugin = \"builtin:gap\"\nsession.config.gap = \"1m\"",
         "14:8 pipeline.b.from: standard input can be read only once (`pipeline.visits.from` reads it already)

@@ -4,6 +4,7 @@
 //! plugin fails is found (by the progress word, else by halving) and answered with the fault; the others are asked again.
 
 use super::CALL_DEADLINE;
+use super::budget::Warden;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
@@ -13,7 +14,7 @@ use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
 use tidemill_contract::rows::{self, answer};
 use tidemill_engine::bounds::FIELDS_BYTES;
 use tidemill_engine::outbox::SessionRow;
-use tidemill_sandbox::{Call, FaultKind, Instance};
+use tidemill_sandbox::{Call, Instance};
 
 /// Sessions in one frame.
 const FRAME_SESSIONS: usize = 256;
@@ -56,6 +57,7 @@ pub(crate) enum Verdict {
 /// An enricher, for one thread.
 pub(crate) struct Enricher {
     instance: Instance,
+    warden: Warden,
     /// The host's lookup for each of the plugin's.
     lookups: Vec<usize>,
     reasons: Vec<String>,
@@ -67,10 +69,11 @@ pub(crate) struct Enricher {
 
 impl Enricher {
     /// The enricher of an instance; `lookups` says which of the host's lookups answers each of the plugin's.
-    pub(crate) fn new(instance: Instance, lookups: Vec<usize>) -> Enricher {
+    pub(crate) fn new(instance: Instance, warden: Warden, lookups: Vec<usize>) -> Enricher {
         let reasons = instance.plugin().component().description().reasons.clone();
         Enricher {
             instance,
+            warden,
             lookups,
             reasons,
             writer: FrameWriter::default(),
@@ -88,7 +91,7 @@ impl Enricher {
     /// What the enricher wants to know of each session, or its fault there.
     ///
     /// # Errors
-    /// If it cannot be called at all.
+    /// If it cannot be called at all, or the fault budget is spent.
     pub(crate) fn requests(
         &mut self,
         subjects: &[Subject<'_>],
@@ -109,7 +112,7 @@ impl Enricher {
     /// What the enricher makes of each session.
     ///
     /// # Errors
-    /// If it cannot be called at all.
+    /// If it cannot be called at all, or the fault budget is spent.
     pub(crate) fn apply(&mut self, subjects: &[Subject<'_>]) -> Result<Vec<Verdict>, String> {
         let mut out = Vec::with_capacity(subjects.len());
         self.all(
@@ -140,7 +143,9 @@ impl Enricher {
             }
             bytes += size;
         }
-        self.some(call, subjects, start..subjects.len(), out, read, fault)
+        let answered = self.some(call, subjects, start..subjects.len(), out, read, fault);
+        self.warden.pass_on_log(&mut self.instance);
+        answered
     }
 
     /// Makes a call for some sessions; where it fails, the one at fault is answered with the fault.
@@ -164,10 +169,13 @@ impl Enricher {
                 Ok(()) => return Ok(()),
                 Err(why) => (why, None),
             },
-            Err(f) if matches!(f.kind, FaultKind::Host(_)) => return Err(f.to_string()),
+            Err(f) if self.warden.failed(&f) => return Err(f.to_string()),
             Err(f) => (f.to_string(), f.progress.map(|p| p.row as usize).filter(|r| *r < part.len())),
         };
         if part.len() == 1 {
+            if !self.warden.found(&message) {
+                return Err(message);
+            }
             out.push(fault(message));
             return Ok(());
         }

@@ -3,27 +3,29 @@
 //! The sandbox speaks frames and knows nothing of sessions, the engine speaks turns and knows nothing of WebAssembly; this
 //! is where the one is put into the words of the other.
 
+pub(crate) mod budget;
 pub(crate) mod enrich;
 mod frames;
 mod rule;
 pub(crate) mod validate;
 
+use self::budget::{Budget, Identity, Warden};
 use self::enrich::Enricher;
 use self::rule::PluginRule;
 use self::validate::Validators;
 use crate::config::plan::{GapRule, Match, Pipeline, PluginUse, Rule};
-use std::path::Path;
+use crate::run::progress::Progress;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tidemill_engine::contain::Contained;
 use tidemill_engine::gap::{self, Boundary, Gap, GapConfig};
 use tidemill_engine::rule::SessionRule;
-use tidemill_sandbox::{Cache, Component, ConfigureError, Engine, FieldType, Plugin, World};
+use tidemill_sandbox::{Cache, Component, ConfigureError, Engine, EngineError, FieldType, Plugin, World};
 
 /// The longest that one call of some hundred rows may take. Half of what stopping a runaway plugin may cost in all,
 /// and about a thousand times what such a call takes.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_millis(25);
-/// Faults of a session rule before its pipeline is stopped: more is no poison event but a broken rule.
-const FAULTS_MAX: u32 = 20;
 
 /// A field of the record that a stage wants to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,16 +43,41 @@ pub(crate) struct Stages {
     /// Fields of the extension of an event, in order: the session rule's first.
     pub(crate) declared: Vec<Declared>,
     session: Session,
-    validators: Vec<(Plugin, usize)>,
+    validators: Vec<(Plugin, Arc<Identity>, usize)>,
     /// With the lookup of the plan that answers each of the plugin's.
-    enrichers: Vec<(Plugin, Vec<usize>)>,
+    enrichers: Vec<(Plugin, Arc<Identity>, Vec<usize>)>,
+    /// What its plugins may fail at, all together.
+    pub(crate) budget: Arc<Budget>,
     /// The session rule's component, for the fingerprint.
     pub(crate) digest: Option<String>,
 }
 
 enum Session {
     Gap(GapConfig),
-    Plugin(Plugin),
+    Plugin(Plugin, Arc<Identity>),
+}
+
+/// The engine that all plugins of the process run in, started when the first one needs it.
+pub(crate) struct Sandbox {
+    /// Where compiled code is kept.
+    compiled: PathBuf,
+    started: Mutex<Option<(Engine, Option<Cache>)>>,
+}
+
+impl Sandbox {
+    /// Keeps compiled code in this directory.
+    pub(crate) fn new(compiled: PathBuf) -> Sandbox {
+        Sandbox { compiled, started: Mutex::new(None) }
+    }
+
+    fn engine(&self) -> Result<(Engine, Option<Cache>), EngineError> {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(s) = &*started {
+            return Ok(s.clone());
+        }
+        // Without a place for compiled code a start takes longer, and nothing else.
+        Ok(started.insert((Engine::new()?, Cache::open(&self.compiled).ok())).clone())
+    }
 }
 
 /// A plugin that cannot be used where the config names it.
@@ -65,12 +92,11 @@ pub(crate) struct PluginError {
 }
 
 impl Stages {
-    /// Loads what the pipeline names. Compiled code is kept below `data_dir`.
+    /// Loads what the pipeline names.
     ///
     /// # Errors
     /// If a component cannot be read, is none, is of another kind, or does not take its config.
-    pub(crate) fn load(pipeline: &Pipeline, data_dir: &Path) -> Result<Stages, PluginError> {
-        let mut sandbox = None;
+    pub(crate) fn load(pipeline: &Pipeline, sandbox: &Sandbox) -> Result<Stages, PluginError> {
         let mut declared = Vec::new();
         let mut digest = None;
         let session = match &pipeline.rule {
@@ -82,37 +108,41 @@ impl Stages {
                 Session::Gap(config)
             }
             Rule::Plugin(named) => {
-                let plugin = load(named, World::Sessionizer, &mut sandbox, data_dir)?;
+                let plugin = load(named, World::Sessionizer, sandbox)?;
                 declare(&plugin, &mut declared);
                 digest = Some(plugin.component().digest().to_string());
-                Session::Plugin(plugin)
+                let who = identity(named, &plugin);
+                Session::Plugin(plugin, who)
             }
         };
         let mut validators = Vec::new();
         for named in &pipeline.validate {
-            let plugin = load(named, World::Validator, &mut sandbox, data_dir)?;
-            validators.push((plugin.clone(), declared.len()));
+            let plugin = load(named, World::Validator, sandbox)?;
+            validators.push((plugin.clone(), identity(named, &plugin), declared.len()));
             declare(&plugin, &mut declared);
         }
         let mut enrichers = Vec::new();
         for named in &pipeline.enrich {
-            let plugin = load(named, World::Enricher, &mut sandbox, data_dir)?;
+            let plugin = load(named, World::Enricher, sandbox)?;
             let lookups = lookups(named, &plugin.component().description().lookups)?;
-            enrichers.push((plugin, lookups));
+            let who = identity(named, &plugin);
+            enrichers.push((plugin, who, lookups));
         }
-        Ok(Stages { declared, session, validators, enrichers, digest })
+        let budget = Arc::new(Budget::new(pipeline.limits.faults));
+        Ok(Stages { declared, session, validators, enrichers, budget, digest })
     }
 
     /// The session rule, for one lane.
     ///
     /// # Errors
     /// If no instance can be made.
-    pub(crate) fn rule(&self) -> Result<Box<dyn SessionRule>, String> {
+    pub(crate) fn rule(&self, progress: &Arc<Progress>) -> Result<Box<dyn SessionRule>, String> {
         match &self.session {
             Session::Gap(config) => Ok(Box::new(Gap::new(config))),
-            Session::Plugin(plugin) => {
+            Session::Plugin(plugin, who) => {
                 let instance = plugin.instance().map_err(|f| f.to_string())?;
-                Ok(Box::new(Contained::new(PluginRule::new(instance), FAULTS_MAX)))
+                let warden = self.warden(who, progress);
+                Ok(Box::new(Contained::new(PluginRule::new(instance, warden.clone()), warden)))
             }
         }
     }
@@ -121,22 +151,35 @@ impl Stages {
     ///
     /// # Errors
     /// If no instance can be made.
-    pub(crate) fn enrichers(&self) -> Result<Vec<Enricher>, String> {
-        let one = |(plugin, lookups): &(Plugin, Vec<usize>)| {
+    pub(crate) fn enrichers(&self, progress: &Arc<Progress>) -> Result<Vec<Enricher>, String> {
+        let one = |(plugin, who, lookups): &(Plugin, Arc<Identity>, Vec<usize>)| {
             let instance = plugin.instance().map_err(|f| f.to_string())?;
-            Ok(Enricher::new(instance, lookups.clone()))
+            Ok(Enricher::new(instance, self.warden(who, progress), lookups.clone()))
         };
         self.enrichers.iter().map(one).collect()
+    }
+
+    /// Who answers for what the session rule does; none for a built-in one.
+    pub(crate) fn rule_warden(&self, progress: &Arc<Progress>) -> Option<Warden> {
+        match &self.session {
+            Session::Gap(_) => None,
+            Session::Plugin(_, who) => Some(self.warden(who, progress)),
+        }
+    }
+
+    fn warden(&self, who: &Arc<Identity>, progress: &Arc<Progress>) -> Warden {
+        Warden { who: who.clone(), budget: self.budget.clone(), progress: progress.clone() }
     }
 
     /// The validators, for one reader.
     ///
     /// # Errors
     /// If no instance can be made.
-    pub(crate) fn validators(&self) -> Result<Validators, String> {
+    pub(crate) fn validators(&self, progress: &Arc<Progress>) -> Result<Validators, String> {
         let mut all = Validators::default();
-        for (plugin, slot) in &self.validators {
-            all.push(plugin.instance().map_err(|f| f.to_string())?, *slot);
+        for (plugin, who, slot) in &self.validators {
+            let instance = plugin.instance().map_err(|f| f.to_string())?;
+            all.push(instance, self.warden(who, progress), *slot);
         }
         Ok(all)
     }
@@ -174,30 +217,26 @@ fn declare(plugin: &Plugin, declared: &mut Vec<Declared>) {
     }));
 }
 
-fn load(
-    named: &PluginUse,
-    world: World,
-    sandbox: &mut Option<(Engine, Option<Cache>)>,
-    data_dir: &Path,
-) -> Result<Plugin, PluginError> {
+fn identity(named: &PluginUse, plugin: &Plugin) -> Arc<Identity> {
+    let (component, d) = (plugin.component(), plugin.component().description());
+    Arc::new(Identity {
+        name: named.name.clone(),
+        version: format!("{}@{}", d.name, d.version),
+        digest: component.digest().to_string(),
+    })
+}
+
+fn load(named: &PluginUse, world: World, sandbox: &Sandbox) -> Result<Plugin, PluginError> {
     let error = |message: String, host| PluginError {
         name: named.name.clone(),
         path: named.path.display().to_string(),
         message,
         host,
     };
-    let (engine, cache) = match sandbox {
-        Some(s) => s,
-        None => {
-            let engine = Engine::new().map_err(|e| error(e.to_string(), true))?;
-            // Without a place for compiled code a start takes longer, and nothing else.
-            let cache = Cache::open(&data_dir.join("compiled")).ok();
-            sandbox.insert((engine, cache))
-        }
-    };
+    let (engine, cache) = sandbox.engine().map_err(|e| error(e.to_string(), true))?;
     let bytes = std::fs::read(&named.path).map_err(|e| error(format!("cannot be read: {e}"), false))?;
     let component =
-        Component::load(engine, &bytes, cache.as_ref()).map_err(|e| error(e.to_string(), e.is_host()))?;
+        Component::load(&engine, &bytes, cache.as_ref()).map_err(|e| error(e.to_string(), e.is_host()))?;
     if component.world() != world {
         let message = format!("is a {}, and `{}` wants a {world}", component.world(), named.key);
         return Err(error(message, false));

@@ -1,13 +1,14 @@
 //! A sessionizer as a session rule: batches of turns into calls of bounded size, faults to the turn that caused them.
 
 use super::CALL_DEADLINE;
+use super::budget::Warden;
 use super::frames::{Column, TurnFrames, read_results, read_states};
 use std::ops::Range;
 use tidemill_contract::rows::progress;
 use tidemill_engine::rule::{
     Description, Fault, FaultAt, Results, SessionRule, StateForm, TurnResult, Turns,
 };
-use tidemill_sandbox::{self as sandbox, FaultKind, Instance};
+use tidemill_sandbox::{self as sandbox, Instance};
 
 /// Inputs in one frame: the cost of a call is spread over them, and a call that fails is found again among them.
 const FRAME_INPUTS: usize = 1024;
@@ -19,11 +20,12 @@ pub(crate) struct PluginRule {
     description: Description,
     frames: TurnFrames,
     instance: Instance,
+    warden: Warden,
 }
 
 impl PluginRule {
     /// The rule of an instance; extensions of events begin with its declared fields.
-    pub(crate) fn new(instance: Instance) -> PluginRule {
+    pub(crate) fn new(instance: Instance, warden: Warden) -> PluginRule {
         let d = instance.plugin().component().description();
         let columns = d.fields.iter().enumerate().map(|(n, f)| Column::new(f, n)).collect();
         let description = Description {
@@ -38,7 +40,7 @@ impl PluginRule {
             },
             wants_key: true,
         };
-        PluginRule { description, frames: TurnFrames::new(columns), instance }
+        PluginRule { description, frames: TurnFrames::new(columns), instance, warden }
     }
 
     /// Answers a run of turns; where the call fails, the turn at fault alone, and the others again.
@@ -51,7 +53,7 @@ impl PluginRule {
             },
             Err(f) => {
                 let row = f.progress.map(|p| p.row as usize).filter(|r| *r < which.len());
-                let fault = fault(&f);
+                let fault = fault(&f, self.warden.failed(&f));
                 if let Some(row) = row.filter(|_| which.len() > 1 && !fault.fatal) {
                     let at = which.start + row;
                     self.run(turns, which.start..at, out);
@@ -99,13 +101,13 @@ impl PluginRule {
 }
 
 /// A fault of the sandbox in the engine's words.
-fn fault(f: &sandbox::Fault) -> Fault {
+fn fault(f: &sandbox::Fault, fatal: bool) -> Fault {
     let at = match f.progress.map(|p| p.input) {
         None | Some(progress::FRAME | progress::TIMER) => FaultAt::Unknown,
         Some(progress::OUTPUT) => FaultAt::Output,
         Some(i) => FaultAt::Input(i),
     };
-    Fault { message: f.to_string(), at, fatal: matches!(f.kind, FaultKind::Host(_)) }
+    Fault { message: f.to_string(), at, fatal }
 }
 
 impl SessionRule for PluginRule {
@@ -133,5 +135,6 @@ impl SessionRule for PluginRule {
             inputs += n;
         }
         self.run(turns, start..turns.turns.len(), out);
+        self.warden.pass_on_log(&mut self.instance);
     }
 }

@@ -4,11 +4,12 @@
 //! validator fails is rejected like one that it does not accept, with reason `plugin_fault`.
 
 use super::CALL_DEADLINE;
+use super::budget::Warden;
 use super::frames::{Column, push_cells};
 use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
 use tidemill_contract::rows::{self, Verdict};
 use tidemill_engine::event::{RowHead, Rows};
-use tidemill_sandbox::{FaultKind, Instance};
+use tidemill_sandbox::Instance;
 
 /// Events in one frame.
 const FRAME_EVENTS: usize = 512;
@@ -23,6 +24,7 @@ pub(crate) struct Validators {
 
 struct Stage {
     instance: Instance,
+    warden: Warden,
     columns: Vec<Column>,
     reasons: Vec<String>,
     writer: FrameWriter,
@@ -41,12 +43,13 @@ pub(crate) struct Rejected {
 
 impl Validators {
     /// Adds a validator whose declared fields stand in extensions from `first_slot` on.
-    pub(crate) fn push(&mut self, instance: Instance, first_slot: usize) {
+    pub(crate) fn push(&mut self, instance: Instance, warden: Warden, first_slot: usize) {
         let d = instance.plugin().component().description();
         self.stages.push(Stage {
             columns: d.fields.iter().enumerate().map(|(n, f)| Column::new(f, first_slot + n)).collect(),
             reasons: d.reasons.clone(),
             instance,
+            warden,
             writer: FrameWriter::default(),
             events: Vec::new(),
             bytes: Vec::new(),
@@ -56,7 +59,7 @@ impl Validators {
     /// Takes out the rows from `from` on (a length for each lane) that a validator does not accept, and tells of them.
     ///
     /// # Errors
-    /// If a validator cannot be called at all.
+    /// If a validator cannot be called at all, or has spent the fault budget.
     pub(crate) fn judge(
         &mut self,
         lanes: &mut [Rows],
@@ -77,6 +80,7 @@ impl Validators {
             for part in self.order.chunks(FRAME_EVENTS) {
                 stage.part(lanes, part, &mut next)?;
             }
+            stage.warden.pass_on_log(&mut stage.instance);
             for (at, why) in &next {
                 rejected(&lanes[at.0].heads[at.1], why);
             }
@@ -112,11 +116,14 @@ impl Stage {
                 Ok(()) => return Ok(()),
                 Err(e) => (format!("the answer is no frame of verdicts: {e}"), None),
             },
-            Err(f) if matches!(f.kind, FaultKind::Host(_)) => return Err(f.to_string()),
+            Err(f) if self.warden.failed(&f) => return Err(f.to_string()),
             Err(f) => (f.to_string(), f.progress.map(|p| p.row as usize).filter(|r| *r < part.len())),
         };
         match row {
             _ if part.len() == 1 => {
+                if !self.warden.found(&message) {
+                    return Err(message);
+                }
                 out.push((part[0], Rejected { reason: "plugin_fault".into(), message }));
                 Ok(())
             }

@@ -6,6 +6,8 @@ use super::enrich::Enrichment;
 use super::meta::Meta;
 use super::progress::Progress;
 use super::reader::clock_ms;
+use super::stop::Stop;
+use crate::plugin::budget::Suspended;
 use crate::store::log::EpochLog;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
@@ -74,7 +76,7 @@ pub(crate) struct Committer<'a> {
     pub(crate) epoch: Duration,
     /// Set when the run is to end although lookups are waited for.
     pub(crate) hurry: &'a AtomicBool,
-    pub(crate) stop: &'a AtomicBool,
+    pub(crate) stop: &'a Stop<'a>,
 }
 
 /// What is left when the last epoch is durable and the sinks have been told.
@@ -126,7 +128,10 @@ impl Committer<'_> {
         while let (Some(e), Some(meta)) = (&self.enrichment, &self.last)
             && (e.count() > 0 || (meta.ended && !meta.finished))
         {
-            if self.hurry.load(Ordering::Relaxed) || self.stop.load(Ordering::Relaxed) {
+            if self.stop.suspended() {
+                return Ok(());
+            }
+            if self.hurry.load(Ordering::Relaxed) || self.stop.asked() {
                 let since = hurrying_since.get_or_insert_with(Instant::now);
                 if e.is_stuck() || since.elapsed() > DELIVERY_AFTER_STOP {
                     return Ok(());
@@ -184,6 +189,9 @@ impl Committer<'_> {
         let waits = [&unresolved, &leaving.resolved].iter().any(|s| !s.is_empty());
         let nothing = rows.is_empty() && letters.is_empty() && states.iter().all(|s| s.is_empty()) && !waits;
         if nothing && !changed {
+            // Not written, but the last word of a run may be written on top of it.
+            meta.images.clone_from(&self.images);
+            meta.outbox_epoch = self.outbox_epoch;
             return Ok(meta);
         }
         let epoch = self.log.last_epoch() + 1;
@@ -263,6 +271,22 @@ pub(super) fn meta_text(meta: &Meta) -> Result<Vec<u8>, RunError> {
 }
 
 impl Ended {
+    /// Writes that the pipeline is suspended, as an epoch of its own on top of the last committed one.
+    pub(crate) fn mark(
+        &mut self,
+        before: impl FnOnce() -> Meta,
+        cursors: &Cursors,
+        suspended: Suspended,
+    ) -> Result<(), RunError> {
+        let mut meta = self.meta.take().unwrap_or_else(before);
+        meta.cursors = cursors.all();
+        meta.sealed_at_ms = clock_ms();
+        meta.suspended = Some(suspended);
+        self.log.append(self.incarnation, self.log.last_epoch() + 1, &[(Kind::Meta, &meta_text(&meta)?)])?;
+        self.meta = Some(meta);
+        Ok(())
+    }
+
     /// After the sinks have confirmed everything: keeps their cursors, so that the next start finds nothing to resend.
     pub(crate) fn keep_cursors(mut self, cursors: &Cursors) -> Result<(), RunError> {
         let Some(mut meta) = self.meta.take() else { return Ok(()) };

@@ -3,7 +3,7 @@
 use crate::store::log::{LogReader, RecordRef};
 use crossbeam_channel::Receiver;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tidemill_connect::Cursor;
@@ -12,6 +12,7 @@ use tidemill_engine::outbox::Outbox;
 use tidemill_engine::record::Kind;
 
 use super::RunError;
+use super::stop::Stop;
 
 /// What an epoch sends, in memory.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ pub(crate) struct Delivery<'a> {
     pub(crate) waiting_bytes: Arc<AtomicU64>,
     pub(crate) log: LogReader,
     pub(crate) cursors: Arc<Cursors>,
-    pub(crate) stop: &'a AtomicBool,
+    pub(crate) stop: &'a Stop<'a>,
 }
 
 /// How long a sink may go on delivering after the process was asked to stop; the rest is sent at the next start.
@@ -63,7 +64,7 @@ impl Delivery<'_> {
     pub(crate) fn run(mut self) -> Result<(), RunError> {
         let mut stopping_since = None;
         while let Ok(committed) = self.queue.recv() {
-            if self.stop.load(Ordering::Relaxed)
+            if self.stop.asked()
                 && stopping_since.get_or_insert_with(Instant::now).elapsed() > DELIVERY_AFTER_STOP
             {
                 return Ok(());

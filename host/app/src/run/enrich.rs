@@ -18,6 +18,7 @@ use self::worker::{Source, Worker};
 
 use super::RunError;
 use super::meta::{LookupMeta, Meta};
+use super::progress::Progress;
 use crate::config::lookup::OnFailure;
 use crate::config::plan::{Pipeline, Plan};
 use crate::plugin::Stages;
@@ -285,6 +286,7 @@ pub(crate) fn start(
     plan: &Plan,
     pipeline: &Pipeline,
     stages: &Stages,
+    progress: &Arc<Progress>,
     left: Left,
     counted: BTreeMap<String, LookupMeta>,
     tray: &Arc<Tray>,
@@ -298,7 +300,7 @@ pub(crate) fn start(
             e.insert(Arc::new(Source::start(lookup, reply.clone())?));
         }
     }
-    let enrichers = stages.enrichers().map_err(RunError::Failed)?;
+    let enrichers = stages.enrichers(progress).map_err(RunError::Failed)?;
     let worker = Worker::new(enrichers, sources.clone(), works, answers, tray.clone());
     let sources = sources.into_values().collect();
     Ok((Enrichment::new(left, work, tray.clone(), sources, counted, pressure), worker))

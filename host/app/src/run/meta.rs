@@ -1,5 +1,7 @@
 //! The `Meta` section of an epoch record: everything durable but the keys' state. JSON, so that a human can read it.
 
+use super::commit::IMAGE_BLOCKS;
+use crate::plugin::budget::Suspended;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tidemill_connect::Cursor;
@@ -50,6 +52,36 @@ pub(crate) struct Meta {
     pub(crate) unresolved_from: Option<u64>,
     /// What the lookups did since the pipeline's first start, by name.
     pub(crate) lookups: BTreeMap<String, LookupMeta>,
+    /// The pipeline was suspended after the last epoch with events, and has not run since.
+    pub(crate) suspended: Option<Suspended>,
+}
+
+impl Meta {
+    /// Of a pipeline that has not begun: nothing is read, nothing is known.
+    pub(crate) fn nothing(fingerprint: serde_json::Value, now_ms: i64) -> Meta {
+        Meta {
+            fingerprint,
+            first_start_ms: now_ms,
+            sealed_at_ms: now_ms,
+            watermark: EventTime::BEGINNING,
+            ended: false,
+            finished: false,
+            sources: Vec::new(),
+            cursors: BTreeMap::new(),
+            outbox_epoch: 0,
+            images: vec![0; IMAGE_BLOCKS],
+            decisions: Vec::new(),
+            tell_again: false,
+            counters: Counters::default(),
+            live_keys: 0,
+            suffix_bytes: 0,
+            hot_keys: Vec::new(),
+            unresolved: 0,
+            unresolved_from: None,
+            lookups: BTreeMap::new(),
+            suspended: None,
+        }
+    }
 }
 
 /// A lookup, as it was when the epoch was sealed.
@@ -107,6 +139,8 @@ pub(crate) struct Counters {
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
     /// What the fold counted: revisions by stage, copies.
     pub(crate) fold: LaneCounts,
+    /// Lines of plugins that nobody was shown: over the rate, or more than could be written.
+    pub(crate) plugin_lines_dropped: u64,
 }
 
 impl Counters {

@@ -18,8 +18,13 @@ pub(crate) mod meta;
 mod pipeline;
 pub(crate) mod progress;
 mod reader;
+mod stop;
+
+pub(crate) use reader::clock_ms;
 
 use crate::config::plan::Plan;
+use crate::plugin::Sandbox;
+use crate::plugin::budget::Suspended;
 use crate::store::StoreError;
 use crate::store::claim::Claim;
 use crate::store::log::EpochLog;
@@ -51,6 +56,8 @@ pub(crate) enum Outcome {
     Stopped,
     /// It had finished before, and there is nothing new.
     AlreadyFinished,
+    /// Its plugins failed too often; what was committed is delivered, and the next run tries again from there.
+    Suspended,
 }
 
 /// What a pipeline's run did.
@@ -64,6 +71,8 @@ pub(crate) struct Summary {
     pub(crate) counters: meta::Counters,
     /// Lines for the user.
     pub(crate) notes: Vec<String>,
+    /// Why it is suspended.
+    pub(crate) suspended: Option<Suspended>,
 }
 
 /// Why a run failed, by what the caller must do.
@@ -126,6 +135,7 @@ pub(crate) fn run(
     let mut claim = Claim::take(&plan.server.data_dir)?;
     let incarnation = claim.next_incarnation()?;
     let claim = &claim;
+    let sandbox = &Sandbox::new(plan.server.data_dir.join("compiled"));
     std::thread::scope(|scope| {
         let threads: Vec<_> = plan
             .pipelines
@@ -134,9 +144,12 @@ pub(crate) fn run(
             .map(|(p, progress)| {
                 scope.spawn(move || {
                     let dir = claim.pipeline_dir(&p.name);
-                    let r = pipeline::run(plan, p, options, incarnation, &dir, progress, stop);
-                    if r.as_ref().is_err_and(RunError::stops_all) {
-                        stop.store(true, Ordering::Relaxed);
+                    let r = pipeline::run(plan, p, options, incarnation, &dir, sandbox, progress, stop);
+                    if let Err(e) = &r {
+                        progress.halt("FAILED", format!("failed: {e}"));
+                        if e.stops_all() {
+                            stop.store(true, Ordering::Relaxed);
+                        }
                     }
                     r
                 })

@@ -1,14 +1,17 @@
 //! One pipeline: recovery in its fixed order, then its threads, then an orderly end.
 
+use super::clock_ms;
 use super::commit::{Committer, Ended, IMAGE_BLOCKS, Outlet};
 use super::deliver::{Committed, Cursors, Delivery};
 use super::enrich::{self, Left, Pressure, Tray};
 use super::meta::Meta;
 use super::progress::Progress;
 use super::reader::{Batch, End, Outputs, Reader, ToLane};
+use super::stop::Stop;
 use super::{Outcome, RunError, RunOptions, Summary};
 use crate::config::plan::{self, EndOfInput, KeySpec, Pipeline, Plan, Sink as SinkPlan, SinkKind};
-use crate::plugin::Stages as PluginStages;
+use crate::plugin::budget::{Suspended, Warden};
+use crate::plugin::{Sandbox, Stages as PluginStages};
 use crate::store::StoreError;
 use crate::store::log::{self, EpochLog, Evidence, RecordRef};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -56,7 +59,12 @@ fn key_form(plan: &Plan, pipeline: &Pipeline) -> KeyForm {
     form
 }
 
-fn lanes(plan: &Plan, pipeline: &Pipeline, stages: &PluginStages) -> Result<Vec<Lane>, RunError> {
+fn lanes(
+    plan: &Plan,
+    pipeline: &Pipeline,
+    stages: &PluginStages,
+    progress: &Arc<Progress>,
+) -> Result<Vec<Lane>, RunError> {
     let n = lane_count();
     let groups = super::ingest::lane_groups(n);
     groups
@@ -74,7 +82,7 @@ fn lanes(plan: &Plan, pipeline: &Pipeline, stages: &PluginStages) -> Result<Vec<
                 sources: pipeline.from.iter().map(|i| plan.sources[*i].name.clone()).collect(),
                 layout: stages.declared.iter().map(|d| d.name.clone()).collect(),
             };
-            let rule = stages.rule().map_err(RunError::Failed)?;
+            let rule = stages.rule(progress).map_err(RunError::Failed)?;
             Ok(Lane::new(config, Versions::single(rule)))
         })
         .collect()
@@ -151,10 +159,11 @@ fn recover(
     pipeline: &Pipeline,
     stages: &PluginStages,
     options: &RunOptions,
+    progress: &Arc<Progress>,
     dir: &Path,
 ) -> Result<Recovered, RunError> {
     let evidence = witnesses(plan, pipeline, options, dir)?;
-    let mut lanes = lanes(plan, pipeline, stages)?;
+    let mut lanes = lanes(plan, pipeline, stages, progress)?;
     let mut meta: Option<Meta> = None;
     let mut kept = Vec::new();
     let mut left = Left::default();
@@ -191,6 +200,13 @@ fn recover(
             t.bytes,
             t.file.display(),
             t.offset
+        ));
+    }
+    if let Some(s) = meta.as_ref().and_then(|m| m.suspended.as_ref()) {
+        notes.push(format!(
+            "pipeline `{}` had been suspended ({}): plugin {} failed too often; it tries again from the last \
+             committed epoch, with a new fault budget",
+            pipeline.name, s.why, s.plugin.version
         ));
     }
     if let Some(m) = &meta {
@@ -257,24 +273,26 @@ fn start_over(plan: &Plan, pipeline: &Pipeline, incarnation: u64, dir: &Path) ->
     Ok(log::destroy(dir)?)
 }
 
-/// Runs one pipeline until its input is used up or `stop` is set.
+/// Runs one pipeline until its input is used up, `process` is set, or its plugins have failed too often.
+#[allow(clippy::too_many_arguments, reason = "what the process has and what is this pipeline's, each once")]
 pub(super) fn run(
     plan: &Plan,
     pipeline: &Pipeline,
     options: &RunOptions,
     incarnation: u64,
     dir: &Path,
+    sandbox: &Sandbox,
     progress: &Arc<Progress>,
-    stop: &AtomicBool,
+    process: &AtomicBool,
 ) -> Result<Summary, RunError> {
     if options.fresh {
         start_over(plan, pipeline, incarnation, dir)?;
     }
-    let stages = PluginStages::load(pipeline, &plan.server.data_dir).map_err(|e| match e.host {
+    let stages = PluginStages::load(pipeline, sandbox).map_err(|e| match e.host {
         true => RunError::Failed(e.to_string()),
         false => RunError::Refused(e.to_string()),
     })?;
-    let mut r = recover(plan, pipeline, &stages, options, dir)?;
+    let mut r = recover(plan, pipeline, &stages, options, progress, dir)?;
     let mut fingerprint = plan::fingerprint(pipeline, plan);
     if let Some(digest) = &stages.digest {
         fingerprint["rule"]["digest"] = digest.as_str().into();
@@ -314,8 +332,15 @@ pub(super) fn run(
     let was_ended = r.meta.as_ref().is_some_and(|m| m.ended);
     let was_finished = r.meta.as_ref().is_some_and(|m| m.finished);
     let counts = r.meta.as_ref().map(|m| m.counters.fold).unwrap_or_default();
-    let mut reader =
-        Reader::new(plan, pipeline, &stages, r.meta.as_ref(), fingerprint, outputs, progress.clone())?;
+    let mut reader = Reader::new(
+        plan,
+        pipeline,
+        &stages,
+        r.meta.as_ref(),
+        fingerprint.clone(),
+        outputs,
+        progress.clone(),
+    )?;
     if was_ended && !options.reopen && reader.unread()? {
         return Err(RunError::Conflict(format!(
             "pipeline `{}` has finished, but there is input that it has not read: `--reopen` goes on with it, \
@@ -328,14 +353,15 @@ pub(super) fn run(
         let counters = r.meta.map(|m| m.counters).unwrap_or_default();
         notes.push(format!("pipeline `{}` has finished before, and there is nothing new", pipeline.name));
         let outcome = Outcome::AlreadyFinished;
-        return Ok(Summary { pipeline: pipeline.name.clone(), outcome, counters, notes });
+        return Ok(Summary { pipeline: pipeline.name.clone(), outcome, counters, notes, suspended: None });
     }
+    let stop = &Stop::new(process, stages.budget.clone());
 
     // What an earlier run left unresolved is resolved even if the config has no enricher any more.
     let (enrichment, worker) = if !pipeline.enrich.is_empty() || r.left.count() > 0 {
         let left = std::mem::take(&mut r.left);
         let counted = r.meta.as_ref().map(|m| m.lookups.clone()).unwrap_or_default();
-        let (e, w) = enrich::start(plan, pipeline, &stages, left, counted, &tray, pressure)?;
+        let (e, w) = enrich::start(plan, pipeline, &stages, progress, left, counted, &tray, pressure)?;
         (Some(e), Some(w))
     } else {
         (None, None)
@@ -354,7 +380,7 @@ pub(super) fn run(
             outlets.push(Outlet { queue: to, waiting_bytes: waiting_bytes.clone() });
             let (log, cursors) = (r.log.reader(), cursors.clone());
             let d = Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors, stop };
-            deliveries.push(scope.spawn(move || stopping(stop, d.run())));
+            deliveries.push(scope.spawn(move || stop.at_failure(d.run())));
         }
         let mut lane_threads = Vec::new();
         let mut parts = Vec::new();
@@ -362,12 +388,14 @@ pub(super) fn run(
             let (to, part) = bounded(SEALED_MAX);
             parts.push(part);
             let (spent, letters, crowded) = (spent_to.clone(), lane_letters.clone(), crowded.clone());
-            lane_threads.push(
-                scope.spawn(move || stopping(stop, run_lane(lane, &input, &to, &spent, &letters, &crowded))),
-            );
+            let warden = stages.rule_warden(progress);
+            lane_threads.push(scope.spawn(move || {
+                let folded = run_lane(lane, &input, &to, &spent, &letters, &crowded, warden.as_ref());
+                stop.at_failure(folded)
+            }));
         }
         drop(spent_to);
-        let worker = worker.map(|w| scope.spawn(move || stopping(stop, w.run())));
+        let worker = worker.map(|w| scope.spawn(move || stop.at_failure(w.run())));
         let committer = Committer {
             log: r.log,
             incarnation,
@@ -388,19 +416,26 @@ pub(super) fn run(
             hurry: &hurry,
             stop,
         };
-        let committer = scope.spawn(move || stopping(stop, committer.run()));
+        let committer = scope.spawn(move || stop.at_failure(committer.run()));
         let end = if was_ended && !options.reopen { Ok(reader.close()) } else { reader.run(stop) };
         hurry.store(!matches!(end, Ok(End::InputUsedUp)), Ordering::Relaxed);
         let counters = reader.counters();
         drop(reader);
         // Every thread's answer is heard before the first error is given.
-        let ended = join(committer);
+        let mut ended = join(committer);
+        let suspended = stages.budget.suspended();
+        if let (Some(s), Ok(ended)) = (&suspended, &mut ended) {
+            ended.mark(|| Meta::nothing(fingerprint, clock_ms()), &cursors, s.clone())?;
+            progress.halt("SUSPENDED", suspended_line(s));
+        }
         let delivered: Vec<Result<(), RunError>> = deliveries.into_iter().map(join).collect();
         let folded: Vec<Result<(), RunError>> = lane_threads.into_iter().map(join).collect();
         let enriched = worker.map_or(Ok(()), join);
         let ended: Ended = ended?;
-        enriched?;
-        folded.into_iter().collect::<Result<(), _>>()?;
+        if suspended.is_none() {
+            enriched?;
+            folded.into_iter().collect::<Result<(), _>>()?;
+        }
         delivered.into_iter().collect::<Result<(), _>>()?;
         let mut counters = counters;
         counters.fold = ended.counts;
@@ -413,22 +448,20 @@ pub(super) fn run(
             ));
         }
         ended.keep_cursors(&cursors)?;
-        let outcome = match (end?, pipeline.end_of_input) {
-            (End::InputUsedUp, _) if unresolved > 0 => Outcome::Stopped,
-            (End::InputUsedUp, EndOfInput::Close) => Outcome::Finished,
-            (End::InputUsedUp, EndOfInput::Hold) => Outcome::Held,
-            (End::Stopped | End::Hangup, _) => Outcome::Stopped,
+        let outcome = match (&suspended, end, pipeline.end_of_input) {
+            (Some(_), ..) => Outcome::Suspended,
+            (None, Err(e), _) => return Err(e),
+            (None, Ok(End::InputUsedUp), _) if unresolved > 0 => Outcome::Stopped,
+            (None, Ok(End::InputUsedUp), EndOfInput::Close) => Outcome::Finished,
+            (None, Ok(End::InputUsedUp), EndOfInput::Hold) => Outcome::Held,
+            (None, Ok(End::Stopped | End::Hangup | End::Suspended), _) => Outcome::Stopped,
         };
-        Ok(Summary { pipeline: pipeline.name.clone(), outcome, counters, notes })
+        Ok(Summary { pipeline: pipeline.name.clone(), outcome, counters, notes, suspended })
     })
 }
 
-/// A thread that fails lets the reader stop, so that the others end in order.
-fn stopping<T>(stop: &AtomicBool, r: Result<T, RunError>) -> Result<T, RunError> {
-    if r.is_err() {
-        stop.store(true, Ordering::Relaxed);
-    }
-    r
+fn suspended_line(s: &Suspended) -> String {
+    format!("suspended, it reads no more: {} ({}): {}", s.plugin.name, s.plugin.version, s.why)
 }
 
 fn join<T>(t: ScopedJoinHandle<'_, Result<T, RunError>>) -> Result<T, RunError> {
@@ -469,8 +502,14 @@ fn run_lane(
     spent: &Sender<Rows>,
     letters: &AtomicU64,
     crowded: &AtomicBool,
+    warden: Option<&Warden>,
 ) -> Result<(), RunError> {
-    let failed = |e: tidemill_engine::lane::LaneFault| RunError::Failed(e.to_string());
+    let failed = |e: tidemill_engine::lane::LaneFault| {
+        if let Some(w) = warden {
+            w.broken(&e.to_string());
+        }
+        RunError::Failed(e.to_string())
+    };
     let mut since_sweep = 0;
     while let Ok(message) = input.recv() {
         match message {

@@ -1,9 +1,31 @@
-//! What a run shows while it goes on: numbers that the pipeline's threads set and that anyone may read.
+//! What a run shows while it goes on: numbers that the pipeline's threads set and that anyone may read, and lines of its
+//! plugins.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// Lines that wait to be shown: some seconds' worth, so that a slow terminal holds nobody up.
+const LINES_MAX: usize = 256;
+
+/// A line for the user, from a pipeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Line {
+    /// The pipeline.
+    pub(crate) pipeline: String,
+    /// Who says it: a plugin's name and how grave it is; none: the host.
+    pub(crate) plugin: Option<(String, &'static str)>,
+    /// What.
+    pub(crate) text: String,
+}
+
+/// A bounded queue of lines. Whoever does not want them drops the receiver.
+pub(crate) fn lines() -> (Sender<Line>, Receiver<Line>) {
+    bounded(LINES_MAX)
+}
 
 /// One pipeline's live numbers. Totals since the pipeline's first start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Progress {
     /// Its name.
     pub(crate) pipeline: String,
@@ -33,4 +55,63 @@ pub(crate) struct Progress {
     pub(crate) epoch: AtomicU64,
     /// Host clock when the last committed epoch was sealed, ms; 0 before.
     pub(crate) sealed_at_ms: AtomicI64,
+    /// Lines of its plugins that nobody was shown.
+    pub(crate) lines_dropped: AtomicU64,
+    /// Why it reads no more, once it is suspended or has failed.
+    halted: OnceLock<String>,
+    lines: Sender<Line>,
+}
+
+impl Progress {
+    /// Of a pipeline that has not begun.
+    pub(crate) fn new(pipeline: &str, lines: Sender<Line>) -> Progress {
+        Progress {
+            pipeline: pipeline.to_owned(),
+            records: AtomicU64::new(0),
+            events: AtomicU64::new(0),
+            late: AtomicU64::new(0),
+            dead: AtomicU64::new(0),
+            finals: AtomicU64::new(0),
+            early: AtomicU64::new(0),
+            live_keys: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
+            bytes_total: AtomicU64::new(0),
+            watermark_ms: AtomicI64::new(i64::MIN),
+            epoch: AtomicU64::new(0),
+            sealed_at_ms: AtomicI64::new(0),
+            lines_dropped: AtomicU64::new(0),
+            halted: OnceLock::new(),
+            lines,
+        }
+    }
+
+    /// Says for good that the pipeline reads no more, in the word for that and in a line.
+    pub(crate) fn halt(&self, word: &str, text: String) {
+        if self.halted.set(word.to_owned()).is_ok() {
+            self.tell(Line { pipeline: self.pipeline.clone(), plugin: None, text });
+        }
+    }
+
+    /// The word for why it reads no more.
+    pub(crate) fn halted(&self) -> Option<&str> {
+        self.halted.get().map(String::as_str)
+    }
+
+    /// A line that a plugin has logged.
+    pub(crate) fn plugin_line(&self, plugin: &str, level: &'static str, text: &str) {
+        let plugin = Some((plugin.to_owned(), level));
+        self.tell(Line { pipeline: self.pipeline.clone(), plugin, text: text.to_owned() });
+    }
+
+    /// Lines of a plugin that were over its rate.
+    pub(crate) fn plugin_lines_dropped(&self, n: u64) {
+        self.lines_dropped.fetch_add(n, Ordering::Relaxed);
+    }
+
+    fn tell(&self, line: Line) {
+        // Nobody is held up by a line: if the queue is full it is counted, and if nobody wants lines it is not missed.
+        if let Err(TrySendError::Full(_)) = self.lines.try_send(line) {
+            self.plugin_lines_dropped(1);
+        }
+    }
 }

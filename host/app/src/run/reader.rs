@@ -11,6 +11,7 @@ use super::enrich::{TRAY_BYTES_FULL, Tray};
 use super::ingest::{Intake, Judge, Letters};
 use super::meta::{Counters, Decision, Meta, PartitionMeta, SourceMeta};
 use super::progress::Progress;
+use super::stop::Stop;
 use crate::config::plan::{Early, EndOfInput, Pipeline, Plan, Source};
 use crate::plugin::validate::Validators;
 use crate::plugin::{Declared, Stages};
@@ -92,7 +93,11 @@ pub(crate) struct Reader<'a> {
     epoch_began: Instant,
     epoch_rows: u64,
     epochs: u64,
+    /// Lines of plugins that were dropped before this start.
+    lines_dropped: u64,
     changed: bool,
+    /// The epoch at hand cannot be ended.
+    abandon: bool,
     next_image: u32,
     imaging: bool,
 }
@@ -102,6 +107,8 @@ pub(crate) struct Reader<'a> {
 pub(crate) enum End {
     InputUsedUp,
     Stopped,
+    /// The fault budget is spent: the epoch at hand is abandoned.
+    Suspended,
     /// Another thread has failed and says why.
     Hangup,
 }
@@ -148,7 +155,7 @@ impl<'a> Reader<'a> {
             plan,
             pipeline,
             fields: stages.declared.clone(),
-            validators: stages.validators().map_err(RunError::Failed)?,
+            validators: stages.validators(&progress).map_err(RunError::Failed)?,
             parts: Vec::new(),
             old_partitions: BTreeMap::new(),
             watermarks: Watermarks::new(times.collect(), saved),
@@ -166,7 +173,10 @@ impl<'a> Reader<'a> {
             epoch_began: Instant::now(),
             epoch_rows: 0,
             epochs: 0,
-            changed: stored.is_none(),
+            lines_dropped: counters.plugin_lines_dropped,
+            // That it was suspended is not to stand any longer than it takes to commit something.
+            changed: stored.is_none_or(|m| m.suspended.is_some()),
+            abandon: false,
             next_image: 0,
             imaging: false,
         };
@@ -204,18 +214,19 @@ impl<'a> Reader<'a> {
             fold: tidemill_engine::lane::LaneCounts::default(),
             // The committer's: it hears what the lanes say.
             dead_by_rule: Default::default(),
+            plugin_lines_dropped: self.lines_dropped + self.progress.lines_dropped.load(Ordering::Relaxed),
         }
     }
 
     /// Reads until the input is used up or `stop` is set, then ends the last epoch.
-    pub(crate) fn run(&mut self, stop: &AtomicBool) -> Result<End, RunError> {
+    pub(crate) fn run(&mut self, stop: &Stop<'_>) -> Result<End, RunError> {
         let outcome = self.read_all(stop);
         let end = match &outcome {
             Ok(end) => *end,
             // A source failed: all before it is committed, and the pipeline is not finished.
             Err(_) => End::Stopped,
         };
-        if end != End::Hangup {
+        if !matches!(end, End::Hangup | End::Suspended) && !self.abandon && !stop.suspended() {
             let closes = end == End::InputUsedUp && self.pipeline.end_of_input == EndOfInput::Close;
             if self.barrier(closes).is_err() {
                 return outcome.and(Ok(End::Hangup));
@@ -229,9 +240,12 @@ impl<'a> Reader<'a> {
         if self.barrier(true).is_err() { End::Hangup } else { End::InputUsedUp }
     }
 
-    fn read_all(&mut self, stop: &AtomicBool) -> Result<End, RunError> {
+    fn read_all(&mut self, stop: &Stop<'_>) -> Result<End, RunError> {
         loop {
-            if stop.load(Ordering::Relaxed) {
+            if stop.suspended() {
+                return Ok(End::Suspended);
+            }
+            if stop.asked() {
                 return Ok(End::Stopped);
             }
             if self.epoch_is_over() && self.barrier(false).is_err() {
@@ -360,9 +374,12 @@ impl<'a> Reader<'a> {
             return Ok(true);
         };
         self.intake.clear();
-        ingest
-            .take(&block, judge, &mut self.validators, &mut self.intake, &mut self.letters)
-            .map_err(RunError::Failed)?;
+        let taken = ingest.take(&block, judge, &mut self.validators, &mut self.intake, &mut self.letters);
+        if let Err(message) = taken {
+            // Letters of half the block are written: only the whole epoch can be abandoned.
+            self.abandon = true;
+            return Err(RunError::Failed(message));
+        }
         part.offset = block.next_offset;
         part.grew_at_ms = now;
         self.changed = true;
@@ -488,6 +505,7 @@ impl<'a> Reader<'a> {
             unresolved: 0,
             unresolved_from: None,
             lookups: BTreeMap::new(),
+            suspended: None,
         }
     }
 }
