@@ -6,6 +6,7 @@
 pub(crate) mod budget;
 pub(crate) mod enrich;
 mod frames;
+pub(crate) mod purity;
 mod rule;
 pub(crate) mod validate;
 
@@ -241,7 +242,7 @@ fn load(named: &PluginUse, world: World, sandbox: &Sandbox) -> Result<Plugin, Pl
         let message = format!("is a {}, and `{}` wants a {world}", component.world(), named.key);
         return Err(error(message, false));
     }
-    component.configure(&named.config.to_string()).map_err(|e| match e {
+    let plugin = component.configure(&named.config.to_string()).map_err(|e| match e {
         ConfigureError::Refused(fields) => {
             let at = |path: &str| if path.is_empty() { "/".to_owned() } else { path.to_owned() };
             let list: Vec<String> =
@@ -249,7 +250,10 @@ fn load(named: &PluginUse, world: World, sandbox: &Sandbox) -> Result<Plugin, Pl
             error(format!("does not take its config:\n{}", list.join("\n")), false)
         }
         other => error(other.to_string(), false),
-    })
+    })?;
+    purity::check(&plugin, &purity::made_up(plugin.component().description()))
+        .map_err(|e| error(e.to_string(), false))?;
+    Ok(plugin)
 }
 
 fn gap_config(rule: &GapRule) -> GapConfig {
