@@ -78,6 +78,7 @@ impl Gap {
         let silence_ms = config.gap_ms + i64::from(config.boundary == Boundary::Inclusive);
         Gap {
             description: Description {
+                digest: None,
                 plugin: "builtin:gap@1".into(),
                 fields,
                 reasons,

@@ -276,6 +276,8 @@ impl Lane {
             key: Some(&key),
             time_ms: Some(head.time.ms()),
             id: None,
+            plugin: None,
+            digest: None,
             event: &[],
             raw: origin.raw.get(raw_at..raw_at + head.raw_len as usize),
         }

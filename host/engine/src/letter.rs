@@ -30,6 +30,10 @@ pub struct RecordLetter<'a> {
     pub time_ms: Option<i64>,
     /// The event id, where it is not the position.
     pub id: Option<&'a str>,
+    /// `name@version` of the plugin or rule that did not take it.
+    pub plugin: Option<&'a str>,
+    /// SHA-256 of that plugin's component, in hex.
+    pub digest: Option<&'a str>,
     /// Declared fields that are there, where the record itself is no longer at hand.
     pub event: &'a [(&'a str, Cow<'a, str>)],
     /// The record.
@@ -54,6 +58,10 @@ struct Line<'a> {
     time_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plugin: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<&'a str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty", serialize_with = "as_map")]
     event: &'a [(&'a str, Cow<'a, str>)],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,6 +90,8 @@ impl RecordLetter<'_> {
             key: self.key,
             time_ms: self.time_ms,
             id: self.id,
+            plugin: self.plugin,
+            digest: self.digest,
             event: self.event,
             raw: text.and_then(Result::ok),
             raw_base64: kept.filter(|_| text.is_some_and(|t| t.is_err())).map(base64),
@@ -112,6 +122,8 @@ pub struct SessionLetter<'a> {
     pub last: Position,
     /// `name@version` of the rule.
     pub plugin: &'a str,
+    /// SHA-256 of its component, in hex; none for what is built in.
+    pub digest: Option<&'a str>,
     /// The session's fields, a JSON object.
     pub fields: &'a str,
 }
@@ -130,6 +142,8 @@ struct SessionLine<'a> {
     first: Position,
     last: Position,
     plugin: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<&'a str>,
     fields: Option<&'a serde_json::value::RawValue>,
 }
 
@@ -149,6 +163,7 @@ impl SessionLetter<'_> {
             first: self.first,
             last: self.last,
             plugin: self.plugin,
+            digest: self.digest,
             fields: serde_json::from_str(self.fields).ok(),
         };
         push_line(&line, out);
@@ -162,6 +177,8 @@ pub struct RevisionLetter<'a> {
     pub reason: &'a str,
     /// For a reader.
     pub message: &'a str,
+    /// `name@version` and component's digest of the enricher whose turn it was.
+    pub enricher: Option<(&'a str, &'a str)>,
     /// Which revision it is.
     pub revision: Revision,
     /// What would have been sent.
@@ -184,6 +201,10 @@ struct RevisionLine<'a> {
     incarnation: u64,
     epoch: u64,
     plugin: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    enricher: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<&'a str>,
     fields: Option<&'a serde_json::value::RawValue>,
 }
 
@@ -206,6 +227,8 @@ impl RevisionLetter<'_> {
             incarnation: self.revision.incarnation,
             epoch: self.revision.epoch,
             plugin: row.plugin,
+            enricher: self.enricher.map(|e| e.0),
+            digest: self.enricher.map(|e| e.1),
             fields: serde_json::from_str(row.fields).ok(),
         };
         push_line(&line, out);

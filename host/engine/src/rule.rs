@@ -283,6 +283,8 @@ pub struct StateForm {
 pub struct Description {
     /// `name@version`.
     pub plugin: String,
+    /// SHA-256 of the component, in hex; none for what is built in.
+    pub digest: Option<String>,
     /// Declared fields, in the order of the extension.
     pub fields: Vec<String>,
     /// Close reasons, and codes of discards and rejections.

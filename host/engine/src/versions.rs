@@ -42,6 +42,8 @@ pub struct Scheduled {
     pub policy: Policy,
     /// `name@version` of its rule, as rows show it.
     pub plugin: String,
+    /// SHA-256 of its component, in hex, as letters show it; none for what is built in.
+    pub digest: Option<String>,
 }
 
 /// Who gave the answer for a turn.
@@ -183,6 +185,7 @@ impl Versions {
             from: EventTime::BEGINNING,
             policy: Policy::Migrate,
             plugin: rule.describe().plugin.clone(),
+            digest: rule.describe().digest.clone(),
         };
         Versions::new(first, rule, Vec::new(), Vec::new())
     }
@@ -249,6 +252,17 @@ impl Versions {
     pub(crate) fn plugin(&self, version: Version) -> &str {
         let found = self.history.iter().rev().find(|s| s.version == version);
         found.map_or("", |s| s.plugin.as_str())
+    }
+
+    /// The component's digest of a version.
+    pub(crate) fn digest(&self, version: Version) -> Option<&str> {
+        let found = self.history.iter().rev().find(|s| s.version == version);
+        found.and_then(|s| s.digest.as_deref())
+    }
+
+    /// The version that is in force at a place in event time.
+    pub(crate) fn at(&self, t: EventTime) -> Version {
+        self.history.iter().rev().find(|s| s.from <= t).map_or_else(Version::default, |s| s.version)
     }
 
     /// The version that an open session's row names (SEMANTICS 22): the one in force at its last event, or, if it is being

@@ -65,6 +65,11 @@ pub enum LoadError {
     /// It failed when it was started, or asked what it is.
     #[error("the component cannot be started: {0}")]
     Start(Fault),
+    /// It does not stand by its description.
+    #[error(
+        "it describes itself otherwise when it is asked again: a plugin is a pure function, its description too"
+    )]
+    Unsteady,
     /// What it says of itself is not allowed.
     #[error(transparent)]
     Description(#[from] DescriptionError),
@@ -163,8 +168,15 @@ impl Component {
         };
         let pre = prepare(engine, &compiled, world)?;
         let mut live = Live::start(engine, &pre).map_err(LoadError::Start)?;
-        let raw = live.describe().map_err(LoadError::Start)?;
-        let description = Description::check(raw, world)?;
+        let mut describe = || {
+            let raw = live.describe().map_err(LoadError::Start)?;
+            Ok::<_, LoadError>(Description::check(raw, world)?)
+        };
+        let description = describe()?;
+        // Everything that is made of it, frames above all, takes it to be the same in every instance and for ever.
+        if describe()? != description {
+            return Err(LoadError::Unsteady);
+        }
         Ok(Component { inner: Arc::new(Inner { engine: engine.clone(), digest, world, description, pre }) })
     }
 

@@ -127,6 +127,11 @@ fn what_cannot_start_is_refused() {
     assert!(deadline(loads(&start).unwrap_err()));
     let version = Guest { frame_version: 9, ..Guest::default() };
     assert!(loads(&version).unwrap_err().to_string().contains("version 9 of the frame layout"));
+    // The first byte of its version rises with each answer.
+    let rising =
+        "(i32.store8 (i32.const 1300) (i32.add (i32.load8_u (i32.const 1300)) (i32.const 1))) i32.const 1024";
+    let unsteady = Guest { describe: rising, ..Guest::default() };
+    assert!(matches!(loads(&unsteady).unwrap_err(), LoadError::Unsteady));
     let name = Guest { name: "A Guest", ..Guest::default() };
     assert!(matches!(loads(&name).unwrap_err(), LoadError::Description(_)));
     let configure = Guest { configure: "unreachable", ..Guest::default() };

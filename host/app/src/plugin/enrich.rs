@@ -4,7 +4,7 @@
 //! plugin fails is found (by the progress word, else by halving) and answered with the fault; the others are asked again.
 
 use super::CALL_DEADLINE;
-use super::budget::Warden;
+use super::budget::{Identity, Warden};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
@@ -81,6 +81,11 @@ impl Enricher {
             answers: Vec::new(),
             bytes: Vec::new(),
         }
+    }
+
+    /// Which plugin it is.
+    pub(crate) fn who(&self) -> &Identity {
+        &self.warden.who
     }
 
     /// The host's lookup for one of the plugin's.

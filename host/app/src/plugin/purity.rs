@@ -15,6 +15,9 @@ use tidemill_sandbox::{Description, Fault, Field, FieldType, Instance, Plugin, W
 
 /// For one call: nobody waits for it but whoever starts the pipeline.
 const DEADLINE: Duration = Duration::from_secs(1);
+/// Of answers that differ, what is shown before and after the first difference: some words, not a screen.
+const SHOWN_BEFORE_BYTES: usize = 60;
+const SHOWN_AFTER_BYTES: usize = 100;
 /// Keys of a made-up sample.
 const KEYS: usize = 12;
 /// 2025-01-01.
@@ -95,7 +98,7 @@ fn made_up_value(field: &Field, n: usize) -> Value<'_> {
         FieldType::Text | FieldType::String => Value::Text(TEXTS[n % TEXTS.len()].as_bytes()),
         FieldType::Integer => Value::Integer([0, 1, -1, 1_000, 1 << 40][n % 5]),
         FieldType::Number => Value::Number([0.0, 0.1, -1.0, 1e9][n % 4]),
-        FieldType::Boolean => Value::Boolean(n % 2 == 0),
+        FieldType::Boolean => Value::Boolean(n.is_multiple_of(2)),
     }
 }
 
@@ -139,9 +142,18 @@ fn compare(
     match differs {
         None => Ok(()),
         Some(((sample, alone), other)) => {
-            Err(Impure::Differs { key: sample.key.clone(), how, alone: alone.clone(), other })
+            let at = alone.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+            let (alone, other) = (around(alone, at), around(&other, at));
+            Err(Impure::Differs { key: sample.key.clone(), how, alone, other })
         }
     }
+}
+
+/// A text from a little before where it differs from another.
+fn around(text: &str, at: usize) -> String {
+    let from = text.floor_char_boundary(at.saturating_sub(SHOWN_BEFORE_BYTES));
+    let to = text.floor_char_boundary(at + SHOWN_AFTER_BYTES);
+    format!("…{}…", &text[from..to])
 }
 
 /// An instance with what is needed to ask it.

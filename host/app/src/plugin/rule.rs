@@ -30,6 +30,7 @@ impl PluginRule {
         let columns = d.fields.iter().enumerate().map(|(n, f)| Column::new(f, n)).collect();
         let description = Description {
             plugin: format!("{}@{}", d.name, d.version),
+            digest: Some(warden.who.digest.clone()),
             fields: d.fields.iter().map(|f| f.name.clone()).collect(),
             reasons: d.reasons.clone(),
             timers: d.timers.clone(),

@@ -4,10 +4,10 @@
 //! validator fails is rejected like one that it does not accept, with reason `plugin_fault`.
 
 use super::CALL_DEADLINE;
-use super::budget::Warden;
+use super::budget::{Identity, Warden};
 use super::frames::{Column, push_cells};
 use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
-use tidemill_contract::rows::{self, Verdict};
+use tidemill_contract::rows;
 use tidemill_engine::event::{RowHead, Rows};
 use tidemill_sandbox::Instance;
 
@@ -41,6 +41,14 @@ pub(crate) struct Rejected {
     pub(crate) message: String,
 }
 
+/// A row that one of the validators does not accept.
+pub(crate) struct Verdict<'a> {
+    /// Why.
+    pub(crate) why: &'a Rejected,
+    /// Whose verdict it is.
+    pub(crate) by: &'a Identity,
+}
+
 impl Validators {
     /// Adds a validator whose declared fields stand in extensions from `first_slot` on.
     pub(crate) fn push(&mut self, instance: Instance, warden: Warden, first_slot: usize) {
@@ -64,7 +72,7 @@ impl Validators {
         &mut self,
         lanes: &mut [Rows],
         from: &[usize],
-        mut rejected: impl FnMut(&RowHead, &Rejected),
+        mut rejected: impl FnMut(&RowHead, Verdict<'_>),
     ) -> Result<(), String> {
         if self.stages.is_empty() {
             return Ok(());
@@ -82,7 +90,8 @@ impl Validators {
             }
             stage.warden.pass_on_log(&mut stage.instance);
             for (at, why) in &next {
-                rejected(&lanes[at.0].heads[at.1], why);
+                let by = &stage.warden.who;
+                rejected(&lanes[at.0].heads[at.1], Verdict { why, by });
             }
             dead.extend(next.iter().map(|(at, _)| *at));
             self.order.retain(|at| !next.iter().any(|(n, _)| n == at));
@@ -167,7 +176,7 @@ fn read(
     out: &mut Verdicts,
 ) -> Result<(), FrameError> {
     let frame = Frame::read(words, Kind::Verdicts)?;
-    let verdicts: &[Verdict] = frame.rows(0)?;
+    let verdicts: &[rows::Verdict] = frame.rows(0)?;
     let _: &[rows::Count] = frame.rows(1)?;
     let bytes: &[u8] = frame.rows(2)?;
     if verdicts.len() != part.len() {

@@ -18,10 +18,9 @@ use self::worker::{Source, Worker};
 
 use super::RunError;
 use super::meta::{LookupMeta, Meta};
-use super::progress::Progress;
 use crate::config::lookup::OnFailure;
 use crate::config::plan::{Pipeline, Plan};
-use crate::plugin::Stages;
+use crate::plugin::enrich::Enricher;
 use crossbeam_channel::{Sender, unbounded};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -281,12 +280,11 @@ impl Drop for Enrichment {
 /// The two sides of enrichment, with the lookups that the pipeline uses started, each once.
 ///
 /// # Errors
-/// If a lookup cannot be opened, or an enricher not be started.
+/// If a lookup cannot be opened.
 pub(crate) fn start(
     plan: &Plan,
     pipeline: &Pipeline,
-    stages: &Stages,
-    progress: &Arc<Progress>,
+    enrichers: Vec<Enricher>,
     left: Left,
     counted: BTreeMap<String, LookupMeta>,
     tray: &Arc<Tray>,
@@ -300,7 +298,6 @@ pub(crate) fn start(
             e.insert(Arc::new(Source::start(lookup, reply.clone())?));
         }
     }
-    let enrichers = stages.enrichers(progress).map_err(RunError::Failed)?;
     let worker = Worker::new(enrichers, sources.clone(), works, answers, tray.clone());
     let sources = sources.into_values().collect();
     Ok((Enrichment::new(left, work, tray.clone(), sources, counted, pressure), worker))

@@ -197,16 +197,18 @@ impl Ingest {
             }
         }
         let mut rejected = 0;
-        validators.judge(&mut out.lanes, &from, |head, why| {
+        validators.judge(&mut out.lanes, &from, |head, verdict| {
             rejected += 1;
             let at = head.raw_at as usize;
             letters.write(&RecordLetter {
-                reason: &why.reason,
+                reason: &verdict.why.reason,
                 stage: "validate",
                 source: &self.source,
                 partition: &self.partition,
                 position: Some(head.position),
-                message: &why.message,
+                message: &verdict.why.message,
+                plugin: Some(&verdict.by.version),
+                digest: Some(&verdict.by.digest),
                 time_ms: Some(head.time.ms()),
                 raw: block.bytes.get(at..at + head.raw_len as usize),
                 ..RecordLetter::default()

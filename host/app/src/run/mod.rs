@@ -146,7 +146,10 @@ pub(crate) fn run(
                     let dir = claim.pipeline_dir(&p.name);
                     let r = pipeline::run(plan, p, options, incarnation, &dir, sandbox, progress, stop);
                     if let Err(e) = &r {
-                        progress.halt("FAILED", format!("failed: {e}"));
+                        // The whole of it is said when the process ends.
+                        let text = e.to_string();
+                        progress
+                            .halt("FAILED", format!("failed: {}", text.lines().next().unwrap_or_default()));
                         if e.stops_all() {
                             stop.store(true, Ordering::Relaxed);
                         }

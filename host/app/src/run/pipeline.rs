@@ -359,9 +359,10 @@ pub(super) fn run(
 
     // What an earlier run left unresolved is resolved even if the config has no enricher any more.
     let (enrichment, worker) = if !pipeline.enrich.is_empty() || r.left.count() > 0 {
+        let enrichers = stages.enrichers(progress).map_err(RunError::Failed)?;
         let left = std::mem::take(&mut r.left);
         let counted = r.meta.as_ref().map(|m| m.lookups.clone()).unwrap_or_default();
-        let (e, w) = enrich::start(plan, pipeline, &stages, progress, left, counted, &tray, pressure)?;
+        let (e, w) = enrich::start(plan, pipeline, enrichers, left, counted, &tray, pressure)?;
         (Some(e), Some(w))
     } else {
         (None, None)

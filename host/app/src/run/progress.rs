@@ -75,6 +75,7 @@ impl Progress {
             early: AtomicU64::new(0),
             live_keys: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
+            unresolved: AtomicU64::new(0),
             bytes_total: AtomicU64::new(0),
             watermark_ms: AtomicI64::new(i64::MIN),
             epoch: AtomicU64::new(0),

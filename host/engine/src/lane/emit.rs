@@ -67,6 +67,7 @@ impl Emit<'_> {
             first: c.anchor_position,
             last: c.last_position,
             plugin: self.versions.plugin(c.version),
+            digest: self.versions.digest(c.version),
             fields: c.fields,
         }
         .write(self.letters);
@@ -94,6 +95,7 @@ impl Emit<'_> {
                 .enumerate()
                 .filter_map(|(n, name)| Some((name.as_str(), ext::field(ext, n).display()?)))
                 .collect();
+            let version = self.versions.at(row.time);
             let id = event.id.as_deref().map(|id| String::from_utf8_lossy(id));
             RecordLetter {
                 reason,
@@ -106,6 +108,8 @@ impl Emit<'_> {
                 key: Some(&self.key_form.display(self.key)),
                 time_ms: Some(row.time.ms()),
                 id: id.as_deref(),
+                plugin: Some(self.versions.plugin(version)),
+                digest: self.versions.digest(version),
                 event: &fields,
                 raw: None,
             }

@@ -189,8 +189,10 @@ mod tests {
         lane.insert(&rows, EventTime::BEGINNING, origin).unwrap();
         let end = Barrier { watermark: EventTime::INFINITY, early_tick: false, at_end: true };
         let epoch = lane.barrier(end).unwrap();
-        let mut sessions: Vec<(&str, u64)> =
-            Outbox::new(1, 1, &epoch.rows, b"").sessions(Stages::ALL).map(|(_, r)| (r.key, r.events)).collect();
+        let mut sessions: Vec<(&str, u64)> = Outbox::new(1, 1, &epoch.rows, b"")
+            .sessions(Stages::ALL)
+            .map(|(_, r)| (r.key, r.events))
+            .collect();
         sessions.sort_unstable();
         assert_eq!(sessions, [("a", 4), ("b", 6)]);
     }

@@ -51,6 +51,7 @@ impl Rude {
         let reasons = ["gap", "split", "close", "reject", "discard"].map(String::from).to_vec();
         Rude {
             description: Description {
+                digest: None,
                 plugin: "rude@1".into(),
                 fields: vec!["type".into()],
                 reasons,

@@ -27,7 +27,7 @@ impl Default for Schedule {
 }
 
 fn scheduled(n: u32, from: EventTime, policy: Policy) -> Scheduled {
-    Scheduled { version: Version(n), from, policy, plugin: format!("v{n}") }
+    Scheduled { version: Version(n), from, policy, plugin: format!("v{n}"), digest: None }
 }
 
 impl Schedule {

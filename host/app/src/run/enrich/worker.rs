@@ -6,6 +6,7 @@
 
 use super::{Tray, Work};
 use crate::config::lookup::{self, OnFailure};
+use crate::plugin::budget::Identity;
 use crate::plugin::enrich::{Enricher, Subject, Verdict, merge};
 use crate::run::RunError;
 use crossbeam_channel::{Receiver, Sender};
@@ -347,7 +348,7 @@ impl Worker {
                 SessionRow { fields: &fields, ..subject.row }.encode(&mut out);
                 Outcome::Row(out)
             }
-            Err(why) => dead(&w, subject.row, "plugin_fault", &why),
+            Err(why) => dead(&w, subject.row, "plugin_fault", &why, None),
         };
         self.done.push(Resolution { place: place(&w), outcome });
     }
@@ -356,7 +357,9 @@ impl Worker {
         let Some(w) = self.rows[row].take() else { return };
         self.free.push(row);
         let Some(subject) = w.subject() else { return };
-        let outcome = dead(&w, SessionRow { fields: subject.fields, ..subject.row }, reason, message);
+        let by = self.enrichers.get(w.at).map(Enricher::who);
+        let row = SessionRow { fields: subject.fields, ..subject.row };
+        let outcome = dead(&w, row, reason, message, by);
         self.done.push(Resolution { place: place(&w), outcome });
     }
 }
@@ -369,8 +372,9 @@ fn place(w: &InWork) -> Place {
     Place { epoch: w.revision.epoch, index: w.index }
 }
 
-fn dead(w: &InWork, row: SessionRow<'_>, reason: &str, message: &str) -> Outcome {
+fn dead(w: &InWork, row: SessionRow<'_>, reason: &str, message: &str, by: Option<&Identity>) -> Outcome {
     let mut line = Vec::new();
-    RevisionLetter { reason, message, revision: w.revision, row }.write(&mut line);
+    let enricher = by.map(|i| (i.version.as_str(), i.digest.as_str()));
+    RevisionLetter { reason, message, enricher, revision: w.revision, row }.write(&mut line);
     Outcome::Letter(reason.to_owned(), line)
 }

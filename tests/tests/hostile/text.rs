@@ -1,0 +1,70 @@
+//! Guests that no compiler would make, out of text: a sessionizer whose answers to anything but an empty frame are a
+//! test's, and components that want what no plugin gets.
+
+use std::fmt::Write as _;
+use tidemill_tests::plugins::component;
+
+/// The layout of frames that the host speaks.
+pub(crate) const FRAME_VERSION: u32 = 1;
+
+/// A sessionizer that speaks this version and answers with this body; `i32.const 2048` is an empty frame of results.
+pub(crate) fn sessionizer(frame_version: u32, fold: &str) -> Vec<u8> {
+    let wat = format!(
+        r#"(module
+        (import "tidemill:plugin/host@0.1.0" "log" (func $log (param i32 i32 i32)))
+        (memory (export "memory") 64)
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 65536)
+        (func (export "describe") (result i32) i32.const 1024)
+        (func (export "configure") (param i32 i32) (result i32) i32.const 256)
+        (func (export "progress") (result i32) i32.const 512)
+        (func (export "fold") (param $ptr i32) (param $len i32) (result i32)
+          (if (i32.le_u (local.get $len) (i32.const 7)) (then (return (i32.const 2048))))
+          {fold})
+        (func (export "migrate") (param i32 i32 i32) (result i32) i32.const 2048)
+        {})"#,
+        data(frame_version)
+    );
+    let mut module = wat::parse_str(wat).unwrap();
+    let mut resolve = wit_parser::Resolve::default();
+    let package = resolve.push_str("tidemill.wit", include_str!("../../../wit/tidemill.wit")).unwrap();
+    let world = resolve.select_world(&[package], Some("sessionizer")).unwrap();
+    wit_component::embed_component_metadata(
+        &mut module,
+        &resolve,
+        world,
+        wit_component::StringEncoding::UTF8,
+    )
+    .unwrap();
+    component(&module)
+}
+
+/// At 1024 the description, at 2048 the answer `ok(4096, 10 words)`, at 4096 an empty frame of results.
+fn data(frame_version: u32) -> String {
+    let mut description = vec![0_u32; 21];
+    (description[0], description[1]) = (1200, 5);
+    (description[2], description[3]) = (1300, 5);
+    description[4] = frame_version;
+    (description[15], description[16]) = (1320, 2);
+    (description[17], description[18]) = (1, 1);
+    let frame: Vec<u64> =
+        [80, u64::from(FRAME_VERSION) | 2 << 16 | 8 << 32].into_iter().chain([80; 8]).collect();
+    let words = |w: &[u32]| w.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+    let mut text = String::new();
+    for (at, bytes) in [
+        (1024, words(&description)),
+        (1200, b"guest".to_vec()),
+        (1300, b"1.0.0".to_vec()),
+        (1320, b"{}".to_vec()),
+        (2048, words(&[0, 4096, 10])),
+        (4096, frame.iter().flat_map(|w| w.to_le_bytes()).collect()),
+    ] {
+        let escaped: String = bytes.iter().map(|b| format!("\\{b:02x}")).collect();
+        let _ = write!(text, "(data (i32.const {at}) \"{escaped}\")");
+    }
+    text
+}
+
+/// A component that imports this instance.
+pub(crate) fn importing(import: &str) -> Vec<u8> {
+    wat::parse_str(format!("(component (import \"{import}\" (instance)))")).unwrap()
+}
