@@ -1,14 +1,15 @@
 //! End to end: real processes over real or made-up logs, compared with the naive model.
 //!
 //! This file is the harness: it finds or builds the binary, runs, kills and reads what came out. `config` writes configs,
-//! `model` says what must come out, `traffic` makes input, `trials` finds the real logs, `plugins` builds components, `service` is what they
-//! look things up in.
+//! `model` says what must come out and `component` does where the rule is a plugin, `traffic` makes input, `trials` finds the
+//! real logs, `plugins` builds components, `service` is what they look things up in.
 //!
 //! `TIDEMILL_BIN` names a binary; without it `cargo build -p tidemill --profile trial` makes one, once a process.
 //! Waiting is always for a condition, with a deadline, never for a time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+pub mod component;
 mod config;
 pub mod model;
 pub mod plugins;
@@ -189,6 +190,8 @@ pub struct Stored {
     pub stage: String,
     /// What the model also knows.
     pub row: Row,
+    /// What the rule says of it, a JSON object in one form.
+    pub fields: String,
 }
 
 /// A folder with everything of one run or several.
@@ -246,6 +249,27 @@ impl Case {
             .unwrap();
         Process { child, said }
     }
+    /// Runs until it has committed and this many further events are in its rows, and kills it then. `false`: it came to its
+    /// end before.
+    pub fn killed_after(&self, follower: &mut Follower, events: u64) -> bool {
+        let rows = self.path("rows.jsonl");
+        follower.read(&rows);
+        let (incarnation, target) = (follower.incarnation, follower.total + events);
+        let mut process = self.start(&[], &[]);
+        let due = wait_for("a commit to kill after", RUN_MAX, || {
+            follower.read(&rows);
+            if process.ended() {
+                return Some(false);
+            }
+            (follower.incarnation > incarnation && follower.total >= target).then_some(true)
+        });
+        if due {
+            process.kill();
+        } else {
+            process.outcome(RUN_MAX).exits(0);
+        }
+        due
+    }
     /// Runs to the end.
     #[must_use]
     pub fn run(&self) -> Outcome {
@@ -256,7 +280,7 @@ impl Case {
     pub fn table(&self) -> Vec<Stored> {
         let db = self.database();
         let mut q = db
-            .prepare("SELECT session_id, incarnation, epoch, stage, key, start_ms, end_ms, events, reason FROM sessions")
+            .prepare("SELECT session_id, incarnation, epoch, stage, key, start_ms, end_ms, events, reason, fields FROM sessions")
             .unwrap();
         let rows = q.query_map([], |r| {
             let row = Row {
@@ -266,7 +290,8 @@ impl Case {
                 events: r.get::<_, i64>(7)? as u64,
                 reason: r.get(8)?,
             };
-            Ok(Stored { id: r.get(0)?, revision: (r.get(1)?, r.get(2)?), stage: r.get(3)?, row })
+            let fields = component::one_form(&r.get::<_, String>(9)?);
+            Ok(Stored { id: r.get(0)?, revision: (r.get(1)?, r.get(2)?), stage: r.get(3)?, row, fields })
         });
         rows.unwrap().map(Result::unwrap).collect()
     }
@@ -342,6 +367,7 @@ fn stored(line: &str) -> Stored {
             events: number("events") as u64,
             reason: v["reason"].as_str().map(str::to_owned),
         },
+        fields: v["fields"].to_string(),
     }
 }
 
@@ -378,11 +404,11 @@ pub fn identified(stored: &[Stored]) -> BTreeMap<String, Row> {
 
 /// Panics with the first differing rows unless both tables are the same.
 #[track_caller]
-pub fn same_table(what: &str, expected: &[Row], actual: &[Row]) {
+pub fn same_table<T: Ord + std::fmt::Debug>(what: &str, expected: &[T], actual: &[T]) {
     if expected == actual {
         return;
     }
-    let mut counts: BTreeMap<&Row, i64> = BTreeMap::new();
+    let mut counts: BTreeMap<&T, i64> = BTreeMap::new();
     for r in expected {
         *counts.entry(r).or_default() += 1;
     }
@@ -393,13 +419,10 @@ pub fn same_table(what: &str, expected: &[Row], actual: &[Row]) {
         let rows = counts.iter().filter(|(_, n)| n.signum() == sign);
         rows.take(8).map(|(r, n)| format!("  {} x {r:?}\n", n.abs())).collect()
     };
-    let events = |rows: &[Row]| rows.iter().map(|r| r.events).sum::<u64>();
     panic!(
-        "{what}: the tables differ: expected {} rows with {} events, found {} with {}\nonly expected:\n{}only found:\n{}",
+        "{what}: the tables differ: expected {} rows, found {}\nonly expected:\n{}only found:\n{}",
         expected.len(),
-        events(expected),
         actual.len(),
-        events(actual),
         show(1),
         show(-1)
     );

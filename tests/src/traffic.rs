@@ -113,6 +113,54 @@ impl Shop {
     }
 }
 
+/// Visits of a shop with campaigns, checkouts and payments; some checkouts come without any page before.
+#[derive(Clone, Copy, Debug)]
+pub struct Visits {
+    /// Decides everything.
+    pub seed: u64,
+    /// How many events.
+    pub events: u64,
+    /// How many users; activity by Zipf's law.
+    pub users: u64,
+    /// Mean distance of events, ms.
+    pub step_ms: u64,
+    /// One line in so many is no event.
+    pub invalid_every: u64,
+}
+
+impl Visits {
+    /// The lines in order of time.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Timed> {
+        let mut r = Rng::new(self.seed);
+        let mut time = START_MS;
+        let mut out = Vec::with_capacity(self.events as usize);
+        for n in 0..self.events {
+            time += r.below(2 * self.step_ms + 1) as i64;
+            let user = r.zipf(self.users);
+            let kind = match r.below(20) {
+                0..9 => "page_view",
+                9..12 => "checkout",
+                12 | 13 => "purchase",
+                _ => "scroll",
+            };
+            let mut line = format!(r#"{{"id":"e{n}","user":"u{user}","ts":{time},"type":"{kind}""#);
+            if r.one_in(6) {
+                let _ = write!(line, r#","campaign":"c{}""#, r.below(4));
+            }
+            if kind == "purchase" && !r.one_in(4) {
+                let _ = write!(line, r#","amount":{}.{:02}"#, r.below(300), r.below(100));
+            }
+            line.push('}');
+            out.push(Timed { time, line });
+            if r.one_in(self.invalid_every) {
+                out.push(Timed { time, line: format!(r#"{{"id":"x{n}","ts":{time},"type":"page_view"}}"#) });
+            }
+        }
+        out
+    }
+}
+
 /// Lines joined into a file.
 pub fn file_of<'a>(lines: impl IntoIterator<Item = &'a Timed>) -> Vec<u8> {
     let mut out = Vec::new();

@@ -163,27 +163,9 @@ fn check(what: &str, case: &Case) {
 
 /// Runs once under the fault. `false`: the run came to its end before.
 fn strike(case: &Case, follower: &mut Follower, fault: Fault) -> bool {
-    let rows = case.path("rows.jsonl");
     let preload = ("LD_PRELOAD", shim().to_str().unwrap().to_owned());
     match fault {
-        Fault::Events(more) => {
-            follower.read(&rows);
-            let (incarnation, target) = (follower.incarnation, follower.total + more);
-            let mut process = case.start(&[], &[]);
-            let due = wait_for("a commit to kill after", RUN_MAX, || {
-                follower.read(&rows);
-                if process.ended() {
-                    return Some(false);
-                }
-                (follower.incarnation > incarnation && follower.total >= target).then_some(true)
-            });
-            if due {
-                process.kill();
-            } else {
-                process.outcome(RUN_MAX).exits(0);
-            }
-            due
-        }
+        Fault::Events(more) => case.killed_after(follower, more),
         Fault::Soon(delay) => {
             let mut process = case.start(&[], &[]);
             // The moment itself is what is drawn at random.
