@@ -251,6 +251,10 @@ fn a_runaway_stops_soon_and_its_neighbour_hardly_feels_it() {
     latencies(&case, 0, 3);
     let calm = latencies(&case, 10, 40);
     let mut bad = std::fs::OpenOptions::new().append(true).open(case.path("bad.jsonl")).unwrap();
+    writeln!(bad, "{{\"u\":\"first\",\"t\":{BEGIN_MS}}}").unwrap();
+    wait_for("a row of the pipeline that is to be suspended", Duration::from_secs(60), || {
+        (!rows(&case, "bad").is_empty()).then_some(())
+    });
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
     let lines: String =
         (0..400).map(|n| format!("{{\"u\":\"k{n}\",\"t\":{now},\"act\":\"loop\"}}\n")).collect();

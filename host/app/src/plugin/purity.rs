@@ -4,6 +4,7 @@
 //! to the plugin whole, once more to the same instance, one by one, backwards, and with foreign keys in between, and
 //! the answers must be the same to the byte. What the plugin fails at is left out: containment sees to that.
 
+use super::CALL_DEADLINE;
 use super::frames::{Column, TurnFrames, push_cells, read_results};
 use std::time::Duration;
 use tidemill_contract::frame::{Frame, FrameWriter, Kind};
@@ -13,8 +14,8 @@ use tidemill_engine::rule::{Closing, Input, Results, Span, StateAt, Turn, TurnRe
 use tidemill_engine::time::EventTime;
 use tidemill_sandbox::{Description, Fault, Field, FieldType, Instance, Plugin, World};
 
-/// For one call: nobody waits for it but whoever starts the pipeline.
-const DEADLINE: Duration = Duration::from_secs(1);
+/// For one call: four times what it has later, since an answer that is only slow still tells something.
+const DEADLINE: Duration = CALL_DEADLINE.saturating_mul(4);
 /// Of answers that differ, what is shown before and after the first difference: some words, not a screen.
 const SHOWN_BEFORE_BYTES: usize = 60;
 const SHOWN_AFTER_BYTES: usize = 100;
