@@ -40,6 +40,7 @@ struct Shared {
     delay_ms: AtomicU64,
     fail_every: AtomicU64,
     gone: AtomicBool,
+    poison: Mutex<Option<String>>,
 }
 
 /// See the module's documentation.
@@ -60,6 +61,7 @@ impl Service {
             delay_ms: AtomicU64::new(0),
             fail_every: AtomicU64::new(u64::MAX),
             gone: AtomicBool::new(false),
+            poison: Mutex::default(),
         });
         let of = shared.clone();
         std::thread::spawn(move || {
@@ -86,6 +88,10 @@ impl Service {
     /// From now on it closes every connection without an answer, or not any more.
     pub fn gone(&self, gone: bool) {
         self.shared.gone.store(gone, Ordering::Relaxed);
+    }
+    /// Every request that has this key is answered with 503.
+    pub fn fail_at(&self, key: Option<&str>) {
+        *self.shared.poison.lock().unwrap() = key.map(str::to_owned);
     }
     /// Whether it answers nobody at the moment.
     #[must_use]
@@ -136,7 +142,8 @@ impl Shared {
         };
         // The service is slow: that is what it is for.
         std::thread::sleep(Duration::from_millis(self.delay_ms.load(Ordering::Relaxed)));
-        let fails = calls.is_multiple_of(self.fail_every.load(Ordering::Relaxed));
+        let poisoned = self.poison.lock().unwrap().as_ref().is_some_and(|p| keys.contains(p));
+        let fails = poisoned || calls.is_multiple_of(self.fail_every.load(Ordering::Relaxed));
         let mut a = self.asked();
         a.at_once -= 1;
         for key in keys {

@@ -302,7 +302,7 @@ fn every_row_is_resolved_once_whatever_the_service_and_the_process_go_through() 
         let service = Service::new(visitor);
         service.slow(20);
         service.fail_every(10);
-        let (case, config) = visits_case(&service, policy, &bytes, "retries = 2\n");
+        let (case, config) = visits_case(&service, policy, &bytes, "retries = 2\ncache = \"16MiB\"\n");
         bound(&case);
         let begun = Instant::now();
         let mut kills = 0;
@@ -418,6 +418,45 @@ fn what_is_held_is_kept_at_a_stop_and_goes_out_once_when_the_service_is_back() {
     case.run().exits(6).says("--reopen");
 }
 
+/// One session waits while the log goes on by many segments: all that it needs is kept, and without it they go.
+#[test]
+fn the_log_is_kept_for_what_waits() {
+    let (bytes, _) = visits(150_000);
+    for waits in [false, true] {
+        let service = Service::new(visitor);
+        service.slow(10);
+        service.fail_at(waits.then_some("u5"));
+        let (case, mut config) = visits_case(&service, Policy::Hold, &bytes, "");
+        config.epoch = "10ms".into();
+        case.configure(&config);
+        let text = std::fs::read_to_string(case.path("pipeline.toml")).unwrap();
+        case.put("pipeline.toml", text.replace("[server]", "[server]\nsegment = \"256KiB\"").as_bytes());
+        bound(&case);
+        let mut process = case.start(&[], &[]);
+        let sent = if waits { 149_999 } else { 150_000 };
+        wait_for("all other sessions to be sent", RUN_MAX, || (lines_so_far(&case) == sent).then_some(()));
+        if waits {
+            let told = || {
+                status(&case)["lookups"]["visitors"]["trouble"].as_str().is_some_and(|t| t.contains("503"))
+            };
+            wait_for("the status to say what is wrong", RUN_MAX, || told().then_some(()));
+            process.kill();
+        } else {
+            process.outcome(RUN_MAX).exits(0);
+        }
+        // A segment has the name of its first epoch.
+        let first = case.segments()[0].file_stem().unwrap().to_string_lossy().parse::<u64>().unwrap();
+        assert_eq!(first == 1, waits, "the log begins with epoch {first}");
+        service.fail_at(None);
+        case.run().exits(0);
+        assert_eq!(each_resolved_once(&case, Policy::Hold, &expected_of(&config, &bytes)), 0);
+    }
+}
+
+fn lines_so_far(case: &Case) -> usize {
+    std::fs::read(case.path("rows.jsonl")).unwrap_or_default().iter().filter(|b| **b == b'\n').count()
+}
+
 #[test]
 fn without_its_enricher_a_pipeline_sends_what_waited() {
     let (bytes, _) = visits(500);
@@ -486,6 +525,28 @@ fn an_enricher_that_fails_at_a_session_costs_that_session() {
         want["rude"] = json!(want["visitor_segment"].as_str().unwrap_or_default());
         assert_eq!(fields, want, "{key}");
     }
+}
+
+#[test]
+fn an_enricher_that_fails_everywhere_suspends_its_pipeline_and_loses_nothing() {
+    let mut text = String::new();
+    for i in 0..30 {
+        let _ = writeln!(text, "{{\"user\":\"trap-in-apply\",\"ts\":{}}}", START_MS + i * 100_000);
+    }
+    let service = Service::new(visitor);
+    let (case, mut config) = visits_case(&service, Policy::Empty, text.as_bytes(), "");
+    let mut rude = Plugin::new("rude-enricher", "");
+    rude.lookups = "visitor = \"visitors\"".into();
+    config.enrich = vec![rude];
+    case.configure(&config);
+    case.run().exits(1).says("suspended");
+    let s = status(&case);
+    assert_eq!((&s["finished"], s["unresolved"].as_u64()), (&json!(false), Some(30)), "{s}");
+    assert_eq!((lines(&case).len(), case.letters().len()), (0, 0), "nothing of it was committed");
+    config.enrich.clear();
+    case.configure(&config);
+    case.run().exits(0);
+    same_table("without the enricher", &expected_of(&config, text.as_bytes()), &current(&case.table()));
 }
 
 #[test]

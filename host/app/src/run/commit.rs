@@ -138,7 +138,7 @@ impl Committer<'_> {
                 }
             }
             let most = self.epoch.min(LOOK_AT_STOP);
-            if e.count() == 0 || e.wait(most) {
+            if e.count() == 0 || e.wait(most) || e.has_news() {
                 let meta = Meta { sealed_at_ms: clock_ms(), ..meta.clone() };
                 let sealed = Sealed { meta, letters: Vec::new(), changed: true, image: None };
                 self.last = Some(self.commit(sealed, Vec::new())?);
@@ -148,9 +148,12 @@ impl Committer<'_> {
     }
 
     fn commit(&mut self, sealed: Sealed, mut parts: Vec<LaneEpoch>) -> Result<Meta, RunError> {
-        let Sealed { mut meta, mut letters, changed, image } = sealed;
+        let Sealed { mut meta, mut letters, mut changed, image } = sealed;
         let mut rows = Vec::new();
-        (meta.live_keys, meta.suffix_bytes) = (0, 0);
+        // After the reader's end no lane has anything more to say.
+        if !parts.is_empty() {
+            (meta.live_keys, meta.suffix_bytes) = (0, 0);
+        }
         for p in &mut parts {
             // Nothing is copied where one lane brought them all.
             if rows.is_empty() {
@@ -177,6 +180,7 @@ impl Committer<'_> {
             for (reason, n) in &leaving.dead {
                 *self.dead_by_rule.entry(reason.clone()).or_default() += n;
             }
+            changed |= e.has_news();
             let coming = RowIter::new(&unresolved).count() as u64;
             e.describe(&mut meta, coming, self.log.last_epoch() + 1);
         }

@@ -23,7 +23,7 @@ use crate::config::plan::{Pipeline, Plan};
 use crate::plugin::enrich::Enricher;
 use crossbeam_channel::{Sender, unbounded};
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -63,7 +63,10 @@ pub(crate) struct Tray {
 struct TrayState {
     resolutions: Vec<Resolution>,
     bytes: u64,
+    /// Nobody takes anything out any more.
     closed: bool,
+    /// Nobody puts anything in any more.
+    abandoned: bool,
 }
 
 impl Tray {
@@ -95,7 +98,9 @@ impl Tray {
     /// Waits until `enough` resolutions are there, it is half full, or the time has passed; how many there are.
     fn wait(&self, enough: u64, most: Duration) -> u64 {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = |s: &mut TrayState| (s.resolutions.len() as u64) < enough && s.bytes < TRAY_BYTES_FULL;
+        let waits = |s: &mut TrayState| {
+            (s.resolutions.len() as u64) < enough && s.bytes < TRAY_BYTES_FULL && !s.abandoned
+        };
         let waited = self.changed.wait_timeout_while(state, most, waits);
         waited.unwrap_or_else(PoisonError::into_inner).0.resolutions.len() as u64
     }
@@ -103,6 +108,15 @@ impl Tray {
     fn close(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.changed.notify_all();
+    }
+
+    fn abandon(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).abandoned = true;
+        self.changed.notify_all();
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).abandoned
     }
 }
 
@@ -163,6 +177,8 @@ pub(crate) struct Enrichment {
     /// Records from the oldest that has an unresolved row: epoch and length.
     records: VecDeque<(u64, u64)>,
     resolved_at: Instant,
+    /// Lookups with which something was wrong, as last described.
+    troubled: BTreeSet<String>,
 }
 
 impl Enrichment {
@@ -193,6 +209,7 @@ impl Enrichment {
             pressure,
             records,
             resolved_at: Instant::now(),
+            troubled: BTreeSet::new(),
         };
         e.tell();
         e
@@ -217,6 +234,11 @@ impl Enrichment {
         self.tell();
     }
 
+    /// Whether a lookup has broken down or come back since the newest record: who looks from outside is to see that.
+    pub(crate) fn has_news(&self) -> bool {
+        self.lookups.iter().any(|l| l.lookup.trouble().is_some() != self.troubled.contains(&l.name))
+    }
+
     /// Says how much waits.
     fn tell(&mut self) {
         let oldest = self.account.oldest().unwrap_or(u64::MAX);
@@ -230,10 +252,12 @@ impl Enrichment {
 
     /// Puts into the meta data what a reader of the record wants to know.
     /// `coming` rows of `epoch` itself are unresolved.
-    pub(crate) fn describe(&self, meta: &mut Meta, coming: u64, epoch: u64) {
+    pub(crate) fn describe(&mut self, meta: &mut Meta, coming: u64, epoch: u64) {
         meta.unresolved = self.account.count() + coming;
         meta.unresolved_from = self.account.oldest().or((coming > 0).then_some(epoch));
         meta.lookups = self.lookups();
+        let troubled = meta.lookups.iter().filter(|(_, l)| l.trouble.is_some());
+        self.troubled = troubled.map(|(name, _)| name.clone()).collect();
     }
 
     /// What the lookups did since the pipeline's first start, and what is wrong with them now.
@@ -262,12 +286,13 @@ impl Enrichment {
         self.tray.wait(self.account.count(), most) > 0
     }
 
-    /// Whether nothing more can be expected soon: a lookup that is waited for without end has not answered for a while.
+    /// Whether nothing more can be expected soon: the worker has failed, or a lookup that is waited for without end has not
+    /// answered for a while.
     pub(crate) fn is_stuck(&self) -> bool {
         let held = self.lookups.iter().filter(|l| l.on_failure == OnFailure::Hold);
-        held.map(|l| Duration::from_millis(l.timeout_ms))
-            .max()
-            .is_some_and(|timeout| self.resolved_at.elapsed() > STUCK_AFTER + timeout)
+        let timeout = held.map(|l| Duration::from_millis(l.timeout_ms)).max();
+        let silent = timeout.is_some_and(|t| self.resolved_at.elapsed() > STUCK_AFTER + t);
+        silent || self.tray.is_abandoned()
     }
 }
 

@@ -29,6 +29,9 @@ use tidemill_engine::watermark::{PartitionKey, SourceTime, Watermarks};
 
 /// Rows in one epoch: bounds what the lanes hold between barriers, whatever the epoch's length.
 const EPOCH_ROWS_MAX: u64 = 2_000_000;
+/// The same where rows wait for lookups: what an epoch, and those that are being made durable, add to what waits before
+/// the reader hears of it. Some 5 MiB each.
+const EPOCH_ROWS_ENRICHED_MAX: u64 = 32_768;
 /// Bytes of dead letters in one epoch.
 const EPOCH_LETTER_BYTES_MAX: u64 = 16 << 20;
 /// The shortest epoch, as in the config.
@@ -270,7 +273,8 @@ impl<'a> Reader<'a> {
 
     fn epoch_is_over(&self) -> bool {
         self.epoch_began.elapsed().as_millis() as i64 >= self.plan.server.epoch_ms
-            || self.epoch_rows >= EPOCH_ROWS_MAX
+            || self.epoch_rows
+                >= if self.pipeline.enrich.is_empty() { EPOCH_ROWS_MAX } else { EPOCH_ROWS_ENRICHED_MAX }
             || self.letters.lines.len() as u64 + self.out.lane_letters.load(Ordering::Relaxed)
                 >= EPOCH_LETTER_BYTES_MAX
             || self.out.tray.bytes.load(Ordering::Relaxed) >= TRAY_BYTES_FULL

@@ -364,6 +364,12 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.tray.abandon();
+    }
+}
+
 fn subjects<'a>(all: &'a [Option<InWork>], rows: &[usize]) -> Vec<Subject<'a>> {
     rows.iter().filter_map(|row| all.get(*row)?.as_ref()?.subject()).collect()
 }
