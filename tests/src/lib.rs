@@ -41,12 +41,14 @@ fn workspace() -> PathBuf {
 }
 
 /// Where cargo puts what it builds.
-fn target_dir() -> PathBuf {
+#[must_use]
+pub fn target_dir() -> PathBuf {
     workspace().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 /// The cargo that runs these tests, in the workspace's folder.
-fn cargo(arguments: &[&str]) -> Command {
+#[must_use]
+pub fn cargo(arguments: &[&str]) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(arguments).current_dir(workspace());
     cargo

@@ -161,6 +161,57 @@ impl Visits {
     }
 }
 
+/// Clicks of the shape of the yardstick's: out of order by up to 9.9 s, one in two hundred invalid in one of four ways.
+#[must_use]
+pub fn clicks(seed: u64, events: u64) -> Vec<u8> {
+    const KINDS: [&str; 10] = [
+        "page_view",
+        "page_view",
+        "page_view",
+        "click",
+        "scroll",
+        "add_to_cart",
+        "checkout",
+        "purchase",
+        "play",
+        "pause",
+    ];
+    let mut r = Rng::new(seed);
+    let mut out = Vec::with_capacity(events as usize * 150);
+    for n in 0..events as i64 {
+        let delay = match r.below(100) {
+            0 => 5_000 + r.below(4_900),
+            1..30 => r.below(5_000),
+            _ => r.below(200),
+        };
+        // Whole half-seconds and few addresses, so that the order among events of one time shows.
+        let ts = (START_MS + n - delay as i64) / 500 * 500;
+        let fault = if r.one_in(200) { 1 + r.below(4) } else { 0 };
+        let user =
+            if fault == 1 { String::new() } else { format!(r#""user_id":"u{}","#, r.zipf(2 + events / 50)) };
+        let ts = match fault {
+            2 => r#""yesterday""#.to_owned(),
+            3 => format!("-{ts}"),
+            _ => ts.to_string(),
+        };
+        let kind = KINDS[r.below(10) as usize];
+        let page = r.below(30);
+        let mut line = format!(
+            r#"{{"event_id":"{n:08x}",{user}"ts":{ts},"type":"{kind}","url":"https://shop.example.com/p/{page}","props":{{"q":"caf\u00e9 \"{page}\"","ab":["B",{page}]}}}}"#
+        );
+        if fault == 4 {
+            let mut at = line.len() / 2 + r.below(line.len() as u64 / 2 - 1) as usize;
+            while !line.is_char_boundary(at) {
+                at -= 1;
+            }
+            line.truncate(at);
+        }
+        out.extend_from_slice(line.as_bytes());
+        out.push(b'\n');
+    }
+    out
+}
+
 /// Lines joined into a file.
 pub fn file_of<'a>(lines: impl IntoIterator<Item = &'a Timed>) -> Vec<u8> {
     let mut out = Vec::new();

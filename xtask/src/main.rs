@@ -32,7 +32,7 @@ Options:
 
 Environment:
   TIDEMILL_TRIALS       folder of real logs, for the tests; without it they make up logs of the same quirks
-  TIDEMILL_YARDSTICK    folder of the yardstick's source, for bench
+  TIDEMILL_YARDSTICK    folder of the yardstick's source, for bench, and for the tests if it is there
 
 Exit codes: 0 done, 2 usage, 3 the results differ (bench), else that of the step that failed.
 ";

@@ -64,6 +64,11 @@ impl Validators {
         });
     }
 
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.stages.is_empty()
+    }
+
     /// Takes out the rows from `from` on (a length for each lane) that a validator does not accept, and tells of them.
     ///
     /// # Errors

@@ -29,6 +29,15 @@ pub(crate) struct Judge {
     pub(crate) far_future: EventTime,
 }
 
+impl Judge {
+    fn refuses(self, time: EventTime) -> Option<Refusal> {
+        if time < self.frontier {
+            return Some(Refusal::Late(time, self.frontier));
+        }
+        (time > self.far_future).then_some(Refusal::FarFuture(time))
+    }
+}
+
 /// What became of the records of a block.
 #[derive(Debug)]
 pub(crate) struct Intake {
@@ -172,7 +181,8 @@ impl Ingest {
         self.decoder.header(record)
     }
 
-    /// Turns every record of the block into a row or a dead letter.
+    /// Turns every record of the block into a row or a dead letter. Where there are validators they see an event first, however
+    /// late it comes: only what they accept is an event, and late.
     ///
     /// # Errors
     /// If a validator cannot be called.
@@ -186,12 +196,13 @@ impl Ingest {
     ) -> Result<(), String> {
         let from: Vec<usize> = out.lanes.iter().map(|rows| rows.heads.len()).collect();
         let max_before = out.max;
+        let at_once = validators.is_empty().then_some(judge);
         for span in &block.spans {
             out.records += 1;
             let record = block.record(*span);
             let position =
                 Position { source: self.numbers.0, partition: self.numbers.1, offset: span.offset };
-            match self.row(record, position, (span.at, span.len), judge, out) {
+            match self.row(record, position, (span.at, span.len), at_once, out) {
                 Ok(()) => {}
                 Err(refusal) => self.refuse(&refusal, record, position, letters),
             }
@@ -214,6 +225,9 @@ impl Ingest {
                 ..RecordLetter::default()
             });
         })?;
+        if at_once.is_none() {
+            rejected += self.refuse_by_time(block, judge, &from, out, letters);
+        }
         if rejected > 0 {
             // What is not an event moves no watermark.
             let kept = out.lanes.iter().zip(&from).flat_map(|(rows, from)| &rows.heads[*from..]);
@@ -221,6 +235,31 @@ impl Ingest {
             out.events -= rejected;
         }
         Ok(())
+    }
+
+    /// Takes out the rows from `from` on whose time is not accepted; returns how many.
+    fn refuse_by_time(
+        &self,
+        block: &Block,
+        judge: Judge,
+        from: &[usize],
+        out: &mut Intake,
+        letters: &mut Letters,
+    ) -> u64 {
+        let mut refused = 0;
+        for (rows, from) in out.lanes.iter_mut().zip(from) {
+            let mut row = 0;
+            rows.heads.retain(|head| {
+                row += 1;
+                let Some(why) = judge.refuses(head.time).filter(|_| row > *from) else { return true };
+                let at = head.raw_at as usize;
+                let record = block.bytes.get(at..at + head.raw_len as usize).unwrap_or_default();
+                self.refuse(&why, record, head.position, letters);
+                refused += 1;
+                false
+            });
+        }
+        refused
     }
 
     /// The time of the first event that decodes, for reading ahead.
@@ -238,7 +277,7 @@ impl Ingest {
         record: &[u8],
         position: Position,
         raw: (u32, u32),
-        judge: Judge,
+        judge: Option<Judge>,
         out: &mut Intake,
     ) -> Result<(), Refusal> {
         self.slots.reset(self.layout.wanted.len());
@@ -249,11 +288,8 @@ impl Ingest {
             Ok(_) | Err(TimeError::OutOfRange) => return Err(Refusal::TimeRange),
             Err(TimeError::Malformed(why)) => return Err(Refusal::Time(why)),
         };
-        if time < judge.frontier {
-            return Err(Refusal::Late(time, judge.frontier));
-        }
-        if time > judge.far_future {
-            return Err(Refusal::FarFuture(time));
+        if let Some(why) = judge.and_then(|j| j.refuses(time)) {
+            return Err(why);
         }
         self.layout.key_into(&self.slots, record, &mut self.scratch);
         let hash = key_hash(&self.scratch);
