@@ -22,10 +22,11 @@ Commands:
   demo    Build tidemill, run it on made-up shop traffic, and show sessions appear and become final
             --for TIME     end by itself after TIME (30s, 2m); without it, Ctrl-C ends it
   test    Set up what the tests need and run all of them; stops at the first failure
-  bench   Compare with the yardstick, in pairs of runs; needs TIDEMILL_YARDSTICK=<its folder> and Linux
+  bench   Compare with the yardstick, in runs by turns; needs TIDEMILL_YARDSTICK=<its folder> and Linux
             --events N     how many events (default 10000000)
-            --pairs N      how many pairs (default 3)
+            --pairs N      how many rounds of runs (default 3)
             --no-sqlite    leave out the one run into SQLite
+            --no-stage     leave out the session stage by itself
 
 Options:
   -h, --help    Show this
@@ -72,8 +73,9 @@ fn command(arguments: &[String]) -> Result<(), Failure> {
             let events = options.number("--events", 10_000_000)?;
             let pairs = options.number("--pairs", 3)?;
             let sqlite = !options.flag("--no-sqlite");
+            let stage = !options.flag("--no-stage");
             options.finish()?;
-            bench::run(&bench::Options { events, pairs, sqlite })
+            bench::run(&bench::Options { events, pairs, sqlite, stage })
         }
         other => Err(Failure::usage(&format!("no command `{other}`; there are demo, test and bench"))),
     }

@@ -221,7 +221,7 @@ impl<R: SessionRule, F: Faults> SessionRule for Contained<R, F> {
             out.turns.push(no_answer());
         }
         for (i, turn) in turns.turns.iter().enumerate() {
-            let r = std::mem::replace(&mut out.turns[i], no_answer());
+            let r = std::mem::replace(&mut out.turns[i], TurnResult::failed(Fault::unknown(String::new())));
             let mut r = judge(self.rule.describe(), turns, turn, out, r);
             if r.fault.as_ref().is_some_and(|f| !f.fatal) {
                 r = self.piecemeal(turns, turn, out);

@@ -1,13 +1,15 @@
 //! A session ends when its key is silent for a while: `builtin:gap` as a plugin, with the same config and reasons.
 //!
 //! What a plugin declares cannot depend on its config, so there is one field, `type`, for both `start` and `end`;
-//! `[source.x.fields]` says where it is in a record. Its state is empty: bounds and timers say all.
+//! `[source.x.fields]` says where it is in a record. The types that most sites send are its symbols: the host passes them
+//! as a number, any other as text, and the rule reads both alike. Its state is empty: bounds and timers say all.
 
 use tidemill_plugin_sdk::prelude::*;
 
 /// What the rule sees of an event.
 #[event]
 pub struct Event {
+    #[symbols("page_view", "click", "scroll", "search", "login", "add_to_cart", "checkout", "purchase")]
     r#type: Text,
 }
 

@@ -7,6 +7,7 @@ mod check;
 mod dead;
 mod guess;
 mod histogram;
+mod measure;
 mod out;
 mod progress;
 mod recover;
@@ -56,6 +57,7 @@ enum Command {
     Status(status::StatusArgs),
     Recover(recover::RecoverArgs),
     Trace(trace::TraceArgs),
+    Measure(measure::MeasureArgs),
     Sessionize(sessionize::SessionizeArgs),
 }
 
@@ -71,7 +73,7 @@ impl Command {
             Command::Recover(a) => a.json,
             Command::Trace(a) => a.json,
             Command::Sessionize(a) => a.json,
-            Command::Sessions(_) => false,
+            Command::Sessions(_) | Command::Measure(_) => false,
         }
     }
 
@@ -84,6 +86,7 @@ impl Command {
             Command::Status(a) => status::execute(a),
             Command::Recover(a) => recover::execute(a),
             Command::Trace(a) => trace::execute(a),
+            Command::Measure(a) => measure::execute(a),
             Command::Sessionize(a) => sessionize::execute(a),
         }
     }

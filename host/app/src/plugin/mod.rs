@@ -37,6 +37,8 @@ pub(crate) struct Declared {
     pub(crate) kind: FieldType,
     /// Whether a record without it is a dead letter.
     pub(crate) required: bool,
+    /// Texts that reach a plugin as a number.
+    pub(crate) symbols: Vec<String>,
 }
 
 /// What a pipeline does to its events: the plugins and built-in rules, loaded and configured.
@@ -104,7 +106,12 @@ impl Stages {
             Rule::Gap(rule) => {
                 let config = gap_config(rule);
                 for name in &Gap::new(&config).describe().fields {
-                    declared.push(Declared { name: name.clone(), kind: FieldType::Text, required: false });
+                    declared.push(Declared {
+                        name: name.clone(),
+                        kind: FieldType::Text,
+                        required: false,
+                        symbols: Vec::new(),
+                    });
                 }
                 Session::Gap(config)
             }
@@ -215,6 +222,7 @@ fn declare(plugin: &Plugin, declared: &mut Vec<Declared>) {
         name: f.name.clone(),
         kind: f.field_type,
         required: f.required,
+        symbols: f.symbols.clone(),
     }));
 }
 

@@ -14,6 +14,7 @@ mod enrich;
 pub(crate) mod go_back;
 pub(crate) mod ingest;
 pub(crate) mod layout;
+pub(crate) mod measure;
 pub(crate) mod meta;
 mod pipeline;
 pub(crate) mod progress;

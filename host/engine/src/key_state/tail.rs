@@ -101,7 +101,8 @@ impl Tail {
         let sorted = self.sorted;
         let new = &mut self.rows[sorted..];
         // A stable sort: of equal identities the first to arrive stays in front.
-        if !new.is_sorted_by(|a, b| a.order(b, bytes) == Ordering::Less) {
+        let rise = new.is_sorted_by(|a, b| a.order(b, bytes) == Ordering::Less);
+        if !rise {
             new.sort_by(|a, b| a.order(b, bytes));
         }
         let first_new = self.rows[sorted];
@@ -110,6 +111,11 @@ impl Tail {
             // Two sorted runs: the standard stable sort merges them in linear time.
             self.rows[at..].sort_by(|a, b| a.order(b, bytes));
             at
+        } else if rise {
+            // Nothing is a copy of what stands before it.
+            self.sorted = self.rows.len();
+            self.void_from(sorted);
+            return copies;
         } else {
             sorted
         };

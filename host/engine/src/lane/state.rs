@@ -2,6 +2,7 @@
 
 use super::Lane;
 use super::epoch::StateDamage;
+use crate::bounds::LOOKUP_ROWS;
 use crate::key::key_group;
 use crate::key_state::Open;
 use crate::key_state::codec::{self, Extent};
@@ -13,19 +14,28 @@ const IMAGE: u8 = 1;
 
 impl Lane {
     pub(super) fn encode_touched(&mut self) {
-        for slot in std::mem::take(&mut self.touched) {
-            if self.is_gone(slot) {
-                self.let_go(slot);
-                continue;
+        let touched = std::mem::take(&mut self.touched);
+        for some in touched.chunks(LOOKUP_ROWS) {
+            self.fetch_keys(some);
+            self.fetch(some, |t| t.rows.first(), |t| t.ext.first());
+            for slot in some {
+                self.encode_change(*slot);
             }
-            let e = &mut self.entries[slot as usize];
-            e.touched = false;
-            self.out.state.push(KEY_RECORD);
-            codec::encode(&e.state, Extent::Change, &mut self.out.state);
-            e.persisted = true;
-            if let Some(t) = &mut e.state.tail {
-                t.mark_persisted();
-            }
+        }
+    }
+
+    fn encode_change(&mut self, slot: u32) {
+        if self.is_gone(slot) {
+            self.let_go(slot);
+            return;
+        }
+        let e = &mut self.entries[slot as usize];
+        e.touched = false;
+        self.out.state.push(KEY_RECORD);
+        codec::encode(&e.state, Extent::Change, &mut self.out.state);
+        e.persisted = true;
+        if let Some(t) = &mut e.state.tail {
+            t.mark_persisted();
         }
     }
 
