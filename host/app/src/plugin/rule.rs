@@ -4,6 +4,7 @@ use super::CALL_DEADLINE;
 use super::budget::Warden;
 use super::frames::{Column, TurnFrames, read_results, read_states};
 use std::ops::Range;
+use std::time::Duration;
 use tidemill_contract::rows::progress;
 use tidemill_engine::rule::{
     Description, Fault, FaultAt, Results, SessionRule, StateForm, TurnResult, Turns,
@@ -14,6 +15,9 @@ use tidemill_sandbox::{self as sandbox, Instance};
 const FRAME_INPUTS: usize = 1024;
 /// Turns in one frame.
 const FRAME_TURNS: usize = 256;
+/// What each input beyond [`FRAME_INPUTS`] adds to a call's deadline: a hot key's turn is one call however long it is, and
+/// a rule takes some 100 ns for an input.
+const INPUT_DEADLINE: Duration = Duration::from_micros(2);
 
 /// A plugin behind the engine's trait.
 pub(crate) struct PluginRule {
@@ -46,8 +50,10 @@ impl PluginRule {
 
     /// Answers a run of turns; where the call fails, the turn at fault alone, and the others again.
     fn answer(&mut self, turns: &Turns, which: Range<usize>, out: &mut Results) {
+        let inputs: usize = turns.turns[which.clone()].iter().map(|t| t.inputs.len as usize).sum();
+        let deadline = deadline(inputs);
         let frame = self.frames.write(turns, which.clone());
-        let fault = match self.instance.fold(frame, CALL_DEADLINE) {
+        let fault = match self.instance.fold(frame, deadline) {
             Ok(words) => match read_results(words, turns, which.clone(), out) {
                 Ok(()) => return,
                 Err(e) => Fault::unknown(format!("the answer is no frame of results: {e}")),
@@ -101,6 +107,12 @@ impl PluginRule {
     }
 }
 
+/// How long a call may take.
+fn deadline(inputs: usize) -> Duration {
+    let beyond = u32::try_from(inputs.saturating_sub(FRAME_INPUTS)).unwrap_or(u32::MAX);
+    CALL_DEADLINE.saturating_add(INPUT_DEADLINE.saturating_mul(beyond))
+}
+
 /// A fault of the sandbox in the engine's words.
 fn fault(f: &sandbox::Fault, fatal: bool) -> Fault {
     let at = match f.progress.map(|p| p.input) {
@@ -137,5 +149,16 @@ impl SessionRule for PluginRule {
         }
         self.run(turns, start..turns.turns.len(), out);
         self.warden.pass_on_log(&mut self.instance);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_turn_may_take_longer_and_a_usual_call_may_not() {
+        assert_eq!([0, 1, FRAME_INPUTS].map(deadline), [CALL_DEADLINE; 3]);
+        assert_eq!(deadline(FRAME_INPUTS + 500_000), CALL_DEADLINE + Duration::from_secs(1));
     }
 }
