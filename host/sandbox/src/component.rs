@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::fault::{Fault, FaultKind};
 use crate::instance::{HostState, Live, Plugin, Pre};
 use crate::log;
-use crate::shape::{self, World, WrongShape};
+use crate::shape::{self, Shape, World, WrongShape};
 use crate::{bounds, instance};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
@@ -125,6 +125,7 @@ struct Inner {
     engine: Engine,
     digest: Digest,
     world: World,
+    imports: Vec<String>,
     description: Description,
     pre: Pre,
 }
@@ -149,7 +150,7 @@ impl Component {
         if bytes.len() > bounds::COMPONENT_BYTES_MAX {
             return Err(LoadError::TooLarge { bytes: bytes.len() });
         }
-        let world = shape::check(bytes)?;
+        let Shape { world, imports } = shape::check(bytes)?;
         let digest = Digest::of(bytes);
         let compile = || {
             wasmtime::component::Component::from_binary(engine.wasmtime(), bytes)
@@ -177,7 +178,9 @@ impl Component {
         if describe()? != description {
             return Err(LoadError::Unsteady);
         }
-        Ok(Component { inner: Arc::new(Inner { engine: engine.clone(), digest, world, description, pre }) })
+        Ok(Component {
+            inner: Arc::new(Inner { engine: engine.clone(), digest, world, imports, description, pre }),
+        })
     }
 
     /// Of the bytes that it was loaded from.
@@ -190,6 +193,12 @@ impl Component {
     #[must_use]
     pub fn world(&self) -> World {
         self.inner.world
+    }
+
+    /// What it imports, all of it from the contract.
+    #[must_use]
+    pub fn imports(&self) -> &[String] {
+        &self.inner.imports
     }
 
     /// What it says of itself.

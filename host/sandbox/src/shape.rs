@@ -103,13 +103,21 @@ fn import_hint(imports: &[String]) -> String {
     hint
 }
 
+/// What a component is, by the names that it imports and exports.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) world: World,
+    /// What it imports: some of [`IMPORTS`].
+    pub(crate) imports: Vec<String>,
+}
+
 /// Says which world a component is.
-pub(crate) fn check(bytes: &[u8]) -> Result<World, WrongShape> {
+pub(crate) fn check(bytes: &[u8]) -> Result<Shape, WrongShape> {
     let bad = |e: wasmparser::BinaryReaderError| WrongShape::NotWasm(e.to_string());
     if !bytes.starts_with(b"\0asm") {
         return Err(WrongShape::NotWasm("it does not begin with \\0asm".into()));
     }
-    let (mut imports, mut exports) = (Vec::new(), BTreeSet::new());
+    let (mut given, mut imports, mut exports) = (Vec::new(), Vec::new(), BTreeSet::new());
     // Components contain modules and components; only the outermost one's names count.
     let mut depth = 0_u32;
     for payload in Parser::new(0).parse_all(bytes) {
@@ -125,9 +133,11 @@ pub(crate) fn check(bytes: &[u8]) -> Result<World, WrongShape> {
                     let name = import.name.name;
                     // A world's name for a type of the contract's; nothing that could be called.
                     let alias = matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_)));
-                    if !alias && !IMPORTS.contains(&name) {
-                        imports.push(name.to_owned());
+                    if alias {
+                        continue;
                     }
+                    let list = if IMPORTS.contains(&name) { &mut given } else { &mut imports };
+                    list.push(name.to_owned());
                 }
             }
             Payload::ComponentExportSection(section) if depth == 1 => {
@@ -142,7 +152,7 @@ pub(crate) fn check(bytes: &[u8]) -> Result<World, WrongShape> {
     if !imports.is_empty() {
         return Err(WrongShape::Imports(imports));
     }
-    world(&exports)
+    Ok(Shape { world: world(&exports)?, imports: given })
 }
 
 fn world(exports: &BTreeSet<String>) -> Result<World, WrongShape> {

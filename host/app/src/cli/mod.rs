@@ -9,6 +9,7 @@ mod guess;
 mod histogram;
 mod measure;
 mod out;
+mod plugin;
 mod progress;
 mod recover;
 mod rows;
@@ -36,6 +37,7 @@ Examples:
   tidemill sessions visits.toml --limit 5      look at what came out
   tidemill dead visits.toml                    what was not used, and why
   tidemill trace visits.toml --id e-42         what became of one event
+  tidemill plugin build plugins/checkout       make a component of a plugin's crate
 
 Exit codes: 0 done, 1 a source or sink failed, 2 usage, 3 not found or different, 4 config or input,
 5 store damaged or full, 6 locked or in conflict.";
@@ -59,6 +61,7 @@ enum Command {
     Trace(trace::TraceArgs),
     Measure(measure::MeasureArgs),
     Sessionize(sessionize::SessionizeArgs),
+    Plugin(plugin::PluginArgs),
 }
 
 impl Command {
@@ -73,6 +76,7 @@ impl Command {
             Command::Recover(a) => a.json,
             Command::Trace(a) => a.json,
             Command::Sessionize(a) => a.json,
+            Command::Plugin(a) => a.tells_errors_as_json(),
             Command::Sessions(_) | Command::Measure(_) => false,
         }
     }
@@ -88,6 +92,7 @@ impl Command {
             Command::Trace(a) => trace::execute(a),
             Command::Measure(a) => measure::execute(a),
             Command::Sessionize(a) => sessionize::execute(a),
+            Command::Plugin(a) => plugin::execute(a),
         }
     }
 }
@@ -141,9 +146,11 @@ mod tests {
 
     #[test]
     fn every_command_has_examples() {
-        for command in Args::command().get_subcommands() {
+        let mut all: Vec<clap::Command> = Args::command().get_subcommands().cloned().collect();
+        while let Some(command) = all.pop() {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("tidemill "), "{}", command.get_name());
+            all.extend(command.get_subcommands().cloned());
         }
     }
 }
