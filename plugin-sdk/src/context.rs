@@ -35,6 +35,8 @@ impl Timers {
 #[derive(Debug)]
 pub struct Context<R: Sessionizer> {
     pub(crate) now: i64,
+    /// Of the step at hand, for its counts: as `now`, but for the end of the input.
+    pub(crate) at: i64,
     pub(crate) start: i64,
     pub(crate) last: i64,
     pub(crate) count: u64,
@@ -55,6 +57,7 @@ impl<R: Sessionizer> Context<R> {
         const { assert!(<R::Timer as Names>::NAMES.len() <= TIMERS_MAX, "a rule has at most 16 timers") };
         Context {
             now: 0,
+            at: 0,
             start: 0,
             last: 0,
             count: 0,
@@ -143,7 +146,8 @@ impl<R: Sessionizer> Context<R> {
     #[track_caller]
     pub fn observe(&mut self, metric: Metric, value: f64) {
         let metric = metric.place(R::METRICS);
-        self.counts.push(rows::Count { row: self.turn, input: self.input, metric, value });
+        let (row, input, at) = (self.turn, self.input, self.at);
+        self.counts.push(rows::Count { row, input, metric, at, value });
     }
     /// Leaves a remark for whoever asks the host why; the text is made only if somebody does.
     pub fn note<T: AsRef<str>>(&mut self, text: impl FnOnce() -> T) {

@@ -192,7 +192,8 @@ impl<E: Enricher> Enriching<E> {
     #[track_caller]
     pub fn observe(&mut self, metric: Metric, value: f64) {
         let metric = metric.place(E::METRICS);
-        self.counts.push(Count { row: self.index, input: NO_INPUT, metric, value });
+        // A session is no step in event time.
+        self.counts.push(Count { row: self.index, input: NO_INPUT, metric, at: 0, value });
     }
 }
 

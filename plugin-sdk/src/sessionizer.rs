@@ -317,7 +317,7 @@ impl<R: Sessionizer> Folder<R> {
             let at = self.cx.timers.next;
             let number = self.cx.timers.due[..of].iter().position(|&d| d == at).unwrap_or(0);
             self.cx.timers.set(number, NEVER, of);
-            self.cx.now = at;
+            (self.cx.now, self.cx.at) = (at, at);
             self.cx.input = NO_INPUT;
             self.changed = true;
             progress::at(self.cx.turn, progress::TIMER);
@@ -344,7 +344,7 @@ impl<R: Sessionizer> Folder<R> {
         if R::REJECTS {
             self.save();
         }
-        self.cx.now = time;
+        (self.cx.now, self.cx.at) = (time, time);
         self.cx.input = i;
         self.firings = 0;
         self.changed = true;
@@ -392,6 +392,7 @@ impl<R: Sessionizer> Folder<R> {
         let Some(mut state) = self.state.take() else { return };
         self.cx.input = NO_INPUT;
         self.cx.now = if until == i64::MAX { self.cx.last } else { until };
+        self.cx.at = i64::MAX;
         self.changed = true;
         progress::at(self.cx.turn, progress::TIMER);
         let cause = Cause { cause: cause::END, index: 0, at: 0 };

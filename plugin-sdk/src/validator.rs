@@ -79,7 +79,8 @@ impl<V: Validator> Judging<V> {
     #[track_caller]
     pub fn observe(&mut self, metric: Metric, value: f64) {
         let metric = metric.place(V::METRICS);
-        self.counts.push(Count { row: self.index, input: NO_INPUT, metric, value });
+        // An event is judged once, so its time decides nothing.
+        self.counts.push(Count { row: self.index, input: NO_INPUT, metric, at: 0, value });
     }
 }
 

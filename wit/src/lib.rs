@@ -15,4 +15,4 @@ pub mod rows;
 pub const WIT: &str = include_str!("../tidemill.wit");
 
 /// The version of the layout of all frames. Any change of [`rows`], [`cell`] or the header changes it.
-pub const FRAME_VERSION: u16 = 1;
+pub const FRAME_VERSION: u16 = 2;

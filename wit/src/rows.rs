@@ -181,7 +181,8 @@ pub struct Rejection {
     pub reason: u32,
 }
 
-/// `results` section 5, `verdicts` section 1, `enriched` section 1: a step of one of the plugin's own metrics.
+/// `results` section 5, `verdicts` section 1, `enriched` section 1: a step of one of the plugin's own metrics. By `row`,
+/// rising; of one row in the order of the steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Count {
@@ -191,6 +192,8 @@ pub struct Count {
     pub input: u32,
     /// Place in the description's `metrics`.
     pub metric: u64,
+    /// Event time of the step: the input's, the timer's, or the end of time for the end.
+    pub at: i64,
     /// What to add, or what to observe.
     pub value: f64,
 }

@@ -26,7 +26,7 @@ fn rows() -> String {
         TurnResult { closings, snapshots, rejections, end, open_fields }
         Closing { cause, index, at, first, last, reason, discarded, fields }
         Rejection { input, reason }
-        Count { row, input, metric, value }
+        Count { row, input, metric, at, value }
         Note { turn, input, text }
         Verdict { code, message }
         Session { key, start, end, count, reason, fields, answers }
@@ -38,7 +38,7 @@ fn rows() -> String {
     out
 }
 
-const ROWS_1: &str = "\
+const ROWS_2: &str = "\
 Range 8: at@0 len@4
 Turn 80: key@0 state@8 open_start@16 open_last@24 open_count@32 until@40 inputs@48 timers@56 wanted@64 flags@72
 Timer 16: at@0 number@8
@@ -46,7 +46,7 @@ StateAt 24: first@0 kind@4 state@8 timers@16
 TurnResult 56: closings@0 snapshots@8 rejections@16 end@24 open_fields@48
 Closing 40: cause@0 index@4 at@8 first@16 last@20 reason@24 discarded@28 fields@32
 Rejection 8: input@0 reason@4
-Count 24: row@0 input@4 metric@8 value@16
+Count 32: row@0 input@4 metric@8 at@16 value@24
 Note 16: turn@0 input@4 text@8
 Verdict 16: code@0 message@8
 Session 56: key@0 start@8 end@16 count@24 reason@32 fields@40 answers@48
@@ -58,8 +58,8 @@ State 16: state@0 error@8
 
 #[test]
 fn rows_are_as_written_down_for_this_version() {
-    assert_eq!(FRAME_VERSION, 1, "a new version: write its layout down here");
-    assert_eq!(rows(), ROWS_1, "a changed layout needs a raised FRAME_VERSION");
+    assert_eq!(FRAME_VERSION, 2, "a new version: write its layout down here");
+    assert_eq!(rows(), ROWS_2, "a changed layout needs a raised FRAME_VERSION");
 }
 
 #[test]
@@ -104,9 +104,9 @@ fn cells_are_as_written_down_for_this_version() {
 }
 
 /// A turn of key `k` with one event at 5 whose only field is "ab", and a timer pending at 9.
-const TURNS_1: [u64; 23] = [
+const TURNS_2: [u64; 23] = [
     184,                   // bytes
-    0x0000_0005_0001_0001, // version 1, kind 1, five sections
+    0x0000_0005_0001_0002, // version 2, kind 1, five sections
     0x0000_0001_0000_0038, // turns: 1 at 56
     0x0000_0001_0000_0088, // inputs: 1 at 136
     0x0000_0001_0000_0098, // timers: 1 at 152
@@ -152,7 +152,7 @@ fn a_frame_is_these_words() {
     w.section(&[0u32]);
     w.section(b"kabs");
     let words = w.into_words();
-    assert_eq!(words, TURNS_1);
+    assert_eq!(words, TURNS_2);
 
     let frame = Frame::read(&words, Kind::Turns).unwrap();
     assert_eq!(frame.rows::<Turn>(0).unwrap(), [turn]);
@@ -164,7 +164,7 @@ fn a_frame_is_these_words() {
 
 #[test]
 fn what_is_no_frame_is_refused_whatever_it_is() {
-    let good = TURNS_1;
+    let good = TURNS_2;
     assert!(Frame::read(&good, Kind::Turns).is_ok());
     assert!(Frame::read(&good, Kind::Results).is_err());
     for n in 0..good.len() {

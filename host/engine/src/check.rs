@@ -38,6 +38,17 @@ pub(crate) fn check(
         }
         dead = Some(x.input);
     }
+    for c in slice(&results.counts, r.counts)? {
+        let Some(metric) = description.metrics.get(c.metric as usize) else {
+            return Err(format!("metric {} is counted, which has no name", c.metric));
+        };
+        if !c.value.is_finite() || c.value < 0.0 && metric.bounds.is_empty() {
+            return Err(format!("{} cannot be added to metric {}", c.value, metric.name));
+        }
+        if c.input.is_some_and(|i| i as usize >= inputs.len()) {
+            return Err(format!("metric {} is counted at an input that is not there", metric.name));
+        }
+    }
     let is_dead = |i: u32| !rejections.is_empty() && rejections.binary_search_by_key(&i, |x| x.input).is_ok();
     let live_from = |at: u32| (at..inputs.len() as u32).find(|i| !is_dead(*i));
     let walk = Walk { description, turn, inputs, results };

@@ -79,6 +79,7 @@ impl Gap {
         Gap {
             description: Description {
                 digest: None,
+                metrics: Vec::new(),
                 plugin: "builtin:gap@1".into(),
                 fields,
                 reasons,
@@ -143,6 +144,7 @@ impl Gap {
         }
         let end = state_at(open, out);
         TurnResult {
+            counts: Span::default(),
             fault: None,
             closings: Span::between(closings_at, out.closings.len()),
             snapshots: Span::between(snapshots_at, out.snapshots.len()),

@@ -7,7 +7,7 @@
 pub(crate) mod codec;
 mod tail;
 
-pub(crate) use tail::{Row, Tail};
+pub(crate) use tail::{Counted, Row, Tail};
 
 use crate::event::Position;
 use crate::rule::Timer;

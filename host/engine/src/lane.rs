@@ -22,6 +22,7 @@ use crate::event::{RowHead, Rows, ext};
 use crate::key::KeyForm;
 use crate::key_state::{Ident, KeyState, Row, Tail};
 use crate::letter::RecordLetter;
+use crate::metrics::Total;
 use crate::rule::{Results, Turns};
 use crate::time::EventTime;
 use crate::versions::{Version, Versions};
@@ -117,6 +118,8 @@ pub struct Lane {
     carried: Vec<Version>,
     results: Results,
     pending: Vec<Pending>,
+    /// Of the rules' own metrics, since the last barrier.
+    totals: Vec<Total>,
     out: LaneEpoch,
 }
 
@@ -134,6 +137,7 @@ impl Lane {
     #[must_use]
     pub fn new(config: LaneConfig, versions: Versions) -> Self {
         Lane {
+            totals: versions.metrics().iter().map(Total::of).collect(),
             config,
             wants_key: versions.wants_key(),
             versions,
@@ -298,6 +302,15 @@ impl Lane {
         self.fold(&due, self.now(barrier, false))
     }
 
+    /// What the rules' own metrics have grown by leaves with the epoch.
+    fn put_totals(&mut self) {
+        for (total, metric) in self.totals.iter_mut().zip(self.versions.metrics()) {
+            if total.count > 0 {
+                self.out.metrics.insert(metric.name.clone(), std::mem::replace(total, Total::of(metric)));
+            }
+        }
+    }
+
     /// Folds, compares, encodes: everything up to this barrier leaves in the answer.
     pub fn barrier(&mut self, barrier: Barrier) -> Result<LaneEpoch, LaneFault> {
         let mut slots = if barrier.at_end {
@@ -312,7 +325,11 @@ impl Lane {
             let dirty = std::mem::take(&mut self.dirty);
             for s in &dirty {
                 let e = &self.entries[*s as usize];
-                let known = e.state.tail.as_ref().is_some_and(|t| !t.sent.is_empty());
+                let known = e
+                    .state
+                    .tail
+                    .as_ref()
+                    .is_some_and(|t| !t.sent.is_empty() || t.counted.is_some_and(|c| c.events >= w));
                 // A key that is due at W stands in the list already.
                 if e.live && e.bucket != NEVER && e.due > w && (barrier.early_tick || known) {
                     slots.push(*s);
@@ -335,6 +352,7 @@ impl Lane {
         self.fold(&slots, now)?;
         self.settle(now);
         self.encode_touched();
+        self.put_totals();
         self.out.live_keys = self.live_keys;
         self.out.suffix_bytes = self.suffix_bytes as u64;
         Ok(std::mem::take(&mut self.out))

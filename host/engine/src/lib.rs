@@ -14,6 +14,7 @@ pub mod key;
 mod key_state;
 pub mod lane;
 pub mod letter;
+pub mod metrics;
 pub mod outbox;
 mod pieces;
 pub mod record;

@@ -4,8 +4,8 @@
 //! into the turn's words. Since a rule is a pure function, the parts answer as the whole would have.
 
 use crate::rule::{
-    Cause, Closing, Input, OpenHead, PLUGIN_FAULT, Place, Rejection, Results, Span, StateAt, Timer, Turn,
-    TurnResult, Turns,
+    Cause, Closing, Count, Input, OpenHead, PLUGIN_FAULT, Place, Rejection, Results, Span, StateAt, Timer,
+    Turn, TurnResult, Turns,
 };
 use crate::time::EventTime;
 
@@ -31,6 +31,7 @@ pub(crate) struct Pieces<'a> {
     pub(crate) report_open: bool,
     closings: Vec<(Closing, Vec<u8>)>,
     rejections: Vec<(Rejection, Vec<u8>)>,
+    counts: Vec<Count>,
     /// One for each wanted input that has been passed.
     pub(crate) snapshots: Vec<Kept>,
     end: Option<Kept>,
@@ -57,6 +58,7 @@ impl<'a> Pieces<'a> {
             report_open: turn.report_open,
             closings: Vec::new(),
             rejections: Vec::new(),
+            counts: Vec::new(),
             snapshots: Vec::new(),
             end: None,
             open_fields: Vec::new(),
@@ -170,6 +172,24 @@ impl<'a> Pieces<'a> {
                 break;
             }
             self.rejections.push((x2, from.bytes[x.message.range()].to_vec()));
+        }
+        self.take_counts(r, from, before);
+    }
+
+    /// Takes the counts of an answer, of steps before an input of the turn.
+    fn take_counts(&mut self, r: &TurnResult, from: &Results, before: u32) {
+        let end = if before == u32::MAX { None } else { Some(self.time(before)) };
+        for c in &from.counts[r.counts.range()] {
+            let input = c.input.map(|i| self.rest[i as usize]);
+            let stands = match (input, end) {
+                (Some(i), _) => i < before,
+                // A timer that is due with an input fires before it.
+                (None, Some(end)) => c.at <= end,
+                (None, None) => true,
+            };
+            if stands {
+                self.counts.push(Count { input, ..*c });
+            }
         }
     }
 
@@ -309,6 +329,8 @@ impl<'a> Pieces<'a> {
             let message = put(out, message);
             out.rejections.push(Rejection { message, ..*r });
         }
+        let counts_at = out.counts.len();
+        out.counts.append(&mut self.counts);
         let snapshots_at = out.snapshots.len();
         for k in &self.snapshots {
             let s = put_state(out, k);
@@ -322,6 +344,7 @@ impl<'a> Pieces<'a> {
             closings: Span::between(closings_at, out.closings.len()),
             snapshots: Span::between(snapshots_at, out.snapshots.len()),
             rejections: Span::between(rejections_at, out.rejections.len()),
+            counts: Span::between(counts_at, out.counts.len()),
             end,
             open_fields,
         }

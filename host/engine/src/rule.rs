@@ -4,6 +4,7 @@
 //! its inputs in (time, id) order, and how far timers may fire. Bounds, counts and ids are the host's,
 //! taken from the indices in the answer. Everything is flat and reused, so that a call allocates nothing.
 
+use crate::metrics::Metric;
 use crate::time::EventTime;
 use std::ops::Range;
 
@@ -164,6 +165,19 @@ pub struct Rejection {
     pub message: Span,
 }
 
+/// A step of one of the rule's own metrics.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Count {
+    /// The input's index within the turn; `None` for a timer or the end.
+    pub input: Option<u32>,
+    /// When, in event time; `INFINITY` for the end.
+    pub at: EventTime,
+    /// Index into [`Description::metrics`].
+    pub metric: u16,
+    /// What to add or to observe.
+    pub value: f64,
+}
+
 /// The rule's state at some point of a turn.
 #[derive(Clone, Copy, Debug)]
 pub struct StateAt {
@@ -216,6 +230,8 @@ pub struct TurnResult {
     pub snapshots: Span,
     /// Inputs that belong to no session, rising, in [`Results::rejections`].
     pub rejections: Span,
+    /// Steps of the rule's own metrics, in [`Results::counts`].
+    pub counts: Span,
     /// The state after everything.
     pub end: StateAt,
     /// Fields of the open session if asked for; empty for `{}`.
@@ -232,6 +248,7 @@ impl TurnResult {
             closings: nothing,
             snapshots: nothing,
             rejections: nothing,
+            counts: nothing,
             end: StateAt { first: None, state: nothing, timers: nothing },
             open_fields: nothing,
         }
@@ -249,6 +266,8 @@ pub struct Results {
     pub snapshots: Vec<StateAt>,
     /// Inputs that belong to no session.
     pub rejections: Vec<Rejection>,
+    /// Steps of the rule's own metrics.
+    pub counts: Vec<Count>,
     /// Pending timers.
     pub timers: Vec<Timer>,
     /// States and fields.
@@ -262,6 +281,7 @@ impl Results {
         self.closings.clear();
         self.snapshots.clear();
         self.rejections.clear();
+        self.counts.clear();
         self.timers.clear();
         self.bytes.clear();
     }
@@ -293,6 +313,8 @@ pub struct Description {
     pub timers: Vec<String>,
     /// The form of its state.
     pub state: StateForm,
+    /// Metrics of its own.
+    pub metrics: Vec<Metric>,
     /// Whether turns are to carry the key.
     pub wants_key: bool,
 }

@@ -8,6 +8,7 @@
 //! Invariants: at most two versions are live; the older one sees no input and no timer at or after S but of sessions that it
 //! drains; reasons in answers are places in one list that only grows, so that they mean the same in every version.
 
+use crate::metrics::Metric;
 use crate::pieces::{Pieces, Reach};
 use crate::rule::{
     Cause, Closing, Description, END_OF_INPUT, Fault, LIMIT, PLUGIN_FAULT, Place, Rejection, Results,
@@ -98,6 +99,8 @@ struct Live {
     rule: Box<dyn SessionRule>,
     /// The rule's own reasons as places in the common list; empty: they are the same.
     reasons: Vec<u16>,
+    /// The rule's own metrics as places in the common list; empty: they are the same.
+    metrics: Vec<u16>,
 }
 
 impl Live {
@@ -107,6 +110,10 @@ impl Live {
             return;
         }
         self.rule.call(turns, out);
+        if !self.metrics.is_empty() {
+            let common = |own: u16| self.metrics.get(own as usize).copied().unwrap_or(own);
+            out.counts.iter_mut().for_each(|c| c.metric = common(c.metric));
+        }
         if self.reasons.is_empty() {
             return;
         }
@@ -123,6 +130,8 @@ pub struct Versions {
     /// All that rows may still name, by place in event time.
     history: Vec<Scheduled>,
     reasons: Vec<String>,
+    /// Metrics of all versions; one list that only grows, as reasons do.
+    metrics: Vec<Metric>,
     answered: Vec<Answered>,
     older: Part,
     newer: Part,
@@ -169,6 +178,7 @@ impl Versions {
             live: Vec::new(),
             history,
             reasons,
+            metrics: Vec::new(),
             answered: Vec::new(),
             older: Part::default(),
             newer: Part::default(),
@@ -202,10 +212,13 @@ impl Versions {
         let codes = extend(&mut self.reasons, &rule.describe().reasons);
         let same = codes.iter().enumerate().all(|(n, code)| n == *code as usize);
         let reasons = if same { Vec::new() } else { codes };
+        let places = extend_metrics(&mut self.metrics, &rule.describe().metrics);
+        let same = places.iter().enumerate().all(|(n, place)| n == *place as usize);
+        let metrics = if same { Vec::new() } else { places };
         if !self.history.contains(&scheduled) {
             self.history.push(scheduled.clone());
         }
-        self.live.push(Live { scheduled, rule, reasons });
+        self.live.push(Live { scheduled, rule, reasons, metrics });
     }
 
     /// Forgets the newer version, as if it had never been (rollback before B has reached S).
@@ -236,6 +249,11 @@ impl Versions {
     #[must_use]
     pub fn reasons(&self) -> &[String] {
         &self.reasons
+    }
+
+    /// Metrics of the rules' own: counts are places in this list.
+    pub(crate) fn metrics(&self) -> &[Metric] {
+        &self.metrics
     }
 
     /// A reason's name; `None` for one that nobody has.
@@ -321,6 +339,18 @@ fn extend(list: &mut Vec<String>, names: &[String]) -> Vec<u16> {
         at as u16
     };
     names.iter().map(place).collect()
+}
+
+/// Adds the metrics that the list lacks; returns the place of each.
+fn extend_metrics(list: &mut Vec<Metric>, metrics: &[Metric]) -> Vec<u16> {
+    let place = |metric: &Metric| {
+        let at = list.iter().position(|m| m == metric).unwrap_or_else(|| {
+            list.push(metric.clone());
+            list.len() - 1
+        });
+        at as u16
+    };
+    metrics.iter().map(place).collect()
 }
 
 /// A state and its timers in the newer form, or why they cannot be taken over.
@@ -587,6 +617,8 @@ fn copy_answer(from: &Results, r: &TurnResult, to: &mut Results) -> TurnResult {
         StateAt { state: put(to, s.state), timers, ..*s }
     };
     let (closings, snapshots, rejections) = (to.closings.len(), to.snapshots.len(), to.rejections.len());
+    let counts = to.counts.len();
+    to.counts.extend_from_slice(&from.counts[r.counts.range()]);
     for c in &from.closings[r.closings.range()] {
         let fields = put(to, c.fields);
         to.closings.push(Closing { fields, ..*c });
@@ -604,6 +636,7 @@ fn copy_answer(from: &Results, r: &TurnResult, to: &mut Results) -> TurnResult {
         closings: Span::between(closings, to.closings.len()),
         snapshots: Span::between(snapshots, to.snapshots.len()),
         rejections: Span::between(rejections, to.rejections.len()),
+        counts: Span::between(counts, to.counts.len()),
         end: put_state(to, &r.end),
         open_fields: put(to, r.open_fields),
     }

@@ -167,8 +167,12 @@ fn poison_is_taken_out_and_nothing_else() {
     let expected: BTreeSet<Place> = deadly.map(|(k, i, _)| at(*k, *i)).collect();
     assert_eq!(dead, expected, "dead-lettered once each: {told:#?}");
     assert_eq!(told.len(), dead.len());
-    let digest = status(&case, "bad")["counters"]["dead_by_rule"]["plugin_fault"].clone();
-    assert_eq!(digest, 7);
+    let counted = status(&case, "bad")["counters"]["dead_by_rule"]["plugin_fault"].clone();
+    assert_eq!(counted, 7);
+    let floods = status(&case, "bad")["counters"]["plugins"]["guest"]["floods"].clone();
+    assert_eq!((&floods["count"], &floods["sum"]), (&1.into(), &1.0.into()));
+    let dropped = status(&case, "bad")["counters"]["plugin_lines_dropped"].as_u64().unwrap();
+    assert!(dropped > 9_000, "{dropped}");
     for letter in &told {
         assert_eq!(letter["reason"], "plugin_fault");
         assert_eq!(letter["digest"].as_str().map(str::len), Some(64), "{letter}");

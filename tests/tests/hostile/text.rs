@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use tidemill_tests::plugins::component;
 
 /// The layout of frames that the host speaks.
-pub(crate) const FRAME_VERSION: u32 = 1;
+pub(crate) const FRAME_VERSION: u32 = 2;
 
 /// A sessionizer that speaks this version and answers with this body; `i32.const 2048` is an empty frame of results.
 pub(crate) fn sessionizer(frame_version: u32, fold: &str) -> Vec<u8> {

@@ -145,6 +145,20 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
     let stages = Stage::ALL.into_iter().zip(c.fold.revisions).map(|(s, n)| (s.name(), n));
     writeln!(to, "  sessions   {}", listed(stages))?;
     writeln!(to, "  dead       {}", listed(c.letters().into_iter()))?;
+    for (plugin, totals) in &c.plugins {
+        for (name, t) in totals {
+            let what =
+                if t.bounds.is_empty() { String::new() } else { format!(" in {}", text::count(t.count)) };
+            writeln!(to, "  {plugin}    {name} {}{what}", t.sum)?;
+        }
+    }
+    if c.plugin_lines_dropped > 0 {
+        writeln!(
+            to,
+            "  log        {} of its plugins not shown",
+            text::counted(c.plugin_lines_dropped, "line")
+        )?;
+    }
     writeln!(
         to,
         "  live keys  {} of at most {}, waiting events {} bytes",

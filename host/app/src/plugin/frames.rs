@@ -10,7 +10,8 @@ use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
 use tidemill_contract::rows::{self, cause, state_kind, turn_flags};
 use tidemill_engine::event::ext::{Value, Values};
 use tidemill_engine::rule::{
-    Cause, Closing, END_OF_INPUT, LIMIT, Place, Rejection, Results, Span, StateAt, Timer, TurnResult, Turns,
+    Cause, Closing, Count, END_OF_INPUT, LIMIT, Place, Rejection, Results, Span, StateAt, Timer, TurnResult,
+    Turns,
 };
 use tidemill_engine::time::EventTime;
 use tidemill_sandbox::{Field, FieldType};
@@ -195,6 +196,7 @@ fn take(words: &[u64], batch: &Turns, which: Range<usize>, out: &mut Results) ->
     let snapshots: &[rows::StateAt] = frame.rows(2)?;
     let rejections: &[rows::Rejection] = frame.rows(3)?;
     let timers: &[rows::Timer] = frame.rows(4)?;
+    let mut counts: &[rows::Count] = frame.rows(5)?;
     let bytes: &[u8] = frame.rows(7)?;
     if answers.len() != which.len() {
         return Err(FrameError::Section(0));
@@ -218,7 +220,7 @@ fn take(words: &[u64], batch: &Turns, which: Range<usize>, out: &mut Results) ->
         let reason = u16::try_from(r.reason).map_err(|_| FrameError::Range)?;
         out.rejections.push(Rejection { input: r.input, reason, message: Span::default() });
     }
-    for (answer, turn) in answers.iter().zip(&batch.turns[which]) {
+    for (n, (answer, turn)) in answers.iter().zip(&batch.turns[which]).enumerate() {
         let state = |s: &rows::StateAt, out: &mut Results| {
             let timers_at = out.timers.len();
             let bytes_span = match s.kind {
@@ -248,7 +250,14 @@ fn take(words: &[u64], batch: &Turns, which: Range<usize>, out: &mut Results) ->
         let end = state(&answer.end, out)?;
         answer.closings.of(closings)?;
         answer.rejections.of(rejections)?;
+        let (mine, later) = counts.split_at(counts.partition_point(|c| c.row as usize <= n));
+        counts = later;
+        let counts_at = out.counts.len();
+        for c in mine {
+            out.counts.push(count(c, n)?);
+        }
         out.turns.push(TurnResult {
+            counts: Span::between(counts_at, out.counts.len()),
             fault: None,
             closings: Span { at: closings_at + answer.closings.at, len: answer.closings.len },
             snapshots: Span::between(snapshots_at, out.snapshots.len()),
@@ -257,7 +266,13 @@ fn take(words: &[u64], batch: &Turns, which: Range<usize>, out: &mut Results) ->
             open_fields: text(answer.open_fields)?,
         });
     }
-    Ok(())
+    if counts.is_empty() { Ok(()) } else { Err(FrameError::Range) }
+}
+
+fn count(c: &rows::Count, turn: usize) -> Result<Count, FrameError> {
+    let metric = u16::try_from(c.metric).ok().filter(|_| c.row as usize == turn).ok_or(FrameError::Range)?;
+    let input = (c.input != rows::NO_INPUT).then_some(c.input);
+    Ok(Count { input, at: EventTime::from_ms(c.at), metric, value: c.value })
 }
 
 fn place(n: i32) -> Result<Place, FrameError> {
@@ -288,7 +303,7 @@ fn cause_of(c: &rows::Closing) -> Result<Cause, FrameError> {
 }
 
 /// How much of the answers stood before.
-struct Lengths([usize; 6]);
+struct Lengths([usize; 7]);
 
 impl Lengths {
     fn of(r: &Results) -> Lengths {
@@ -297,16 +312,18 @@ impl Lengths {
             r.closings.len(),
             r.snapshots.len(),
             r.rejections.len(),
+            r.counts.len(),
             r.timers.len(),
             r.bytes.len(),
         ])
     }
     fn restore(&self, r: &mut Results) {
-        let [turns, closings, snapshots, rejections, timers, bytes] = self.0;
+        let [turns, closings, snapshots, rejections, counts, timers, bytes] = self.0;
         r.turns.truncate(turns);
         r.closings.truncate(closings);
         r.snapshots.truncate(snapshots);
         r.rejections.truncate(rejections);
+        r.counts.truncate(counts);
         r.timers.truncate(timers);
         r.bytes.truncate(bytes);
     }

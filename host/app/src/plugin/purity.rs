@@ -281,6 +281,9 @@ fn plain(r: &TurnResult, all: &Results) -> Option<String> {
     for x in all.rejections.get(r.rejections.range())? {
         out += &format!("rejected {} {}; ", x.input, x.reason);
     }
+    for c in all.counts.get(r.counts.range())? {
+        out += &format!("counted {:?} {:?} {} {}; ", c.input, c.at, c.metric, c.value);
+    }
     for s in all.snapshots.get(r.snapshots.range())? {
         out += &format!("after {}; ", state(s)?);
     }

@@ -6,10 +6,11 @@ use super::frames::{Column, TurnFrames, read_results, read_states};
 use std::ops::Range;
 use std::time::Duration;
 use tidemill_contract::rows::progress;
+use tidemill_engine::metrics::Metric;
 use tidemill_engine::rule::{
     Description, Fault, FaultAt, Results, SessionRule, StateForm, TurnResult, Turns,
 };
-use tidemill_sandbox::{self as sandbox, Instance};
+use tidemill_sandbox::{self as sandbox, Instance, MetricKind};
 
 /// Inputs in one frame: the cost of a call is spread over them, and a call that fails is found again among them.
 const FRAME_INPUTS: usize = 1024;
@@ -43,6 +44,7 @@ impl PluginRule {
                 version: d.state.as_ref().map_or(0, |s| s.version),
                 from: d.state.as_ref().map_or_else(Vec::new, |s| s.migrates_from.clone()),
             },
+            metrics: metrics(d),
             wants_key: true,
         };
         PluginRule { description, frames: TurnFrames::new(columns), instance, warden }
@@ -111,6 +113,15 @@ impl PluginRule {
 fn deadline(inputs: usize) -> Duration {
     let beyond = u32::try_from(inputs.saturating_sub(FRAME_INPUTS)).unwrap_or(u32::MAX);
     CALL_DEADLINE.saturating_add(INPUT_DEADLINE.saturating_mul(beyond))
+}
+
+/// What a plugin counts, in the engine's words.
+pub(super) fn metrics(d: &sandbox::Description) -> Vec<Metric> {
+    let bounds = |m: &sandbox::Metric| match &m.kind {
+        MetricKind::Counter => Vec::new(),
+        MetricKind::Histogram(bounds) => bounds.clone(),
+    };
+    d.metrics.iter().map(|m| Metric { name: m.name.clone(), bounds: bounds(m) }).collect()
 }
 
 /// A fault of the sandbox in the engine's words.

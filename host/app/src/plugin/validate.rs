@@ -9,6 +9,7 @@ use super::frames::{Column, push_cells};
 use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
 use tidemill_contract::rows;
 use tidemill_engine::event::{RowHead, Rows};
+use tidemill_engine::metrics::{Metric, Total, Totals};
 use tidemill_sandbox::Instance;
 
 /// Events in one frame.
@@ -27,6 +28,9 @@ struct Stage {
     warden: Warden,
     columns: Vec<Column>,
     reasons: Vec<String>,
+    metrics: Vec<Metric>,
+    /// Since they were last taken.
+    totals: Vec<Total>,
     writer: FrameWriter,
     events: Vec<u64>,
     bytes: Vec<u8>,
@@ -56,6 +60,8 @@ impl Validators {
         self.stages.push(Stage {
             columns: d.fields.iter().enumerate().map(|(n, f)| Column::new(f, first_slot + n)).collect(),
             reasons: d.reasons.clone(),
+            totals: super::rule::metrics(d).iter().map(Total::of).collect(),
+            metrics: super::rule::metrics(d),
             instance,
             warden,
             writer: FrameWriter::default(),
@@ -67,6 +73,16 @@ impl Validators {
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.stages.is_empty()
+    }
+
+    /// What the validators' own metrics have grown by since this was last asked, by plugin. A verdict is asked for once, so
+    /// every step is a first one.
+    pub(crate) fn take_totals(&mut self) -> impl Iterator<Item = (&str, Totals)> {
+        self.stages.iter_mut().map(|stage| {
+            let grown = stage.totals.iter_mut().zip(&stage.metrics).filter(|(t, _)| t.count > 0);
+            let take = |(t, m): (&mut Total, &Metric)| (m.name.clone(), std::mem::replace(t, Total::of(m)));
+            (stage.warden.who.name.as_str(), grown.map(take).collect())
+        })
     }
 
     /// Takes out the rows from `from` on (a length for each lane) that a validator does not accept, and tells of them.
@@ -126,7 +142,7 @@ impl Stage {
         }
         self.write(lanes, part);
         let (message, row) = match self.instance.validate(self.writer.end(), CALL_DEADLINE) {
-            Ok(words) => match read(words, part, &self.reasons, out) {
+            Ok(words) => match read(words, part, &self.reasons, &mut self.totals, out) {
                 Ok(()) => return Ok(()),
                 Err(e) => (format!("the answer is no frame of verdicts: {e}"), None),
             },
@@ -178,14 +194,23 @@ fn read(
     words: &[u64],
     part: &[(usize, usize)],
     reasons: &[String],
+    totals: &mut [Total],
     out: &mut Verdicts,
 ) -> Result<(), FrameError> {
     let frame = Frame::read(words, Kind::Verdicts)?;
     let verdicts: &[rows::Verdict] = frame.rows(0)?;
-    let _: &[rows::Count] = frame.rows(1)?;
+    let counts: &[rows::Count] = frame.rows(1)?;
     let bytes: &[u8] = frame.rows(2)?;
     if verdicts.len() != part.len() {
         return Err(FrameError::Section(0));
+    }
+    let is_wrong = |c: &rows::Count| {
+        let total = usize::try_from(c.metric).ok().and_then(|n| totals.get(n));
+        let adds = total.is_some_and(|t| !t.bounds.is_empty() || c.value >= 0.0);
+        !adds || !c.value.is_finite() || c.row as usize >= part.len()
+    };
+    if counts.iter().any(is_wrong) {
+        return Err(FrameError::Range);
     }
     let before = out.len();
     for (v, at) in verdicts.iter().zip(part).filter(|(v, _)| v.code != 0) {
@@ -198,5 +223,40 @@ fn read(
         let message = String::from_utf8_lossy(message).into_owned();
         out.push((*at, Rejected { reason: reason.clone(), message }));
     }
+    for c in counts {
+        totals[c.metric as usize].add(c.value);
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(counts: &[rows::Count]) -> Vec<u64> {
+        let mut w = FrameWriter::default();
+        w.begin(Kind::Verdicts);
+        w.section(&[rows::Verdict::default(), rows::Verdict { code: 1, message: rows::Range::default() }]);
+        w.section(counts);
+        w.section::<u8>(&[]);
+        w.into_words()
+    }
+
+    #[test]
+    fn counts_are_summed_with_the_verdicts_or_not_at_all() {
+        let part = [(0, 0), (0, 1)];
+        let mut totals = vec![Total::of(&Metric { name: "seen".into(), bounds: Vec::new() })];
+        let count = |row, metric, value| rows::Count { row, input: rows::NO_INPUT, metric, at: 0, value };
+        let mut out = Vec::new();
+        let reasons = ["bad".to_owned()];
+        let good = frame(&[count(0, 0, 2.0), count(1, 0, 1.0)]);
+        read(&good, &part, &reasons, &mut totals, &mut out).unwrap();
+        assert_eq!((totals[0].count, totals[0].sum, out.len()), (2, 3.0, 1));
+        for wrong in [count(2, 0, 1.0), count(0, 1, 1.0), count(0, 0, -1.0), count(0, 0, f64::NAN)] {
+            assert!(
+                read(&frame(&[count(0, 0, 5.0), wrong]), &part, &reasons, &mut totals, &mut out).is_err()
+            );
+        }
+        assert_eq!((totals[0].sum, out.len()), (3.0, 1), "nothing of an answer that is none");
+    }
 }

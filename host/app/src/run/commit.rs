@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tidemill_engine::bounds::KEY_GROUPS;
 use tidemill_engine::lane::{LaneCounts, LaneEpoch};
+use tidemill_engine::metrics::{self, Totals};
 use tidemill_engine::outbox::{Revision, RowIter, Stage};
 use tidemill_engine::record::Kind;
 use tidemill_engine::unresolved::{self, Leaving};
@@ -68,6 +69,10 @@ pub(crate) struct Committer<'a> {
     pub(crate) hot_keys: Vec<String>,
     /// Dead letters that the rule has caused since the pipeline's first start.
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
+    /// The rule's own metrics since the pipeline's first start, with the plugin's name; `None` for a built-in rule.
+    pub(crate) metrics: Option<(String, Totals)>,
+    /// Lines of plugins that nobody was shown, before this start.
+    pub(crate) lines_dropped: u64,
     /// `None`: rows leave with the epoch that produced them.
     pub(crate) enrichment: Option<Enrichment>,
     /// The last record's, before the first of this run.
@@ -86,6 +91,7 @@ pub(crate) struct Ended {
     meta: Option<Meta>,
     pub(crate) counts: LaneCounts,
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
+    pub(crate) metrics: Option<(String, Totals)>,
     /// Revisions that wait for their lookups still.
     pub(crate) unresolved: u64,
 }
@@ -118,6 +124,7 @@ impl Committer<'_> {
             meta: self.last,
             counts: self.counts,
             dead_by_rule: self.dead_by_rule,
+            metrics: self.metrics,
             unresolved: self.enrichment.map_or(0, |e| e.count()),
         }
     }
@@ -166,6 +173,9 @@ impl Committer<'_> {
             meta.suffix_bytes += p.suffix_bytes;
             letters.extend_from_slice(&p.letters);
             self.remember_hot(p.hot_key.as_deref());
+            if let Some((_, all)) = &mut self.metrics {
+                metrics::merge(all, &p.metrics);
+            }
             for (reason, n) in std::mem::take(&mut p.dead) {
                 *self.dead_by_rule.entry(reason).or_default() += n;
             }
@@ -188,6 +198,9 @@ impl Committer<'_> {
         let states: Vec<&[u8]> = parts.iter().map(|p| p.state.as_slice()).collect();
         meta.counters.dead.extend(self.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
         meta.counters.fold = self.counts;
+        meta.counters.plugins.extend(self.metrics.clone());
+        let dropped = self.progress.lines_dropped.load(Ordering::Relaxed);
+        meta.counters.plugin_lines_dropped = self.lines_dropped + dropped;
         meta.counters.dead_by_rule.clone_from(&self.dead_by_rule);
         meta.hot_keys.clone_from(&self.hot_keys);
         let waits = [&unresolved, &leaving.resolved].iter().any(|s| !s.is_empty());

@@ -8,6 +8,7 @@ use tidemill_connect::Cursor;
 use tidemill_connect::lookup::LookupCounts;
 use tidemill_connect::source::PartitionIdentity;
 use tidemill_engine::lane::LaneCounts;
+use tidemill_engine::metrics::Totals;
 use tidemill_engine::time::EventTime;
 use tidemill_engine::watermark::PartitionTime;
 
@@ -139,6 +140,8 @@ pub(crate) struct Counters {
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
     /// What the fold counted: revisions by stage, copies.
     pub(crate) fold: LaneCounts,
+    /// Plugins' own metrics, by the plugin's name in the config.
+    pub(crate) plugins: BTreeMap<String, Totals>,
     /// Lines of plugins that nobody was shown: over the rate, or more than could be written.
     pub(crate) plugin_lines_dropped: u64,
 }

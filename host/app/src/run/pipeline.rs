@@ -368,6 +368,7 @@ pub(super) fn run(
         (None, None)
     };
     let hurry = AtomicBool::new(false);
+    let lines_dropped = r.meta.as_ref().map_or(0, |m| m.counters.plugin_lines_dropped);
     std::thread::scope(|scope| {
         let mut deliveries = Vec::new();
         let mut outlets = Vec::new();
@@ -411,6 +412,11 @@ pub(super) fn run(
             outbox_epoch: r.meta.as_ref().map_or(0, |m| m.outbox_epoch),
             hot_keys: r.meta.as_ref().map(|m| m.hot_keys.clone()).unwrap_or_default(),
             dead_by_rule: r.meta.as_ref().map(|m| m.counters.dead_by_rule.clone()).unwrap_or_default(),
+            metrics: stages.rule_warden(progress).map(|w| {
+                let stored = r.meta.as_ref().and_then(|m| m.counters.plugins.get(&w.who.name));
+                (w.who.name.clone(), stored.cloned().unwrap_or_default())
+            }),
+            lines_dropped,
             enrichment,
             last: r.meta,
             epoch: Duration::from_millis(plan.server.epoch_ms.unsigned_abs()),
@@ -442,6 +448,8 @@ pub(super) fn run(
         counters.fold = ended.counts;
         counters.dead.extend(ended.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
         counters.dead_by_rule.clone_from(&ended.dead_by_rule);
+        counters.plugins.extend(ended.metrics.clone());
+        counters.plugin_lines_dropped = lines_dropped + progress.lines_dropped.load(Ordering::Relaxed);
         let unresolved = ended.unresolved;
         if unresolved > 0 {
             notes.push(format!(

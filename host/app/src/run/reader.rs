@@ -24,6 +24,7 @@ use tidemill_connect::source::{Block, Read};
 use tidemill_engine::bounds::KEY_GROUPS;
 use tidemill_engine::event::Rows;
 use tidemill_engine::lane::Barrier;
+use tidemill_engine::metrics::{self, Totals};
 use tidemill_engine::time::EventTime;
 use tidemill_engine::watermark::{PartitionKey, SourceTime, Watermarks};
 
@@ -96,8 +97,8 @@ pub(crate) struct Reader<'a> {
     epoch_began: Instant,
     epoch_rows: u64,
     epochs: u64,
-    /// Lines of plugins that were dropped before this start.
-    lines_dropped: u64,
+    /// Plugins' own metrics; the rule's are the committer's, who hears what the lanes say.
+    plugins: BTreeMap<String, Totals>,
     changed: bool,
     /// The epoch at hand cannot be ended.
     abandon: bool,
@@ -176,7 +177,7 @@ impl<'a> Reader<'a> {
             epoch_began: Instant::now(),
             epoch_rows: 0,
             epochs: 0,
-            lines_dropped: counters.plugin_lines_dropped,
+            plugins: counters.plugins,
             // That it was suspended is not to stand any longer than it takes to commit something.
             changed: stored.is_none_or(|m| m.suspended.is_some()),
             abandon: false,
@@ -217,7 +218,8 @@ impl<'a> Reader<'a> {
             fold: tidemill_engine::lane::LaneCounts::default(),
             // The committer's: it hears what the lanes say.
             dead_by_rule: Default::default(),
-            plugin_lines_dropped: self.lines_dropped + self.progress.lines_dropped.load(Ordering::Relaxed),
+            plugin_lines_dropped: 0,
+            plugins: self.plugins.clone(),
         }
     }
 
@@ -445,6 +447,9 @@ impl<'a> Reader<'a> {
         let barrier = Barrier { watermark: to_lane, early_tick: early_tick && !at_end, at_end };
         for lane in &self.out.lanes {
             lane.send(ToLane::Barrier { barrier, image: image.clone() }).map_err(drop)?;
+        }
+        for (name, totals) in self.validators.take_totals().filter(|(_, t)| !t.is_empty()) {
+            metrics::merge(self.plugins.entry(name.to_owned()).or_default(), &totals);
         }
         let letters = std::mem::take(&mut self.letters.lines);
         let sealed = Sealed {

@@ -1,6 +1,6 @@
 //! The byte form of a key's fold: little-endian, one record a key, whole or as the difference since the last epoch.
 
-use super::{Ident, KeyState, Open, Poison, Row, Sent};
+use super::{Counted, Ident, KeyState, Open, Poison, Row, Sent};
 use crate::event::Position;
 use crate::outbox::Stage;
 use crate::rule::Timer;
@@ -16,6 +16,7 @@ const ROWS: u8 = 16;
 /// The record replaces what was known of the key.
 const WHOLE: u8 = 32;
 const POISON: u8 = 64;
+const COUNTED: u8 = 128;
 
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 impl<'a> Reader<'a> {
@@ -153,6 +154,8 @@ pub(crate) fn encode(k: &KeyState, extent: Extent, out: &mut Vec<u8>) {
     flags |= if rows > 0 { ROWS } else { 0 };
     let poison = tail.map_or(&[][..], |t| &t.poison);
     flags |= if poison.is_empty() { 0 } else { POISON };
+    let counted = tail.and_then(|t| t.counted);
+    flags |= if counted.is_some() { COUNTED } else { 0 };
     out.push(flags);
     put_bytes(out, &k.key);
     put_time(out, k.settled_b);
@@ -180,6 +183,10 @@ pub(crate) fn encode(k: &KeyState, extent: Extent, out: &mut Vec<u8>) {
             put_bytes(out, p.message.as_bytes());
         }
     }
+    if let Some(c) = counted {
+        put_time(out, c.events);
+        put_time(out, c.timers);
+    }
 }
 
 /// One record of the state section.
@@ -193,6 +200,7 @@ pub(crate) struct Record<'a> {
     pub(crate) dropped: Option<Ident>,
     pub(crate) rows: Vec<(EventTime, Position, &'a [u8])>,
     pub(crate) poison: Vec<Poison>,
+    pub(crate) counted: Option<Counted>,
 }
 
 pub(crate) fn decode<'a>(r: &mut Reader<'a>) -> Option<Record<'a>> {
@@ -208,6 +216,7 @@ pub(crate) fn decode<'a>(r: &mut Reader<'a>) -> Option<Record<'a>> {
         dropped: None,
         rows: Vec::new(),
         poison: Vec::new(),
+        counted: None,
     };
     if rec.removed {
         return Some(rec);
@@ -232,6 +241,9 @@ pub(crate) fn decode<'a>(r: &mut Reader<'a>) -> Option<Record<'a>> {
             rec.poison.push(Poison { event, message });
         }
     }
+    if flags & COUNTED != 0 {
+        rec.counted = Some(Counted { events: r.time()?, timers: r.time()? });
+    }
     Some(rec)
 }
 
@@ -240,7 +252,8 @@ impl KeyState {
     pub(crate) fn apply(&mut self, rec: Record<'_>) {
         self.settled_b = rec.settled_b;
         self.base = rec.base;
-        let needs_tail = !rec.rows.is_empty() || !rec.sent.is_empty() || self.tail.is_some();
+        let counted = rec.counted.is_some();
+        let needs_tail = !rec.rows.is_empty() || !rec.sent.is_empty() || counted || self.tail.is_some();
         if !needs_tail {
             return;
         }
@@ -250,6 +263,7 @@ impl KeyState {
         }
         tail.sent = rec.sent;
         tail.poison = rec.poison;
+        tail.counted = rec.counted;
         if let Some(through) = &rec.dropped {
             let ext = &tail.ext;
             tail.rows.retain(|r| r.ident(ext).order(through) == Ordering::Greater);

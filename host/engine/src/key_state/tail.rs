@@ -62,6 +62,17 @@ pub(crate) struct Tail {
     pub(crate) sent: Vec<Sent>,
     /// Rows that an epoch record holds and that base has taken in since: up to this one.
     pub(crate) dropped_through: Option<Ident>,
+    /// Which steps are counted in the rule's own metrics; `None`: none of those to come.
+    pub(crate) counted: Option<Counted>,
+}
+
+/// How far the steps of a key are counted that may be folded again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counted {
+    /// Events up to this time, but for those that are new in this epoch.
+    pub(crate) events: EventTime,
+    /// Timers up to this time: those at W have fired, events at W are not folded yet.
+    pub(crate) timers: EventTime,
 }
 
 /// What putting the rows in order found.
@@ -82,12 +93,14 @@ impl Tail {
         self.poison.clear();
         self.sent.clear();
         self.dropped_through = None;
+        self.counted = None;
     }
     pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty()
             && self.sent.is_empty()
             && self.closed.is_empty()
             && self.dropped_through.is_none()
+            && self.counted.is_none()
     }
 
     /// Sorts the new rows in, drops copies (the first wins, SEMANTICS 3), and voids what the folded

@@ -1,5 +1,6 @@
 //! What a lane is asked at a barrier and what leaves it there.
 
+use crate::metrics::Totals;
 use crate::time::EventTime;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -82,6 +83,8 @@ pub struct LaneEpoch {
     pub hot_key: Option<String>,
     /// Dead letters that the rule has caused, by reason: rejected events, discarded sessions, faults.
     pub dead: BTreeMap<String, u64>,
+    /// What the rule's own metrics have grown by.
+    pub metrics: Totals,
     /// While two versions are live: nothing stands before the newer one's place any more, so the older can go.
     pub settled: bool,
 }

@@ -6,6 +6,7 @@ use super::Lane;
 use super::turn::Now;
 use crate::bounds::SETTLE_KEYS;
 use crate::key_state::Open;
+use crate::metrics::Total;
 use crate::rule::{SessionRule, Timer};
 use crate::time::EventTime;
 use crate::versions::{Policy, Scheduled, Version};
@@ -36,6 +37,8 @@ impl Lane {
     pub fn deploy(&mut self, scheduled: Scheduled, rule: Box<dyn SessionRule>, layout: Vec<String>) {
         debug_assert!(scheduled.from > self.watermark && self.versions.swap().is_none());
         self.versions.add(scheduled, rule);
+        let known = self.totals.len();
+        self.totals.extend(self.versions.metrics().iter().skip(known).map(Total::of));
         self.wants_key = self.versions.wants_key();
         self.config.layout = layout;
         self.settling = Settling::default();

@@ -7,8 +7,9 @@ use super::emit::Emit;
 use super::epoch::{Barrier, LaneFault};
 use super::{Lane, NEVER};
 use crate::bounds::{CALL_INPUTS, CALL_TURNS, LOOKUP_ROWS, SNAPSHOT_ROWS, SNAPSHOTS_PER_TURN};
-use crate::key_state::{Closed, Poison, Rejected, Snapshot, Tail};
-use crate::rule::{Fault, Input, OpenHead, PLUGIN_FAULT, Rejection, Results, Span, Turn, TurnResult};
+use crate::key_state::{Closed, Counted, Poison, Rejected, Snapshot, Tail};
+use crate::metrics::Total;
+use crate::rule::{Count, Fault, Input, OpenHead, PLUGIN_FAULT, Rejection, Results, Span, Turn, TurnResult};
 use crate::time::EventTime;
 use crate::versions::{Answered, Version};
 
@@ -60,8 +61,9 @@ impl Lane {
         let copies = tail.put_in_order();
         self.out.counts.duplicates += copies.duplicates;
         self.out.counts.conflicts += copies.conflicts;
-        let reporting =
-            now.at_barrier && (now.barrier.early_tick || !tail.sent.is_empty() || now.barrier.at_end);
+        // What was counted beyond W has been folded: a new event before it is folded now, while it is known to be new.
+        let told = !tail.sent.is_empty() || tail.counted.is_some_and(|c| c.events >= now.w);
+        let reporting = now.at_barrier && (now.barrier.early_tick || told || now.barrier.at_end);
         let before_w = tail.rows.partition_point(|r| r.time < now.w);
         let restart = tail.snapshots.last().map_or(0, |s| s.rows);
         let folded = if reporting { tail.rows.len() } else { before_w.max(restart) };
@@ -170,6 +172,9 @@ impl Lane {
         let closings = &results.closings[r.closings.range()];
         let rejections = &results.rejections[r.rejections.range()];
         reject(&mut tail, rejections, p.restart, results);
+        if !self.totals.is_empty() {
+            count(&mut tail, &mut self.totals, &results.counts[r.counts.range()], p, now);
+        }
         let start = Start {
             open: tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref()),
             rejections,
@@ -214,6 +219,12 @@ impl Lane {
             }
         }
         e.state.settled_b = e.state.settled_b.max(now.b);
+        // What stands behind base is not folded again, unless one of its timers is.
+        let again =
+            e.state.base.as_ref().is_some_and(|o| tail.counted.is_some_and(|c| o.next_timer() <= c.timers));
+        if tail.rows.is_empty() && !again {
+            tail.counted = None;
+        }
         e.due = next_visit(&e.state.base, &tail, p, now, self.config.lateness_ms);
         self.suffix_bytes = (self.suffix_bytes + tail.suffix_bytes()).saturating_sub(bytes_before);
         if tail.is_empty() {
@@ -243,6 +254,24 @@ fn reject(tail: &mut Tail, rejections: &[Rejection], restart: usize, results: &R
             tail.poison.push(Poison { event, message });
         }
     }
+}
+
+/// Adds the steps that are folded for the first time to the rule's own metrics.
+fn count(tail: &mut Tail, totals: &mut [Total], counts: &[Count], p: Pending, now: Now) {
+    for c in counts {
+        let first = match c.input.and_then(|i| tail.rows.get(p.restart + i as usize)) {
+            Some(row) => row.fresh() || tail.counted.is_none_or(|done| row.time > done.events),
+            None => tail.counted.is_none_or(|done| c.at > done.timers),
+        };
+        if let Some(t) = totals.get_mut(c.metric as usize).filter(|_| first) {
+            t.add(c.value);
+        }
+    }
+    let before =
+        tail.counted.unwrap_or(Counted { events: EventTime::BEGINNING, timers: EventTime::BEGINNING });
+    let events = tail.rows[..p.folded].last().map_or(before.events, |r| r.time.max(before.events));
+    let until = if now.barrier.at_end { EventTime::BEGINNING } else { now.w };
+    tail.counted = Some(Counted { events, timers: before.timers.max(events).max(until) });
 }
 
 /// Which inputs to take a snapshot after: the last one, the last before B, and some between.

@@ -17,6 +17,7 @@ use tidemill_engine::event::{Position, RowHead, Rows, ext};
 use tidemill_engine::gap::{Boundary, Gap, GapConfig, Match};
 use tidemill_engine::key::{KeyForm, key_hash};
 use tidemill_engine::lane::{Barrier, Lane, LaneConfig, Origin};
+use tidemill_engine::metrics::{self, Totals};
 use tidemill_engine::outbox::{Outbox, Stage, Stages};
 use tidemill_engine::rule::SessionRule;
 use tidemill_engine::time::EventTime;
@@ -154,6 +155,7 @@ struct World {
     table: BTreeMap<[u8; 16], ((u64, u64), Stage, Session)>,
     settled_rows: u64,
     letters: Vec<serde_json::Value>,
+    metrics: Totals,
 }
 
 impl World {
@@ -191,6 +193,7 @@ impl World {
         }
         self.log.push(state);
         self.uncommitted.clear();
+        metrics::merge(&mut self.metrics, &out.metrics);
         if out.settled {
             self.schedule.retire();
             self.lane.retire();
@@ -272,6 +275,7 @@ fn world(c: &Case) -> World {
         table: BTreeMap::new(),
         settled_rows: 0,
         letters: Vec::new(),
+        metrics: Totals::new(),
     }
 }
 
@@ -335,6 +339,15 @@ fn run(c: &Case) -> (Outcome, Outcome) {
     }
     got.1.sort();
     got.2.sort();
+    if c.rude.is_some() {
+        let counted = w.metrics.get(rude::STEPS).map_or(0.0, |t| t.sum);
+        assert_eq!(counted, rude::steps(&accepted) as f64, "each event is counted when it is first folded");
+        let fired = |s: &&Session| s.4 == "gap";
+        let timers = w.metrics.get(rude::TIMERS).map_or(0.0, |t| t.sum);
+        let closed = got.0.iter().filter(fired).count() as f64;
+        let in_order = c.lateness == 0 && !c.early;
+        assert!(!in_order || timers == closed, "{timers} timers counted, {closed} sessions closed by one");
+    }
     let want = if c.rude.is_some() {
         rude::naive(c, &accepted)
     } else {

@@ -3,11 +3,16 @@
 use crate::{Case, Event, Session};
 use std::collections::BTreeSet;
 use tidemill_engine::event::ext::{Value, field};
+use tidemill_engine::metrics::Metric;
 use tidemill_engine::rule::{
-    Cause, Closing, Description, END_OF_INPUT, Fault, FaultAt, Place, Rejection, Results, SessionRule, Span,
-    StateAt, StateForm, Timer, Turn, TurnResult, Turns,
+    Cause, Closing, Count, Description, END_OF_INPUT, Fault, FaultAt, Place, Rejection, Results, SessionRule,
+    Span, StateAt, StateForm, Timer, Turn, TurnResult, Turns,
 };
 use tidemill_engine::time::EventTime;
+
+/// What it counts: events, and timers that fire.
+pub(crate) const STEPS: &str = "steps";
+pub(crate) const TIMERS: &str = "timers";
 
 /// What an event's type asks for.
 const SPLIT: u8 = 0;
@@ -52,6 +57,9 @@ impl Rude {
         Rude {
             description: Description {
                 digest: None,
+                metrics: [STEPS, TIMERS]
+                    .map(|name| Metric { name: name.into(), bounds: Vec::new() })
+                    .to_vec(),
                 plugin: "rude@1".into(),
                 fields: vec!["type".into()],
                 reasons,
@@ -78,6 +86,7 @@ impl Rude {
         assert!(!turn.key.range().is_empty(), "the key is asked for");
         let (closings, snapshots, rejections) =
             (out.closings.len(), out.snapshots.len(), out.rejections.len());
+        let counts = out.counts.len();
         let state = &turns.bytes[turn.state.range()];
         let mut open = turn.open.map(|_| Open {
             first: Place::Carried,
@@ -94,6 +103,7 @@ impl Rude {
             if kind == POISON {
                 return Err(self.fault(FaultAt::Input(n)));
             }
+            out.counts.push(Count { input: Some(n), at: input.time, metric: 0, value: 1.0 });
             if kind == REJECT {
                 out.rejections.push(Rejection { input: n, reason: 3, message: Span::default() });
             } else {
@@ -138,6 +148,7 @@ impl Rude {
             closings: Span::between(closings, out.closings.len()),
             snapshots: Span::between(snapshots, out.snapshots.len()),
             rejections: Span::between(rejections, out.rejections.len()),
+            counts: Span::between(counts, out.counts.len()),
             end,
             open_fields: Span::default(),
         })
@@ -149,6 +160,7 @@ impl Rude {
             if o.sum == BAD_TIMER {
                 return Err(self.fault(FaultAt::Unknown));
             }
+            out.counts.push(Count { input: None, at: o.due, metric: 1, value: 1.0 });
             self.close(o, Cause::Timer(Timer { at: o.due, number: 0 }), 0, out)?;
             *open = None;
         }
@@ -199,6 +211,11 @@ impl SessionRule for Rude {
 
 /// Sessions; discarded sessions; events that belong to none, as (key, time, reason).
 pub(crate) type Outcome = (Vec<Session>, Vec<Session>, Vec<(String, i64, String)>);
+
+/// Events that the rule steps: all but those that it fails at.
+pub(crate) fn steps(accepted: &BTreeSet<Event>) -> usize {
+    accepted.iter().filter(|e| e.3 != POISON).count()
+}
 
 /// Straight from the definition.
 pub(crate) fn naive(c: &Case, accepted: &BTreeSet<Event>) -> Outcome {

@@ -28,7 +28,7 @@ impl Default for Guest {
             describe: "i32.const 1024",
             configure: "i32.const 256",
             fold: "i32.const 2048".into(),
-            frame_version: 1,
+            frame_version: u32::from(tidemill_contract::FRAME_VERSION),
             name: "guest",
         }
     }
