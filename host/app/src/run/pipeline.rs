@@ -520,16 +520,16 @@ fn run_lane(
         RunError::Failed(e.to_string())
     };
     let mut since_sweep = 0;
+    // What this lane has added to the bytes of all lanes' letters: no more than that is taken off again.
+    let mut counted = 0;
     while let Ok(message) = input.recv() {
         match message {
             ToLane::Batch(Batch { mut rows, block, watermark, source, partition }) => {
                 let origin = Origin { source: &source, partition: &partition, raw: &block.bytes };
-                let before = lane.letter_bytes();
                 lane.insert(&rows, watermark, origin).map_err(failed)?;
                 if lane.crowded() {
                     crowded.store(true, Ordering::Relaxed);
                 }
-                letters.fetch_add((lane.letter_bytes() - before) as u64, Ordering::Relaxed);
                 since_sweep += rows.heads.len();
                 rows.clear();
                 // The reader may have ended; then nobody wants the buffer.
@@ -538,10 +538,14 @@ fn run_lane(
                     since_sweep = 0;
                     lane.sweep().map_err(failed)?;
                 }
+                let now = lane.letter_bytes() as u64;
+                letters.fetch_add(now - counted, Ordering::Relaxed);
+                counted = now;
             }
             ToLane::Barrier { barrier, image } => {
                 since_sweep = 0;
-                letters.fetch_sub(lane.letter_bytes() as u64, Ordering::Relaxed);
+                letters.fetch_sub(counted, Ordering::Relaxed);
+                counted = 0;
                 let mut part = lane.barrier(barrier).map_err(failed)?;
                 if let Some(groups) = image {
                     lane.image(groups, &mut part.state);
