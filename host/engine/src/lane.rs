@@ -242,7 +242,9 @@ impl Lane {
         if !key_full && !lane_full {
             return false;
         }
+        let held_bytes = tail.suffix_bytes();
         let copies = tail.put_in_order();
+        self.suffix_bytes = self.suffix_bytes.saturating_sub(held_bytes - tail.suffix_bytes());
         self.out.counts.duplicates += copies.duplicates;
         self.out.counts.conflicts += copies.conflicts;
         // Rows before B wait only for the next fold; they are no longer the suffix's.
@@ -358,3 +360,6 @@ impl Lane {
         Ok(std::mem::take(&mut self.out))
     }
 }
+
+#[cfg(test)]
+mod tests;

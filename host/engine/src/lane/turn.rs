@@ -58,7 +58,9 @@ impl Lane {
         let e = &mut self.entries[slot as usize];
         let mut empty = Tail::default();
         let tail = e.state.tail.as_deref_mut().unwrap_or(&mut empty);
+        let held_bytes = tail.suffix_bytes();
         let copies = tail.put_in_order();
+        self.suffix_bytes = self.suffix_bytes.saturating_sub(held_bytes - tail.suffix_bytes());
         self.out.counts.duplicates += copies.duplicates;
         self.out.counts.conflicts += copies.conflicts;
         // What was counted beyond W has been folded: a new event before it is folded now, while it is known to be new.

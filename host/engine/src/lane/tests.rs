@@ -1,0 +1,81 @@
+//! Tests of what a lane keeps; what it makes of events is held to the naive model in `tests/fold`.
+
+use super::{Barrier, Lane, LaneConfig, LaneEpoch, Origin};
+use crate::event::{Position, RowHead, Rows};
+use crate::gap::{Boundary, Gap, GapConfig};
+use crate::key::KeyForm;
+use crate::outbox::{Outbox, Stages};
+use crate::time::EventTime;
+use crate::versions::Versions;
+
+const ORIGIN: Origin<'_> = Origin { source: "s", partition: "p", raw: b"" };
+
+fn lane() -> Lane {
+    let gap = GapConfig { gap_ms: 10, boundary: Boundary::Exclusive, max_ms: None, start: None, end: None };
+    let config = LaneConfig {
+        pipeline: "p".into(),
+        key_form: KeyForm::One,
+        lateness_ms: 0,
+        early: false,
+        events_per_key: 100,
+        suffix_bytes: 1 << 20,
+        open_sessions: 100,
+        groups: 0..1024,
+        sources: vec!["s".into()],
+        layout: Vec::new(),
+    };
+    Lane::new(config, Versions::single(Box::new(Gap::new(&gap))))
+}
+
+/// One event of each key, a millisecond apart; all keys have the same hash.
+fn rows(keys: &[u8]) -> Rows {
+    let mut rows = Rows::default();
+    for (n, key) in keys.iter().enumerate() {
+        let key_at = rows.bytes.len() as u32;
+        rows.bytes.push(*key);
+        rows.heads.push(RowHead {
+            key_hash: 7,
+            time: EventTime::from_ms(n as i64),
+            position: Position { source: 0, partition: 0, offset: n as u64 },
+            key_at,
+            key_len: 1,
+            ext_len: 0,
+            raw_at: 0,
+            raw_len: 0,
+        });
+    }
+    rows
+}
+
+fn end(lane: &mut Lane) -> LaneEpoch {
+    lane.barrier(Barrier { watermark: EventTime::INFINITY, early_tick: false, at_end: true }).unwrap()
+}
+
+/// Bug family: what the table knows of a key taken for the key.
+#[test]
+fn keys_of_one_hash_are_kept_apart() {
+    let mut lane = lane();
+    let mut rows = rows(b"ababb");
+    // Twice: the keys are new at first, and then they are known.
+    lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
+    rows.heads.iter_mut().for_each(|h| h.position.offset += 10);
+    lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
+    let epoch = end(&mut lane);
+    let outbox = Outbox::new(1, 1, &epoch.rows, b"");
+    let mut sessions: Vec<(&str, u64)> =
+        outbox.sessions(Stages::ALL).map(|(_, r)| (r.key, r.events)).collect();
+    sessions.sort_unstable();
+    assert_eq!(sessions, [("a", 4), ("b", 6)]);
+}
+
+/// Bug family: the bound on all suffixes fills up with what is long gone.
+#[test]
+fn copies_leave_no_bytes_behind() {
+    let mut lane = lane();
+    let rows = rows(b"ababb");
+    for _ in 0..3 {
+        lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
+    }
+    let epoch = end(&mut lane);
+    assert_eq!((epoch.counts.duplicates, epoch.suffix_bytes), (10, 0));
+}
