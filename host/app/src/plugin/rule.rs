@@ -91,6 +91,10 @@ impl PluginRule {
         let why = match answer.map(|words| read_states(words, states.len())) {
             Ok(Ok(migrated)) => return out.extend(migrated),
             Ok(Err(e)) => format!("the answer is no frame of states: {e}"),
+            Err(f) if self.warden.failed(&f) => {
+                out.extend(states.iter().map(|_| Err(f.to_string())));
+                return;
+            }
             Err(f) => f.to_string(),
         };
         if let [_] = states {
@@ -103,7 +107,11 @@ impl PluginRule {
     }
 
     fn run(&mut self, turns: &Turns, which: Range<usize>, out: &mut Results) {
-        if !which.is_empty() {
+        if self.warden.budget.is_spent() {
+            // Whatever is asked now costs another deadline, and its answer leads nowhere.
+            let spent = Fault { fatal: true, ..Fault::unknown("the fault budget is spent") };
+            out.turns.extend(which.map(|_| TurnResult::failed(spent.clone())));
+        } else if !which.is_empty() {
             self.answer(turns, which, out);
         }
     }
@@ -153,7 +161,7 @@ impl SessionRule for PluginRule {
         for (i, turn) in turns.turns.iter().enumerate() {
             let n = turn.inputs.len as usize;
             if i > start && (inputs + n > FRAME_INPUTS || i - start >= FRAME_TURNS) {
-                self.answer(turns, start..i, out);
+                self.run(turns, start..i, out);
                 (start, inputs) = (i, 0);
             }
             inputs += n;

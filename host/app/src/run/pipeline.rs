@@ -547,6 +547,9 @@ fn run_lane(
                 letters.fetch_sub(counted, Ordering::Relaxed);
                 counted = 0;
                 let mut part = lane.barrier(barrier).map_err(failed)?;
+                if warden.is_some_and(|w| w.budget.is_spent()) {
+                    return Err(RunError::Failed("the fault budget is spent: the epoch is abandoned".into()));
+                }
                 if let Some(groups) = image {
                     lane.image(groups, &mut part.state);
                 }
