@@ -1,5 +1,7 @@
 //! What the author of a plugin does: `tidemill plugin build` and what it refuses.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
