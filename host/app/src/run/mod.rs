@@ -13,6 +13,7 @@ mod deliver;
 mod enrich;
 pub(crate) mod go_back;
 pub(crate) mod ingest;
+mod lane;
 pub(crate) mod layout;
 pub(crate) mod measure;
 pub(crate) mod meta;

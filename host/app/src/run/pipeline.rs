@@ -4,13 +4,14 @@ use super::clock_ms;
 use super::commit::{Committer, Ended, IMAGE_BLOCKS, Outlet};
 use super::deliver::{Committed, Cursors, Delivery};
 use super::enrich::{self, Left, Pressure, Tray};
+use super::lane::run_lane;
 use super::meta::Meta;
 use super::progress::Progress;
-use super::reader::{Batch, End, Outputs, Reader, ToLane};
+use super::reader::{End, Outputs, Reader, ToLane};
 use super::stop::Stop;
 use super::{Outcome, RunError, RunOptions, Summary};
 use crate::config::plan::{self, EndOfInput, KeySpec, Pipeline, Plan, Sink as SinkPlan, SinkKind};
-use crate::plugin::budget::{Suspended, Warden};
+use crate::plugin::budget::Suspended;
 use crate::plugin::{Sandbox, Stages as PluginStages};
 use crate::store::StoreError;
 use crate::store::log::{self, EpochLog, Evidence, RecordRef};
@@ -25,10 +26,8 @@ use tidemill_connect::sink::Sink;
 use tidemill_connect::sink::jsonl::JsonlSink;
 use tidemill_connect::sink::sqlite::SqliteSink;
 use tidemill_connect::sink::stdout::StdoutSink;
-use tidemill_engine::bounds::SWEEP_ROWS;
-use tidemill_engine::event::Rows;
 use tidemill_engine::key::KeyForm;
-use tidemill_engine::lane::{Lane, LaneConfig, LaneEpoch, Origin};
+use tidemill_engine::lane::{Lane, LaneConfig};
 use tidemill_engine::outbox::{Outbox, Stages};
 use tidemill_engine::record::{Kind, Record};
 use tidemill_engine::versions::Versions;
@@ -499,64 +498,6 @@ fn resend_now(sinks: &mut [Opened], r: &Recovered, cursors: &Cursors) -> Result<
             let cursor =
                 s.sink.deliver(&outbox).map_err(|e| RunError::of(&format!("sink `{}`", s.name), e))?;
             cursors.set(&s.name, cursor);
-        }
-    }
-    Ok(())
-}
-
-fn run_lane(
-    mut lane: Lane,
-    input: &Receiver<ToLane>,
-    parts: &Sender<LaneEpoch>,
-    spent: &Sender<Rows>,
-    letters: &AtomicU64,
-    crowded: &AtomicBool,
-    warden: Option<&Warden>,
-) -> Result<(), RunError> {
-    let failed = |e: tidemill_engine::lane::LaneFault| {
-        if let Some(w) = warden {
-            w.broken(&e.to_string());
-        }
-        RunError::Failed(e.to_string())
-    };
-    let mut since_sweep = 0;
-    // What this lane has added to the bytes of all lanes' letters: no more than that is taken off again.
-    let mut counted = 0;
-    while let Ok(message) = input.recv() {
-        match message {
-            ToLane::Batch(Batch { mut rows, block, watermark, source, partition }) => {
-                let origin = Origin { source: &source, partition: &partition, raw: &block.bytes };
-                lane.insert(&rows, watermark, origin).map_err(failed)?;
-                if lane.crowded() {
-                    crowded.store(true, Ordering::Relaxed);
-                }
-                since_sweep += rows.heads.len();
-                rows.clear();
-                // The reader may have ended; then nobody wants the buffer.
-                let _ = spent.send(rows);
-                if since_sweep >= SWEEP_ROWS && lane.sweeps() {
-                    since_sweep = 0;
-                    lane.sweep().map_err(failed)?;
-                }
-                let now = lane.letter_bytes() as u64;
-                letters.fetch_add(now - counted, Ordering::Relaxed);
-                counted = now;
-            }
-            ToLane::Barrier { barrier, image } => {
-                since_sweep = 0;
-                letters.fetch_sub(counted, Ordering::Relaxed);
-                counted = 0;
-                let mut part = lane.barrier(barrier).map_err(failed)?;
-                if warden.is_some_and(|w| w.budget.is_spent()) {
-                    return Err(RunError::Failed("the fault budget is spent: the epoch is abandoned".into()));
-                }
-                if let Some(groups) = image {
-                    lane.image(groups, &mut part.state);
-                }
-                if parts.send(part).is_err() {
-                    return Ok(());
-                }
-            }
         }
     }
     Ok(())
