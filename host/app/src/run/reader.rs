@@ -492,29 +492,15 @@ impl<'a> Reader<'a> {
             name: name.clone(),
             partitions: self.old_partitions.get(&(n as u32)).cloned().unwrap_or_default(),
         });
+        // The rest is the committer's.
         Meta {
-            fingerprint: self.fingerprint.clone(),
             first_start_ms: self.first_start_ms,
-            sealed_at_ms: now,
             watermark,
             ended: finished,
-            // The committer knows more.
-            finished: false,
             sources: sources.collect(),
-            // These are the committer's.
-            cursors: BTreeMap::new(),
-            outbox_epoch: 0,
-            images: Vec::new(),
             decisions: self.decisions.clone(),
-            tell_again: false,
             counters: self.counters(),
-            live_keys: 0,
-            suffix_bytes: 0,
-            hot_keys: Vec::new(),
-            unresolved: 0,
-            unresolved_from: None,
-            lookups: BTreeMap::new(),
-            suspended: None,
+            ..Meta::nothing(self.fingerprint.clone(), now)
         }
     }
 }
