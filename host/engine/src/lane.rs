@@ -15,7 +15,6 @@ mod swap;
 mod turn;
 
 pub use epoch::{Barrier, LaneCounts, LaneEpoch, LaneFault, StateDamage};
-pub use swap::LiveState;
 
 use crate::bounds::{KEY_EXT_BYTES, LOOKUP_ROWS};
 use crate::event::{RowHead, Rows, ext};

@@ -21,15 +21,6 @@ pub(super) struct Settling {
     found: bool,
 }
 
-/// A live session's state, to try a migration on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LiveState {
-    /// The key as rows show it.
-    pub key: String,
-    /// The newest state that is known.
-    pub state: Vec<u8>,
-}
-
 impl Lane {
     /// Puts a newer version beside the one in force, right after a barrier. Its place must lie after everything that the lane
     /// has seen, and only one version may be live. `layout` names the fields of extensions from now on: those so
@@ -81,20 +72,6 @@ impl Lane {
     pub fn retire(&mut self) {
         self.versions.retire();
         self.wants_key = self.versions.wants_key();
-    }
-
-    /// The newest known states of the open sessions of some slots, for a trial of a migration; `None` behind the last slot.
-    #[must_use]
-    pub fn states(&self, slots: Range<usize>) -> Option<Vec<LiveState>> {
-        let entries =
-            self.entries.get(slots.start..slots.end.min(self.entries.len())).filter(|s| !s.is_empty())?;
-        let open = entries.iter().filter(|e| e.live).filter_map(|e| {
-            let snapshot = e.state.tail.as_ref().and_then(|t| t.snapshots.last());
-            let open = snapshot.map_or(e.state.base.as_ref(), |s| s.open.as_ref())?;
-            let key = self.config.key_form.display(&e.state.key).into_owned();
-            Some(LiveState { key, state: open.state.to_vec() })
-        });
-        Some(open.collect())
     }
 
     /// The keys to look at in this barrier, if B has reached the swap at hand: with its place, and which is the older version.
