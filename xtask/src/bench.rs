@@ -7,7 +7,7 @@ mod compare;
 use self::child::Cost;
 use self::compare::{TIDEMILL, Table, YARDSTICK, as_many_left_out};
 use crate::rows::value;
-use crate::steps::{Failure, cargo, doing, run as run_step, say, seconds, target_dir};
+use crate::steps::{Failure, cargo, doing, run as run_step, say, seconds, target_dir, workspace};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -146,16 +146,12 @@ impl Bench {
         step("tidemill", &mut cargo(&["build", "--locked", "--release", "-p", "tidemill"]))?;
         let folder = target.join("bench");
         doing("target/bench", fs::create_dir_all(&folder))?;
-        const WASM: &str = "wasm32-unknown-unknown";
-        step(
-            "the plugin",
-            &mut cargo(&["build", "--locked", "--profile", "plugin", "--target", WASM, "-p", "gap-sessions"]),
-        )?;
-        let module = target.join(WASM).join("plugin/gap_sessions.wasm").display().to_string();
-        let component = folder.join("gap-sessions.wasm").display().to_string();
-        let example = ["run", "--locked", "-p", "tidemill-plugin-sdk", "--example", "componentize", "--"];
-        step("its component", cargo(&example).args([&module, &component]))?;
         let tidemill = target.join("release").join("tidemill");
+        let mut plugin = Command::new(&tidemill);
+        plugin
+            .args(["plugin", "build", "plugins/gap-sessions", "--out"])
+            .arg(folder.join("gap-sessions.wasm"));
+        step("the plugin", plugin.current_dir(workspace()))?;
         Ok(Bench { folder, yardstick: built.join("release"), tidemill, events })
     }
 
