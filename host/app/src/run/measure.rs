@@ -160,6 +160,15 @@ impl SessionRule for Timed {
     }
 }
 
+/// A value, or one like it that is no symbol.
+fn free(value: &str, symbols: &[String]) -> String {
+    let mut value = value.to_owned();
+    while symbols.contains(&value) {
+        value.push('.');
+    }
+    value
+}
+
 /// Made-up events.
 struct Traffic {
     random: u64,
@@ -176,7 +185,7 @@ impl Traffic {
             let values = if texts == Texts::Symbols && !d.symbols.is_empty() {
                 d.symbols.clone()
             } else {
-                VALUES.map(String::from).into_iter().filter(|v| !d.symbols.contains(v)).collect()
+                VALUES.map(|v| free(v, &d.symbols)).to_vec()
             };
             (d.kind, values)
         });
@@ -302,6 +311,21 @@ mod tests {
         assert!((40..=50).contains(&keys.len()), "{}", keys.len());
         let most = keys.values().max().copied().unwrap_or(0);
         assert!(most > 10_000, "{most} of the most frequent key: not Zipf's law");
+    }
+
+    #[test]
+    fn free_texts_are_no_symbols_even_of_a_rule_that_has_all_of_them() {
+        let session = "{ plugin = \"builtin:gap\", config = { gap = \"30s\", end = { field = \"type\", in = [\"x\"] } } }";
+        let (_, mut stages) = stages(session);
+        stages.declared[0].symbols = VALUES.map(String::from).to_vec();
+        for (texts, want) in [(Texts::Free, false), (Texts::Symbols, true)] {
+            let mut rows = Rows::default();
+            Traffic::new(&stages, 50, texts).batch(&mut rows);
+            for h in &rows.heads {
+                let ext::Value::Text(text) = ext::field(rows.ext(h), 0) else { panic!("a text") };
+                assert_eq!(VALUES.iter().any(|v| v.as_bytes() == text), want);
+            }
+        }
     }
 
     #[test]
