@@ -1,8 +1,10 @@
 //! `tidemill`: click streams in, sessions out. Here the rooms are named; what a command does stands in `cli`.
 
 mod cli;
+mod clock;
 mod config;
 mod plugin;
+mod progress;
 mod run;
 mod store;
 

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::text;
-use crate::run::progress::{Line, Progress};
+use crate::progress::{Line, Progress};
 
 /// How often a terminal's lines are renewed: fast enough to look alive.
 const REDRAW: Duration = Duration::from_millis(200);
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_line_says_it_all() {
-        let p = Progress::new("visits", crate::run::progress::lines().0);
+        let p = Progress::new("visits", crate::progress::lines().0);
         p.events.store(12_345, Relaxed);
         p.finals.store(7, Relaxed);
         p.late.store(1, Relaxed);

@@ -15,7 +15,7 @@ use super::progress::Watch;
 use super::{ConfigFile, text};
 use crate::config::{Plan, SinkKind};
 use crate::plugin::budget::Suspended;
-use crate::run::progress::{self, Progress};
+use crate::progress::{self, Progress};
 use crate::run::{Outcome, RunError, RunOptions, Summary, run};
 
 const EXAMPLES: &str = "\

@@ -4,7 +4,7 @@
 //! so: a deployment that is to have another chance gets a budget of its own.
 
 use crate::config::plan::FaultLimits;
-use crate::run::progress::Progress;
+use crate::progress::Progress;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -135,7 +135,7 @@ impl Budget {
 
     fn suspend(&self, a: &mut Account, plugin: &Identity, why: String) {
         a.suspended.get_or_insert_with(|| Suspended {
-            at_ms: crate::run::clock_ms(),
+            at_ms: crate::clock::now_ms(),
             why,
             plugin: plugin.clone(),
             faults: a.faults,

@@ -15,7 +15,7 @@ use self::enrich::Enricher;
 use self::rule::PluginRule;
 use self::validate::Validators;
 use crate::config::plan::{GapRule, Match, Pipeline, PluginUse, Rule};
-use crate::run::progress::Progress;
+use crate::progress::Progress;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

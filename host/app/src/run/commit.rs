@@ -4,10 +4,10 @@ use super::RunError;
 use super::deliver::{Committed, Cursors, DELIVERY_AFTER_STOP, Sections};
 use super::enrich::Enrichment;
 use super::meta::Meta;
-use super::progress::Progress;
-use super::reader::clock_ms;
 use super::stop::Stop;
+use crate::clock::now_ms;
 use crate::plugin::budget::Suspended;
+use crate::progress::Progress;
 use crate::store::log::EpochLog;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
@@ -146,7 +146,7 @@ impl Committer<'_> {
             }
             let most = self.epoch.min(LOOK_AT_STOP);
             if e.count() == 0 || e.wait(most) || e.has_news() {
-                let meta = Meta { sealed_at_ms: clock_ms(), ..meta.clone() };
+                let meta = Meta { sealed_at_ms: now_ms(), ..meta.clone() };
                 let sealed = Sealed { meta, letters: Vec::new(), changed: true, image: None };
                 self.last = Some(self.commit(sealed, Vec::new())?);
             }
@@ -297,7 +297,7 @@ impl Ended {
     ) -> Result<(), RunError> {
         let mut meta = self.meta.take().unwrap_or_else(before);
         meta.cursors = cursors.all();
-        meta.sealed_at_ms = clock_ms();
+        meta.sealed_at_ms = now_ms();
         meta.suspended = Some(suspended);
         self.log.append(self.incarnation, self.log.last_epoch() + 1, &[(Kind::Meta, &meta_text(&meta)?)])?;
         self.meta = Some(meta);

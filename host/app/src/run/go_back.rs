@@ -7,7 +7,7 @@
 use super::RunError;
 use super::meta::{Decision, Meta};
 use super::pipeline::all_sinks;
-use super::reader::clock_ms;
+use crate::clock::now_ms;
 use crate::config::plan::{Pipeline, Plan};
 use crate::store::claim::Claim;
 use crate::store::log::{EpochLog, RecordRef, Survey};
@@ -124,7 +124,7 @@ impl<'a> GoBack<'a> {
         EpochLog::cut_after(&self.dir, &self.at)?;
         let mut meta = self.meta;
         let what = format!("went back to epoch {to}; what followed it, up to epoch {newest}, was given up");
-        meta.decisions.push(Decision { at_ms: clock_ms(), incarnation, what });
+        meta.decisions.push(Decision { at_ms: now_ms(), incarnation, what });
         let surplus = meta.decisions.len().saturating_sub(DECISIONS_MAX);
         meta.decisions.drain(..surplus);
         meta.tell_again = true;

@@ -6,9 +6,9 @@
 //! from a fixed seed. Time is CPU time of this thread, so that what else runs on the machine hardly shows.
 
 use super::RunError;
-use super::progress::{Progress, lines};
 use crate::config::plan::{Early, Pipeline};
 use crate::plugin::Stages;
+use crate::progress::{Progress, lines};
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

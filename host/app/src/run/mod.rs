@@ -18,15 +18,13 @@ pub(crate) mod layout;
 pub(crate) mod measure;
 pub(crate) mod meta;
 mod pipeline;
-pub(crate) mod progress;
 mod reader;
 mod stop;
-
-pub(crate) use reader::clock_ms;
 
 use crate::config::plan::Plan;
 use crate::plugin::Sandbox;
 use crate::plugin::budget::Suspended;
+use crate::progress::Progress;
 use crate::store::StoreError;
 use crate::store::claim::Claim;
 use crate::store::log::EpochLog;
@@ -126,7 +124,7 @@ impl RunError {
 pub(crate) fn run(
     plan: &Plan,
     options: &RunOptions,
-    progress: &[Arc<progress::Progress>],
+    progress: &[Arc<Progress>],
     stop: &Arc<AtomicBool>,
 ) -> Result<Vec<Summary>, RunError> {
     for name in &options.resend {

@@ -1,18 +1,18 @@
 //! One pipeline: recovery in its fixed order, then its threads, then an orderly end.
 
-use super::clock_ms;
 use super::commit::{Committer, Ended, IMAGE_BLOCKS, Outlet};
 use super::deliver::{Committed, Cursors, Delivery};
 use super::enrich::{self, Left, Pressure, Tray};
 use super::lane::run_lane;
 use super::meta::Meta;
-use super::progress::Progress;
 use super::reader::{End, Outputs, Reader, ToLane};
 use super::stop::Stop;
 use super::{Outcome, RunError, RunOptions, Summary};
+use crate::clock::now_ms;
 use crate::config::plan::{self, EndOfInput, KeySpec, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::plugin::budget::Suspended;
 use crate::plugin::{Sandbox, Stages as PluginStages};
+use crate::progress::Progress;
 use crate::store::StoreError;
 use crate::store::log::{self, EpochLog, Evidence, RecordRef};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -431,7 +431,7 @@ pub(super) fn run(
         let mut ended = join(committer);
         let suspended = stages.budget.suspended();
         if let (Some(s), Ok(ended)) = (&suspended, &mut ended) {
-            ended.mark(|| Meta::nothing(fingerprint, clock_ms()), &cursors, s.clone())?;
+            ended.mark(|| Meta::nothing(fingerprint, now_ms()), &cursors, s.clone())?;
             progress.halt("SUSPENDED", suspended_line(s));
         }
         let delivered: Vec<Result<(), RunError>> = deliveries.into_iter().map(join).collect();

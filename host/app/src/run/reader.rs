@@ -10,16 +10,17 @@ use super::commit::{IMAGE_GROUPS, Sealed};
 use super::enrich::{TRAY_BYTES_FULL, Tray};
 use super::ingest::{Intake, Judge, Letters};
 use super::meta::{Counters, Decision, Meta, PartitionMeta, SourceMeta};
-use super::progress::Progress;
 use super::stop::Stop;
+use crate::clock::now_ms;
 use crate::config::plan::{Early, EndOfInput, Pipeline, Plan, Source};
 use crate::plugin::validate::Validators;
 use crate::plugin::{Declared, Stages};
+use crate::progress::Progress;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tidemill_connect::source::{Block, Read};
 use tidemill_engine::bounds::KEY_GROUPS;
 use tidemill_engine::event::Rows;
@@ -117,10 +118,6 @@ pub(crate) enum End {
     Hangup,
 }
 
-pub(crate) fn clock_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
-}
-
 impl<'a> Reader<'a> {
     /// Lists the partitions and finds again those that the store knows.
     pub(crate) fn new(
@@ -132,7 +129,7 @@ impl<'a> Reader<'a> {
         out: Outputs,
         progress: Arc<Progress>,
     ) -> Result<Reader<'a>, RunError> {
-        let now = clock_ms();
+        let now = now_ms();
         let mut source_names: Vec<String> =
             stored.map_or_else(Vec::new, |m| m.sources.iter().map(|s| s.name.clone()).collect());
         for i in &pipeline.from {
@@ -369,7 +366,7 @@ impl<'a> Reader<'a> {
 
     /// Decodes the block that was read last and hands its rows to the lanes; false: a lane hung up.
     fn send(&mut self, p: usize) -> Result<bool, RunError> {
-        let now = clock_ms();
+        let now = now_ms();
         let watermark = self.watermarks.advance(now);
         let part = &mut self.parts[p];
         let source = &self.plan.sources[part.source];
@@ -429,7 +426,7 @@ impl<'a> Reader<'a> {
 
     /// Ends the epoch. `Err`: another thread has failed and says why.
     fn barrier(&mut self, at_end: bool) -> Result<(), ()> {
-        let now = clock_ms();
+        let now = now_ms();
         self.epoch_began = Instant::now();
         self.epochs += 1;
         self.epoch_rows = 0;

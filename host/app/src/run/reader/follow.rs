@@ -1,7 +1,8 @@
 //! Followed files: what a rename, a cut or a new file in the directory means for the partitions.
 
+use super::Reader;
 use super::partitions::Reading;
-use super::{Reader, clock_ms};
+use crate::clock::now_ms;
 use crate::config::plan::SourceKind;
 use crate::run::RunError;
 use std::path::Path;
@@ -19,7 +20,7 @@ const RENAMED_QUIET_ALONE_MS: i64 = 600_000;
 impl Reader<'_> {
     /// A followed file has no more for now: was it renamed or cut?
     pub(super) fn look_for_rotation(&mut self, p: usize) -> Result<Read, RunError> {
-        let now = clock_ms();
+        let now = now_ms();
         let part = &mut self.parts[p];
         if now - part.looked_at_ms < LOOK_MS {
             return Ok(Read::Pending);

@@ -1,6 +1,7 @@
 //! The partitions of a pipeline: listed, found again in the store, opened and closed.
 
-use super::{Reader, clock_ms};
+use super::Reader;
+use crate::clock::now_ms;
 use crate::config::plan::SourceKind;
 use crate::run::RunError;
 use crate::run::ingest::{Ingest, framing};
@@ -174,7 +175,7 @@ impl Reader<'_> {
                     }
                 }
                 if let Some(t) = found {
-                    self.watermarks.observe(key, t, clock_ms());
+                    self.watermarks.observe(key, t, now_ms());
                 }
             }
             self.parts[p].reading = None;
@@ -203,7 +204,7 @@ impl Reader<'_> {
                     start_ms: g.start_ms.unwrap_or(self.first_start_ms),
                     skip_to_offset: part.offset,
                 },
-                clock_ms,
+                now_ms,
             )))),
         };
         let mut reading = reading.map_err(|e| self.failed(part.source, e))?;
