@@ -6,6 +6,7 @@ mod config;
 mod plugin;
 mod progress;
 mod run;
+mod server;
 mod store;
 
 use std::process::ExitCode;

@@ -139,6 +139,7 @@ fn source(s: &Source) -> String {
     let key = match &s.key {
         config::KeySpec::One(field) => field.clone(),
         config::KeySpec::Together(fields) => fields.join(" + "),
+        config::KeySpec::FirstOf(fields) => format!("the first of {}", fields.join(", ")),
     };
     let hashed = if s.key_hmac.is_some() { " (hashed)" } else { "" };
     let disorder = text::duration(s.disorder_ms.unsigned_abs());

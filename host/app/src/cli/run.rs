@@ -125,7 +125,7 @@ pub(super) fn run_watched(
         plan.pipelines.iter().map(|p| Arc::new(Progress::new(&p.name, to.clone()))).collect();
     drop(to);
     let watch = Watch::start(&progress, lines, quiet, stdout_used);
-    let result = run(plan, options, &progress, &stop);
+    let result = run(plan, options, &progress, &stop, &|line| out::note(line));
     drop(watch);
     result.map_err(|e| failed(&e, &progress))
 }
@@ -187,7 +187,7 @@ fn tell_summary(to: &mut impl Write, plan: &Plan, summary: &Summary) -> io::Resu
         writeln!(to, "  {note}")?;
     }
     writeln!(to, "  {} {}", label("records"), text::count(c.records))?;
-    writeln!(to, "  {} {}{}", label("events"), text::count(c.events), copies(c.fold.duplicates))?;
+    writeln!(to, "  {} {}{}", label("events"), text::count(c.events), copies(c.fold.duplicates + c.copies))?;
     let stages = Stage::ALL.into_iter().zip(c.fold.revisions);
     writeln!(to, "  {} {}", label("sessions"), listed(stages.map(|(s, n)| (s.name(), n))))?;
     let letters = c.letters();

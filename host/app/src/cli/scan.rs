@@ -60,7 +60,7 @@ impl Scanner {
     fn new(source: &Source) -> Result<Scanner, String> {
         let layout = Layout::new(source);
         let plain = match source.key {
-            KeySpec::One(_) => KeyForm::One,
+            KeySpec::One(_) | KeySpec::FirstOf(_) => KeyForm::One,
             KeySpec::Together(_) => KeyForm::Together,
         };
         Ok(Scanner {

@@ -258,7 +258,7 @@ impl<'a> World<'a> {
 fn files(source: &Source) -> Vec<PathBuf> {
     match &source.kind {
         SourceKind::File { pattern, .. } => file::list(pattern).unwrap_or_default(),
-        SourceKind::Stdin | SourceKind::Generator(_) => Vec::new(),
+        SourceKind::Stdin | SourceKind::Generator(_) | SourceKind::Http(_) => Vec::new(),
     }
 }
 
@@ -285,7 +285,7 @@ fn target(source: &Source, id: &str) -> Option<Target> {
                 let text = |v: Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
                 Target::Id(parts.into_iter().map(text).collect())
             }),
-        IdSpec::Content | IdSpec::Fields(_) => Some(Target::Id(vec![id.to_owned()])),
+        IdSpec::Content | IdSpec::Fields(_) | IdSpec::FirstOf(_) => Some(Target::Id(vec![id.to_owned()])),
     }
 }
 

@@ -192,18 +192,23 @@ fn check_server(field: Option<Field<'_>>, p: &mut Problems) -> Server {
 fn check_listen(f: &Field<'_>, insecure: bool, server: &mut Server, p: &mut Problems) {
     let Some(listen) = f.text(p) else { return };
     listen.clone_into(&mut server.listen);
-    let Some((host, port)) =
-        listen.rsplit_once(':').filter(|(h, n)| !h.is_empty() && n.parse::<u16>().is_ok())
-    else {
-        f.wrong(format!("`{}` is not host:port", f.shown()), "write \"127.0.0.1:7300\"".to_owned(), p);
-        return;
-    };
-    let address: Option<std::net::IpAddr> = host.trim_matches(['[', ']']).parse().ok();
-    let loopback = host == "localhost" || address.is_some_and(|a| a.is_loopback());
-    if !loopback && !insecure {
+    if address(f, p) == Some(false) && !insecure {
+        let port = listen.rsplit(':').next().unwrap_or_default();
         let help = format!("write \"127.0.0.1:{port}\", or `insecure = true` if the network is yours alone");
         f.wrong(format!("`{}` is beyond loopback, and there is no TLS in this build", f.shown()), help, p);
     }
+}
+
+/// Whether a host:port is only for this machine; none if it is no host:port.
+fn address(f: &Field<'_>, p: &mut Problems) -> Option<bool> {
+    let text = f.text(p)?;
+    let Some((host, _)) = text.rsplit_once(':').filter(|(h, n)| !h.is_empty() && n.parse::<u16>().is_ok())
+    else {
+        f.wrong(format!("`{}` is not host:port", f.shown()), "write \"127.0.0.1:7300\"".to_owned(), p);
+        return None;
+    };
+    let ip: Option<std::net::IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+    Some(host == "localhost" || ip.is_some_and(|a| a.is_loopback()))
 }
 
 fn duration(s: &mut Section<'_>, key: &'static str, default_ms: i64, p: &mut Problems) -> i64 {

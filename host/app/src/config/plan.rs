@@ -74,6 +74,8 @@ pub(crate) struct Source {
     pub(crate) drift_ms: i64,
     /// How far an event may be ahead of the clock; none: any distance.
     pub(crate) far_future_ms: Option<i64>,
+    /// How long after an event is folded a copy of it is told from a late one.
+    pub(crate) dedup_ms: i64,
     /// The name a plugin asks for -> where it is in this source.
     pub(crate) fields: BTreeMap<String, String>,
 }
@@ -83,7 +85,7 @@ impl Source {
     pub(crate) fn is_live(&self) -> bool {
         match &self.kind {
             SourceKind::File { follow, .. } => *follow,
-            SourceKind::Stdin => true,
+            SourceKind::Stdin | SourceKind::Http(_) => true,
             SourceKind::Generator(g) => g.events.is_none(),
         }
     }
@@ -110,6 +112,8 @@ pub(crate) enum SourceKind {
     Stdin,
     /// Made-up clicks.
     Generator(Generator),
+    /// Posted by clients.
+    Http(Http),
 }
 
 impl SourceKind {
@@ -119,8 +123,22 @@ impl SourceKind {
             SourceKind::File { .. } => "file",
             SourceKind::Stdin => "stdin",
             SourceKind::Generator(_) => "generator",
+            SourceKind::Http(_) => "http",
         }
     }
+}
+
+/// Settings of a source that is posted to.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Http {
+    /// host:port; sources with the same one share a listener, and their write keys tell them apart.
+    pub(crate) listen: String,
+    /// Place of it.
+    pub(crate) at: Spot,
+    /// Who may write; none: anybody who reaches the listener.
+    pub(crate) write_keys: Vec<Secret>,
+    /// Origins of pages that may write.
+    pub(crate) cors: Vec<String>,
 }
 
 /// Settings of the generator.
@@ -172,6 +190,8 @@ pub(crate) enum KeySpec {
     One(String),
     /// Several fields together, at least two.
     Together(Vec<String>),
+    /// The first of these that a record has, at least one.
+    FirstOf(Vec<String>),
 }
 
 /// A string that debug output does not show.
@@ -246,6 +266,8 @@ pub(crate) enum IdSpec {
     Content,
     /// These fields, at least one.
     Fields(Vec<String>),
+    /// The first of these that a record has, else where it stands.
+    FirstOf(Vec<String>),
 }
 
 /// `[pipeline.NAME]`.
@@ -509,13 +531,18 @@ fn source_facts(s: &Source, rule: &Rule) -> Value {
     json!({
         "kind": s.kind.name(),
         "format": s.format.name(),
-        "key": match &s.key { KeySpec::One(k) => json!(k), KeySpec::Together(k) => json!(k) },
+        "key": match &s.key {
+            KeySpec::One(k) => json!(k),
+            KeySpec::Together(k) => json!(k),
+            KeySpec::FirstOf(k) => json!({ "first_of": k }),
+        },
         "key_hmac": s.key_hmac.as_ref().map(Secret::trace),
         "time": time,
         "id": match &s.id {
             IdSpec::Position => json!("position"),
             IdSpec::Content => json!("content"),
             IdSpec::Fields(f) => json!({ "fields": f }),
+            IdSpec::FirstOf(f) => json!({ "first_of": f }),
         },
         "disorder_ms": s.disorder_ms,
         "fields": read,

@@ -2,17 +2,23 @@
 
 use super::diagnose::{Problems, nearest};
 use super::plan::{
-    Format, Generator, IdSpec, KeySpec, Secret, Source, SourceKind, TimeForm, TimeSpec, TimeUnit,
+    Format, Generator, Http, IdSpec, KeySpec, Secret, Source, SourceKind, TimeForm, TimeSpec, TimeUnit,
 };
 use super::raw::{self, Field, Section, Value};
-use super::{duration, last};
+use super::{address, duration, last};
 use std::collections::BTreeMap;
 
+/// Where client libraries put an event's id; without either it is the record's position.
+const POSTED_IDS: [&str; 2] = ["messageId", "event_id"];
+/// How long after an event is folded a copy of it is still told from a late event, where clients send again.
+const DEDUP_MS: i64 = 10 * 60_000;
+/// A write key must not be guessed: 16 hex digits are 64 bits.
+const WRITE_KEY_BYTES_MIN: usize = 16;
 /// What a line of the combined log format has.
 const COMBINED_FIELDS: [&str; 11] =
     ["host", "ident", "user", "time", "method", "url", "protocol", "status", "bytes", "referer", "agent"];
 /// Keys that only some kinds of source have.
-const SOURCE_ONLY: [(&str, &str); 8] = [
+const SOURCE_ONLY: [(&str, &str); 11] = [
     ("path", "only kind = \"file\" has it"),
     ("follow", "only kind = \"file\" has it"),
     ("events", "only kind = \"generator\" has it"),
@@ -21,31 +27,31 @@ const SOURCE_ONLY: [(&str, &str); 8] = [
     ("seed", "only kind = \"generator\" has it"),
     ("stories", "only kind = \"generator\" has it"),
     ("start", "only kind = \"generator\" has it"),
+    ("listen", "only kind = \"http\" has it"),
+    ("write_keys", "only kind = \"http\" has it"),
+    ("cors", "only kind = \"http\" has it"),
 ];
 
 pub(super) fn check_source(mut s: Section<'_>, now_ms: i64, p: &mut Problems) -> Option<Source> {
     let name = last(&s.path).to_owned();
     let at = s.at;
-    let kind = s.need("kind", "write `kind = \"file\"`, \"stdin\" or \"generator\"", p);
-    let kind = kind.and_then(|f| f.word(&["file", "stdin", "generator"], &["http", "kafka", "pubsub"], p));
+    let kind = s.need("kind", "write `kind = \"file\"`, \"stdin\", \"http\" or \"generator\"", p);
+    let kind = kind.and_then(|f| f.word(&["file", "stdin", "http", "generator"], &["kafka", "pubsub"], p));
     let kind = check_source_kind(kind, &mut s, p);
     let generated = matches!(kind, Some(SourceKind::Generator(_)));
-    let format = check_format(&mut s, generated, p);
+    let posted = matches!(kind, Some(SourceKind::Http(_)));
+    let format = check_format(&mut s, generated, posted, p);
     let combined = format == Some(Format::Combined);
     let key = check_key(&mut s, generated, combined, p);
     let key_hmac = check_secret(&mut s, p);
     // Without a known format nobody can say whether `time` may be left out.
     let time = check_time(&mut s, generated || format.is_none(), combined, p);
-    let id = check_id(&mut s, combined, p);
+    let id = check_id(&mut s, posted, combined, p);
     let disorder_ms = duration(&mut s, "disorder", 60_000, p);
     let idle_ms = duration(&mut s, "idle", 30_000, p);
     let drift_ms = duration(&mut s, "drift", 60_000, p);
     let far_future_ms = check_far_future(&mut s, kind.as_ref(), now_ms, p);
-    if let Some(f) = s.get("dedup")
-        && f.duration_ms(p).is_some_and(|ms| ms > 0)
-    {
-        f.wrong("`dedup` is not in this build yet".to_owned(), "leave it out, or write \"0s\"".to_owned(), p);
-    }
+    let dedup_ms = duration(&mut s, "dedup", if posted { DEDUP_MS } else { 0 }, p);
     let fields = check_fields(&mut s, combined, p);
     s.finish(&SOURCE_ONLY, p);
     Some(Source {
@@ -61,6 +67,7 @@ pub(super) fn check_source(mut s: Section<'_>, now_ms: i64, p: &mut Problems) ->
         idle_ms,
         drift_ms,
         far_future_ms,
+        dedup_ms,
         fields,
     })
 }
@@ -86,9 +93,50 @@ fn check_source_kind(kind: Option<&str>, s: &mut Section<'_>, p: &mut Problems) 
             Some(SourceKind::File { pattern: pattern.to_owned(), at: path.node.at, follow })
         }
         "stdin" => Some(SourceKind::Stdin),
+        "http" => check_http(s, p).map(SourceKind::Http),
         "generator" => Some(SourceKind::Generator(check_generator(s, p))),
         _ => None,
     }
+}
+
+fn check_http(s: &mut Section<'_>, p: &mut Problems) -> Option<Http> {
+    let listen = s.need("listen", "write `listen = \"127.0.0.1:7301\"`", p);
+    let write_keys = s.get("write_keys").map_or_else(Vec::new, |f| {
+        f.elements().iter().filter_map(|e| check_write_key(e, p)).collect::<Vec<_>>()
+    });
+    let cors = s.get("cors").map_or_else(Vec::new, |f| {
+        f.elements().iter().filter_map(|e| check_origin(e, p)).collect::<Vec<_>>()
+    });
+    let listen = listen?;
+    let loopback = address(&listen, p)?;
+    if !loopback && write_keys.is_empty() {
+        let help = "write `write_keys = [\"${env:WEB_WRITE_KEY}\"]`, or listen on 127.0.0.1".to_owned();
+        listen.wrong("beyond loopback anybody could write".to_owned(), help, p);
+    }
+    Some(Http { listen: listen.text(p)?.to_owned(), at: listen.node.at, write_keys, cors })
+}
+
+fn check_write_key(f: &Field<'_>, p: &mut Problems) -> Option<Secret> {
+    let key = f.text(p)?;
+    if key.len() < WRITE_KEY_BYTES_MIN {
+        let help = "`openssl rand -hex 16` makes one".to_owned();
+        f.wrong(format!("a write key has at least {WRITE_KEY_BYTES_MIN} characters"), help, p);
+    }
+    if !f.shown().contains("${") {
+        let help = "write \"${env:WEB_WRITE_KEY}\"".to_owned();
+        p.warn(f.node.at, &f.path, "a secret stands in the config file itself".to_owned(), help);
+    }
+    Some(Secret::new(key.to_owned()))
+}
+
+fn check_origin(f: &Field<'_>, p: &mut Problems) -> Option<String> {
+    let origin = f.text(p)?;
+    let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+    if origin != "*" && !host.is_some_and(|h| !h.is_empty() && !h.contains(['/', '?', '#'])) {
+        let help = "write \"https://shop.example\", without a path".to_owned();
+        f.wrong(format!("`{}` is not the origin of a page", f.shown()), help, p);
+    }
+    Some(origin.to_owned())
 }
 
 fn check_generator(s: &mut Section<'_>, p: &mut Problems) -> Generator {
@@ -119,9 +167,9 @@ fn instant_ms(f: &Field<'_>, p: &mut Problems) -> Option<i64> {
     }
 }
 
-fn check_format(s: &mut Section<'_>, generated: bool, p: &mut Problems) -> Option<Format> {
+fn check_format(s: &mut Section<'_>, generated: bool, posted: bool, p: &mut Problems) -> Option<Format> {
     let field = match s.get("format") {
-        None if generated => return Some(Format::Json),
+        None if generated || posted => return Some(Format::Json),
         Some(f) => f,
         None => {
             return s
@@ -136,9 +184,10 @@ fn check_format(s: &mut Section<'_>, generated: bool, p: &mut Problems) -> Optio
         _ => Some(Format::Combined),
     }
     .filter(|format| {
-        let fits = !generated || *format == Format::Json;
+        let fits = !(generated || posted) || *format == Format::Json;
         if !fits {
-            field.wrong("the generator writes JSON only".to_owned(), "leave `format` out".to_owned(), p);
+            let what = if posted { "what is posted is JSON" } else { "the generator writes JSON only" };
+            field.wrong(what.to_owned(), "leave `format` out".to_owned(), p);
         }
         fits
     })
@@ -182,9 +231,12 @@ fn check_key(s: &mut Section<'_>, generated: bool, combined: bool, p: &mut Probl
         None => return s.need("key", help, p).and(None),
     };
     if let Value::Table(_) = field.node.value {
-        let help = "write one field \"a\", or [\"a\", \"b\"] for several together".to_owned();
-        field.wrong("`{ first_of = [..] }` is not in this build yet".to_owned(), help, p);
-        return None;
+        let help =
+            "write one field \"a\", [\"a\", \"b\"] for several together, or { first_of = [\"a\", \"b\"] }";
+        let mut table = field.section(help, p)?;
+        let first_of = table.need("first_of", help, p).and_then(|f| check_paths(&f, combined, p));
+        table.finish(&[], p);
+        return first_of.map(KeySpec::FirstOf);
     }
     let mut list = check_paths(&field, combined, p)?;
     if list.len() == 1 { list.pop().map(KeySpec::One) } else { Some(KeySpec::Together(list)) }
@@ -260,8 +312,11 @@ fn check_zone(f: &Field<'_>, p: &mut Problems) -> Option<String> {
     Some(zone.to_owned())
 }
 
-fn check_id(s: &mut Section<'_>, combined: bool, p: &mut Problems) -> Option<IdSpec> {
-    let Some(field) = s.get("id") else { return Some(IdSpec::Position) };
+fn check_id(s: &mut Section<'_>, posted: bool, combined: bool, p: &mut Problems) -> Option<IdSpec> {
+    let Some(field) = s.get("id") else {
+        let given = || POSTED_IDS.map(str::to_owned).to_vec();
+        return Some(if posted { IdSpec::FirstOf(given()) } else { IdSpec::Position });
+    };
     if let Value::Text { value, .. } = &field.node.value {
         match value.as_str() {
             "position" => return Some(IdSpec::Position),

@@ -228,7 +228,7 @@ fn wrong_sources() {
     check(
         r#"kind = "stdin""#,
         r#"kind = "kafka""#,
-        "2:8 source.web.kind: `kafka` is not in this build yet (this build has `file`, `stdin` or `generator`)",
+        "2:8 source.web.kind: `kafka` is not in this build yet (this build has `file`, `stdin`, `http` or `generator`)",
     );
     check(
         r#"kind = "stdin""#,
@@ -247,8 +247,8 @@ fn wrong_sources() {
     );
     check(
         r#"key = "user""#,
-        r#"key = { first_of = ["a"] }"#,
-        "4:7 source.web.key: `{ first_of = [..] }` is not in this build yet (write one field \"a\", or [\"a\", \"b\"] for several together)",
+        r#"key = { first = ["a"] }"#,
+        "4:1 source.web.key.first_of: `source.web.key.first_of` is missing (write one field \"a\", [\"a\", \"b\"] for several together, or { first_of = [\"a\", \"b\"] })\n4:9 source.web.key.first: unknown key `source.web.key.first` (known here: first_of)",
     );
     check(r#"key = "user""#, r#"key = ["a", "a"]"#, "4:13 source.web.key: `a` stands here twice");
     check(
@@ -280,6 +280,35 @@ fn wrong_sources() {
         r#"kind = "stdin""#,
         "kind = \"file\"\npath = \"a.gz\"\nfollow = true",
         "3:8 source.web.path: a compressed file cannot be followed (leave `follow` out, or follow the plain file)",
+    );
+}
+
+#[test]
+fn wrong_sources_that_are_posted_to() {
+    check(
+        r#"kind = "stdin""#,
+        r#"kind = "http""#,
+        "1:9 source.web.listen: `source.web.listen` is missing (write `listen = \"127.0.0.1:7301\"`)",
+    );
+    check(
+        r#"kind = "stdin""#,
+        "kind = \"http\"\nlisten = \"7301\"",
+        "3:10 source.web.listen: `7301` is not host:port (write \"127.0.0.1:7300\")",
+    );
+    check(
+        r#"kind = "stdin""#,
+        "kind = \"http\"\nlisten = \"0.0.0.0:7301\"",
+        "3:10 source.web.listen: beyond loopback anybody could write (write `write_keys = [\"${env:WEB_WRITE_KEY}\"]`, or listen on 127.0.0.1)",
+    );
+    check(
+        r#"kind = "stdin""#,
+        "kind = \"http\"\nlisten = \"127.0.0.1:7301\"\nwrite_keys = [\"short\"]",
+        "4:15 source.web.write_keys: a write key has at least 16 characters (`openssl rand -hex 16` makes one)\nwarning: 4:15 source.web.write_keys: a secret stands in the config file itself (write \"${env:WEB_WRITE_KEY}\")",
+    );
+    check(
+        r#"kind = "stdin""#,
+        "kind = \"http\"\nlisten = \"127.0.0.1:7301\"\ncors = [\"https://shop.example/path\"]",
+        "4:9 source.web.cors: `https://shop.example/path` is not the origin of a page (write \"https://shop.example\", without a path)",
     );
 }
 

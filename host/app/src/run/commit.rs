@@ -3,6 +3,7 @@
 use super::RunError;
 use super::deliver::{Committed, Cursors, DELIVERY_AFTER_STOP, Sections};
 use super::enrich::Enrichment;
+use super::inlets::Inlets;
 use super::meta::Meta;
 use super::stop::Stop;
 use crate::clock::now_ms;
@@ -51,6 +52,8 @@ pub(crate) struct Outlet {
 
 /// See the module's documentation.
 pub(crate) struct Committer<'a> {
+    pub(crate) pipeline: &'a str,
+    pub(crate) inlets: &'a Inlets,
     pub(crate) log: EpochLog,
     pub(crate) incarnation: u64,
     pub(crate) sealed: Receiver<Sealed>,
@@ -238,6 +241,11 @@ impl Committer<'_> {
             at,
             sections: Some(Arc::new(Sections { rows, enriched: leaving.rows, letters })),
         });
+        for s in &meta.sources {
+            if let Some(p) = s.partitions.first() {
+                self.inlets.has_read(self.pipeline, &s.name, p.offset)?;
+            }
+        }
         if let Some(e) = &mut self.enrichment {
             e.begin(Revision { incarnation: self.incarnation, epoch }, at.len, unresolved);
         }

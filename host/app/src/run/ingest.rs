@@ -2,6 +2,7 @@
 //!
 //! One `Ingest` per partition, because a header belongs to a file. Nothing is allocated per event on the usual path.
 
+use super::dedup::Dedup;
 use super::layout::{Id, Layout, missing_message};
 use crate::config::plan::{Format, Source, TimeForm, TimeUnit};
 use crate::plugin::Declared;
@@ -47,6 +48,8 @@ pub(crate) struct Intake {
     pub(crate) records: u64,
     /// Rows made.
     pub(crate) events: u64,
+    /// Copies of events that were folded a while ago.
+    pub(crate) copies: u64,
     /// Greatest time of the rows.
     pub(crate) max: EventTime,
 }
@@ -57,12 +60,13 @@ impl Intake {
             lanes: (0..lanes).map(|_| Rows::default()).collect(),
             records: 0,
             events: 0,
+            copies: 0,
             max: EventTime::BEGINNING,
         }
     }
     pub(crate) fn clear(&mut self) {
         self.lanes.iter_mut().for_each(Rows::clear);
-        (self.records, self.events, self.max) = (0, 0, EventTime::BEGINNING);
+        (self.records, self.events, self.copies, self.max) = (0, 0, 0, EventTime::BEGINNING);
     }
 }
 
@@ -102,6 +106,8 @@ pub(crate) struct Ingest {
     fields: Vec<(usize, Declared)>,
     lane_of_group: Vec<u8>,
     scratch: Vec<u8>,
+    dedup: Option<Dedup>,
+    dedup_ms: i64,
 }
 
 /// How the records of a format stand in the bytes, and whether a header comes first.
@@ -173,6 +179,8 @@ impl Ingest {
             fields,
             lane_of_group,
             scratch: Vec::new(),
+            dedup: (source.dedup_ms > 0).then(Dedup::default),
+            dedup_ms: source.dedup_ms,
         })
     }
 
@@ -196,7 +204,8 @@ impl Ingest {
     ) -> Result<(), String> {
         let from: Vec<usize> = out.lanes.iter().map(|rows| rows.heads.len()).collect();
         let max_before = out.max;
-        let at_once = validators.is_empty().then_some(judge);
+        // A copy can only be told from a late event by its key and id.
+        let at_once = (validators.is_empty() && self.dedup.is_none()).then_some(judge);
         for span in &block.spans {
             out.records += 1;
             let record = block.record(*span);
@@ -234,6 +243,15 @@ impl Ingest {
             out.max = kept.map(|h| h.time).fold(max_before, EventTime::max);
             out.events -= rejected;
         }
+        if let Some(dedup) = &mut self.dedup {
+            dedup.forget(judge.frontier.minus(self.dedup_ms));
+            for (rows, from) in out.lanes.iter().zip(&from) {
+                for head in &rows.heads[*from..] {
+                    let id = ext::id(rows.ext(head));
+                    dedup.accepted(rows.key(head), head.time, id.unwrap_or(&head.position.id_bytes()));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -249,17 +267,30 @@ impl Ingest {
         let mut refused = 0;
         for (rows, from) in out.lanes.iter_mut().zip(from) {
             let mut row = 0;
-            rows.heads.retain(|head| {
+            let Rows { heads, bytes } = rows;
+            heads.retain(|head| {
                 row += 1;
                 let Some(why) = judge.refuses(head.time).filter(|_| row > *from) else { return true };
+                refused += 1;
+                if self.is_copy(head, bytes) {
+                    out.copies += 1;
+                    return false;
+                }
                 let at = head.raw_at as usize;
                 let record = block.bytes.get(at..at + head.raw_len as usize).unwrap_or_default();
                 self.refuse(&why, record, head.position, letters);
-                refused += 1;
                 false
             });
         }
         refused
+    }
+
+    /// Whether an event is a copy of one that was accepted a while ago.
+    fn is_copy(&self, head: &RowHead, bytes: &[u8]) -> bool {
+        let Some(dedup) = &self.dedup else { return false };
+        let (key_at, ext_at) = (head.key_at as usize, (head.key_at + head.key_len) as usize);
+        let id = ext::id(&bytes[ext_at..ext_at + head.ext_len as usize]);
+        dedup.knows(&bytes[key_at..ext_at], head.time, id.unwrap_or(&head.position.id_bytes()))
     }
 
     /// The time of the first event that decodes, for reading ahead.
@@ -385,6 +416,10 @@ fn write_ext(id: &Id, fields: &[(usize, Declared)], slots: &Slots, record: &[u8]
             for f in all {
                 push_part(out, slots.get(*f, record));
             }
+        }
+        Id::FirstOf(all) => {
+            let first = all.iter().find(|f| slots.kind(**f) != Kind::Missing);
+            ext::push_id(out, first.map(|f| slots.get(*f, record)));
         }
     }
     for (slot, declared) in fields {

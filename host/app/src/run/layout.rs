@@ -14,9 +14,16 @@ pub(crate) struct Layout {
     pub(crate) id: Id,
     /// The time's slot.
     pub(crate) time: usize,
-    key: Vec<usize>,
-    key_alone: bool,
+    key: Key,
     hasher: Option<KeyHasher>,
+}
+
+/// Whose event it is.
+#[derive(Debug)]
+enum Key {
+    Field(usize),
+    Together(Vec<usize>),
+    FirstOf(Vec<usize>),
 }
 
 /// What makes two records one event.
@@ -26,6 +33,8 @@ pub(crate) enum Id {
     Content,
     Field(usize),
     Fields(Vec<usize>),
+    /// The first that holds something, else the position.
+    FirstOf(Vec<usize>),
 }
 
 impl Id {
@@ -34,8 +43,12 @@ impl Id {
         match self {
             Id::Position | Id::Content => &[],
             Id::Field(f) => std::slice::from_ref(f),
-            Id::Fields(f) => f,
+            Id::Fields(f) | Id::FirstOf(f) => f,
         }
+    }
+    /// Those that a record must have.
+    fn required(&self) -> &[usize] {
+        if let Id::FirstOf(_) = self { &[] } else { self.slots() }
     }
 }
 
@@ -45,13 +58,15 @@ impl Layout {
             wanted: Vec::new(),
             id: Id::Position,
             time: 0,
-            key: Vec::new(),
-            key_alone: matches!(source.key, KeySpec::One(_)),
+            key: Key::FirstOf(Vec::new()),
             hasher: source.key_hmac.as_ref().and_then(|s| KeyHasher::new(s.reveal().as_bytes())),
         };
         layout.key = match &source.key {
-            KeySpec::One(field) => vec![layout.slot(source, field)],
-            KeySpec::Together(fields) => fields.iter().map(|f| layout.slot(source, f)).collect(),
+            KeySpec::One(field) => Key::Field(layout.slot(source, field)),
+            KeySpec::Together(fields) => {
+                Key::Together(fields.iter().map(|f| layout.slot(source, f)).collect())
+            }
+            KeySpec::FirstOf(fields) => Key::FirstOf(fields.iter().map(|f| layout.slot(source, f)).collect()),
         };
         layout.time = layout.slot(source, &source.time.field);
         layout.id = match &source.id {
@@ -59,6 +74,7 @@ impl Layout {
             IdSpec::Content => Id::Content,
             IdSpec::Fields(fields) if fields.len() == 1 => Id::Field(layout.slot(source, &fields[0])),
             IdSpec::Fields(fields) => Id::Fields(fields.iter().map(|f| layout.slot(source, f)).collect()),
+            IdSpec::FirstOf(fields) => Id::FirstOf(fields.iter().map(|f| layout.slot(source, f)).collect()),
         };
         layout
     }
@@ -74,13 +90,28 @@ impl Layout {
 
     /// Slots without which a record is no event: of key, id and time.
     fn required(&self) -> impl Iterator<Item = usize> {
-        self.key.iter().chain(self.id.slots()).chain(std::slice::from_ref(&self.time)).copied()
+        let key: &[usize] = match &self.key {
+            Key::Field(f) => std::slice::from_ref(f),
+            Key::Together(f) => f,
+            Key::FirstOf(_) => &[],
+        };
+        key.iter().chain(self.id.required()).chain(std::slice::from_ref(&self.time)).copied()
+    }
+
+    /// The slots of a key that is the first of several, if none of them holds anything.
+    fn without_key(&self, slots: &Slots) -> &[usize] {
+        match &self.key {
+            Key::FirstOf(f) if f.iter().all(|s| slots.kind(*s) == Kind::Missing) => f,
+            _ => &[],
+        }
     }
 
     /// Which of the required slots, and of these others, hold nothing; each once.
     pub(crate) fn missing(&self, slots: &Slots, also: impl Iterator<Item = usize>) -> Vec<usize> {
         let mut missing = Vec::new();
-        for slot in self.required().chain(also).filter(|s| slots.kind(*s) == Kind::Missing) {
+        let without_key = self.without_key(slots).iter().copied();
+        for slot in without_key.chain(self.required()).chain(also).filter(|s| slots.kind(*s) == Kind::Missing)
+        {
             if !missing.contains(&slot) {
                 missing.push(slot);
             }
@@ -91,12 +122,13 @@ impl Layout {
     /// Puts the key, hashed if it is to be, in the place of what `out` holds.
     pub(crate) fn key_into(&self, slots: &Slots, record: &[u8], out: &mut Vec<u8>) {
         out.clear();
-        if self.key_alone {
-            out.extend_from_slice(slots.get(self.key[0], record));
-        } else {
-            for slot in &self.key {
-                push_part(out, slots.get(*slot, record));
+        match &self.key {
+            Key::Field(slot) => out.extend_from_slice(slots.get(*slot, record)),
+            Key::FirstOf(all) => {
+                let first = all.iter().find(|s| slots.kind(**s) != Kind::Missing);
+                out.extend_from_slice(first.map_or(&[][..], |s| slots.get(*s, record)));
             }
+            Key::Together(all) => all.iter().for_each(|s| push_part(out, slots.get(*s, record))),
         }
         if let Some(h) = &self.hasher {
             let hashed = h.hash(out);

@@ -134,6 +134,8 @@ pub(crate) struct Counters {
     pub(crate) records: u64,
     /// Events taken into the fold; copies included.
     pub(crate) events: u64,
+    /// Copies of events folded before, which `dedup` has told from late ones.
+    pub(crate) copies: u64,
     /// Dead letters by reason: what the host could not use.
     pub(crate) dead: BTreeMap<String, u64>,
     /// Dead letters that the rule has caused, by its reasons: rejected events, discarded sessions, faults.

@@ -9,10 +9,12 @@
 //! error stops the process, which recovers at its next start.
 
 mod commit;
+mod dedup;
 mod deliver;
 mod enrich;
 pub(crate) mod go_back;
 pub(crate) mod ingest;
+pub(crate) mod inlets;
 mod lane;
 pub(crate) mod layout;
 pub(crate) mod measure;
@@ -21,14 +23,17 @@ mod pipeline;
 mod reader;
 mod stop;
 
-use crate::config::plan::Plan;
+use self::inlets::Inlets;
+use crate::config::plan::{Pipeline, Plan};
 use crate::plugin::Sandbox;
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
+use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::claim::Claim;
 use crate::store::log::EpochLog;
 use serde::Serialize;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tidemill_connect::ConnectError;
@@ -42,6 +47,22 @@ pub(crate) struct RunOptions {
     pub(crate) reopen: bool,
     /// Sinks to which everything still kept is sent again.
     pub(crate) resend: Vec<String>,
+}
+
+/// A pipeline's run: what it is to do, and what it shares with the process.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'a> {
+    plan: &'a Plan,
+    pipeline: &'a Pipeline,
+    options: &'a RunOptions,
+    incarnation: u64,
+    /// The pipeline's own part of the data directory.
+    dir: &'a Path,
+    sandbox: &'a Sandbox,
+    inlets: &'a Inlets,
+    progress: &'a Arc<Progress>,
+    /// Set when the process is to end.
+    stop: &'a AtomicBool,
 }
 
 /// How a pipeline's run ended.
@@ -120,12 +141,14 @@ impl RunError {
     }
 }
 
-/// Runs every pipeline of the plan until its input is used up or `stop` is set.
+/// Runs every pipeline of the plan until its input is used up or `stop` is set. `say` is told what a user should know
+/// while it runs.
 pub(crate) fn run(
     plan: &Plan,
     options: &RunOptions,
     progress: &[Arc<Progress>],
     stop: &Arc<AtomicBool>,
+    say: &dyn Fn(&str),
 ) -> Result<Vec<Summary>, RunError> {
     for name in &options.resend {
         if !plan.sinks.iter().any(|s| s.name == *name) {
@@ -136,15 +159,24 @@ pub(crate) fn run(
     let incarnation = claim.next_incarnation()?;
     let claim = &claim;
     let sandbox = &Sandbox::new(plan.server.data_dir.join("compiled"));
-    std::thread::scope(|scope| {
+    let server = Server::start(plan).map_err(|e| RunError::Conflict(e.to_string()))?;
+    server.iter().flat_map(|s| &s.notes).for_each(|note| say(note));
+    let inlets = &Inlets::open(plan, options)?;
+    if let Some(server) = &server {
+        server.open(|source| inlets.log(source));
+    }
+    let all = std::thread::scope(|scope| {
         let threads: Vec<_> = plan
             .pipelines
             .iter()
             .zip(progress)
             .map(|(p, progress)| {
                 scope.spawn(move || {
-                    let dir = claim.pipeline_dir(&p.name);
-                    let r = pipeline::run(plan, p, options, incarnation, &dir, sandbox, progress, stop);
+                    let dir = &claim.pipeline_dir(&p.name);
+                    let pipeline = p;
+                    let job =
+                        Job { plan, pipeline, options, incarnation, dir, sandbox, inlets, progress, stop };
+                    let r = pipeline::run(job);
                     if let Err(e) = &r {
                         // The whole of it is said when the process ends.
                         let text = e.to_string();
@@ -160,8 +192,11 @@ pub(crate) fn run(
             .collect();
         let crashed = || Err(RunError::Failed("a pipeline's thread ended without an answer".into()));
         let all: Vec<_> = threads.into_iter().map(|t| t.join().unwrap_or_else(|_| crashed())).collect();
-        all.into_iter().collect()
-    })
+        all.into_iter().collect::<Result<Vec<Summary>, RunError>>()
+    });
+    // What was taken until now is in the ingest log, and is read at the next start.
+    drop(server);
+    all
 }
 
 /// The newest epoch of a pipeline, read without a claim: (epoch, incarnation, meta); `None` if it never ran.

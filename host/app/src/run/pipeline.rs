@@ -7,16 +7,15 @@ use super::lane::run_lane;
 use super::meta::Meta;
 use super::reader::{End, Outputs, Reader, ToLane};
 use super::stop::Stop;
-use super::{Outcome, RunError, RunOptions, Summary};
+use super::{Job, Outcome, RunError, Summary};
 use crate::clock::now_ms;
 use crate::config::plan::{self, EndOfInput, KeySpec, Pipeline, Plan, Sink as SinkPlan, SinkKind};
+use crate::plugin::Stages as PluginStages;
 use crate::plugin::budget::Suspended;
-use crate::plugin::{Sandbox, Stages as PluginStages};
 use crate::progress::Progress;
 use crate::store::StoreError;
 use crate::store::log::{self, EpochLog, Evidence, RecordRef};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::ScopedJoinHandle;
@@ -133,12 +132,8 @@ struct Recovered {
 }
 
 /// What the sinks have seen committed, asked before anything is cut from the log.
-fn witnesses(
-    plan: &Plan,
-    pipeline: &Pipeline,
-    options: &RunOptions,
-    dir: &Path,
-) -> Result<Vec<Evidence>, RunError> {
+fn witnesses(job: Job<'_>) -> Result<Vec<Evidence>, RunError> {
+    let Job { plan, pipeline, options, dir, .. } = job;
     let mut found = Vec::new();
     // Without a log nothing can be cut, and a sink says more of a state directory that is gone.
     if !EpochLog::is_there(dir)? {
@@ -153,15 +148,9 @@ fn witnesses(
     Ok(found)
 }
 
-fn recover(
-    plan: &Plan,
-    pipeline: &Pipeline,
-    stages: &PluginStages,
-    options: &RunOptions,
-    progress: &Arc<Progress>,
-    dir: &Path,
-) -> Result<Recovered, RunError> {
-    let evidence = witnesses(plan, pipeline, options, dir)?;
+fn recover(job: Job<'_>, stages: &PluginStages) -> Result<Recovered, RunError> {
+    let Job { plan, pipeline, dir, progress, .. } = job;
+    let evidence = witnesses(job)?;
     let mut lanes = lanes(plan, pipeline, stages, progress)?;
     let mut meta: Option<Meta> = None;
     let mut kept = Vec::new();
@@ -218,13 +207,8 @@ fn recover(
 }
 
 /// Opens and fences the sinks, and checks their cursors against the store's (DESIGN 4, "What wins").
-fn open_sinks(
-    plan: &Plan,
-    pipeline: &Pipeline,
-    options: &RunOptions,
-    incarnation: u64,
-    r: &Recovered,
-) -> Result<Vec<Opened>, RunError> {
+fn open_sinks(job: Job<'_>, r: &Recovered) -> Result<Vec<Opened>, RunError> {
+    let Job { plan, pipeline, options, incarnation, .. } = job;
     let mut opened = Vec::new();
     for (name, mut sink) in all_sinks(plan, pipeline) {
         let stored = r.meta.as_ref().and_then(|m| m.cursors.get(&name)).copied();
@@ -263,7 +247,8 @@ fn open_sinks(
     Ok(opened)
 }
 
-fn start_over(plan: &Plan, pipeline: &Pipeline, incarnation: u64, dir: &Path) -> Result<(), RunError> {
+fn start_over(job: Job<'_>) -> Result<(), RunError> {
+    let Job { plan, pipeline, incarnation, dir, .. } = job;
     for (name, mut sink) in all_sinks(plan, pipeline) {
         let of = |e| RunError::of(&format!("--fresh: sink `{name}`"), e);
         sink.open(incarnation, Some(Cursor { epoch: 0, length: 0 })).map_err(of)?;
@@ -273,32 +258,23 @@ fn start_over(plan: &Plan, pipeline: &Pipeline, incarnation: u64, dir: &Path) ->
 }
 
 /// Runs one pipeline until its input is used up, `process` is set, or its plugins have failed too often.
-#[allow(clippy::too_many_arguments, reason = "what the process has and what is this pipeline's, each once")]
-pub(super) fn run(
-    plan: &Plan,
-    pipeline: &Pipeline,
-    options: &RunOptions,
-    incarnation: u64,
-    dir: &Path,
-    sandbox: &Sandbox,
-    progress: &Arc<Progress>,
-    process: &AtomicBool,
-) -> Result<Summary, RunError> {
+pub(super) fn run(job: Job<'_>) -> Result<Summary, RunError> {
+    let Job { plan, pipeline, options, incarnation, sandbox, inlets, progress, stop: process, .. } = job;
     if options.fresh {
-        start_over(plan, pipeline, incarnation, dir)?;
+        start_over(job)?;
     }
     let stages = PluginStages::load(pipeline, sandbox).map_err(|e| match e.host {
         true => RunError::Failed(e.to_string()),
         false => RunError::Refused(e.to_string()),
     })?;
-    let mut r = recover(plan, pipeline, &stages, options, progress, dir)?;
+    let mut r = recover(job, &stages)?;
     let mut fingerprint = plan::fingerprint(pipeline, plan);
     if let Some(digest) = &stages.digest {
         fingerprint["rule"]["digest"] = digest.as_str().into();
     }
     let mut notes = std::mem::take(&mut r.notes);
     notes.extend(compare(r.meta.as_ref(), &fingerprint)?);
-    let mut sinks = open_sinks(plan, pipeline, options, incarnation, &r)?;
+    let mut sinks = open_sinks(job, &r)?;
     for s in sinks.iter().filter(|s| s.sink.at_least_once()) {
         let name = &s.name;
         notes
@@ -331,15 +307,7 @@ pub(super) fn run(
     let was_ended = r.meta.as_ref().is_some_and(|m| m.ended);
     let was_finished = r.meta.as_ref().is_some_and(|m| m.finished);
     let counts = r.meta.as_ref().map(|m| m.counters.fold).unwrap_or_default();
-    let mut reader = Reader::new(
-        plan,
-        pipeline,
-        &stages,
-        r.meta.as_ref(),
-        fingerprint.clone(),
-        outputs,
-        progress.clone(),
-    )?;
+    let mut reader = Reader::new(job, &stages, r.meta.as_ref(), fingerprint.clone(), outputs)?;
     if was_ended && !options.reopen && reader.unread()? {
         return Err(RunError::Conflict(format!(
             "pipeline `{}` has finished, but there is input that it has not read: `--reopen` goes on with it, \
@@ -398,6 +366,8 @@ pub(super) fn run(
         drop(spent_to);
         let worker = worker.map(|w| scope.spawn(move || stop.at_failure(w.run())));
         let committer = Committer {
+            pipeline: &pipeline.name,
+            inlets,
             log: r.log,
             incarnation,
             sealed,

@@ -5,17 +5,16 @@ mod follow;
 mod partitions;
 
 use self::partitions::{Part, Reading};
-use super::RunError;
 use super::commit::{IMAGE_GROUPS, Sealed};
 use super::enrich::{TRAY_BYTES_FULL, Tray};
 use super::ingest::{Intake, Judge, Letters};
 use super::meta::{Counters, Decision, Meta, PartitionMeta, SourceMeta};
 use super::stop::Stop;
+use super::{Job, RunError};
 use crate::clock::now_ms;
-use crate::config::plan::{Early, EndOfInput, Pipeline, Plan, Source};
+use crate::config::plan::{Early, EndOfInput, Source};
 use crate::plugin::validate::Validators;
 use crate::plugin::{Declared, Stages};
-use crate::progress::Progress;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,8 +76,7 @@ pub(crate) struct Outputs {
 
 /// See the module's documentation.
 pub(crate) struct Reader<'a> {
-    plan: &'a Plan,
-    pipeline: &'a Pipeline,
+    job: Job<'a>,
     fields: Vec<Declared>,
     validators: Validators,
     parts: Vec<Part>,
@@ -88,13 +86,13 @@ pub(crate) struct Reader<'a> {
     first_start_ms: i64,
     records: u64,
     events: u64,
+    copies: u64,
     letters: Letters,
     fingerprint: serde_json::Value,
     decisions: Vec<Decision>,
     out: Outputs,
     intake: Intake,
     blocks: Vec<Arc<Block>>,
-    progress: Arc<Progress>,
     epoch_began: Instant,
     epoch_rows: u64,
     epochs: u64,
@@ -121,14 +119,13 @@ pub(crate) enum End {
 impl<'a> Reader<'a> {
     /// Lists the partitions and finds again those that the store knows.
     pub(crate) fn new(
-        plan: &'a Plan,
-        pipeline: &'a Pipeline,
+        job: Job<'a>,
         stages: &Stages,
         stored: Option<&Meta>,
         fingerprint: serde_json::Value,
         out: Outputs,
-        progress: Arc<Progress>,
     ) -> Result<Reader<'a>, RunError> {
+        let Job { plan, pipeline, .. } = job;
         let now = now_ms();
         let mut source_names: Vec<String> =
             stored.map_or_else(Vec::new, |m| m.sources.iter().map(|s| s.name.clone()).collect());
@@ -153,10 +150,9 @@ impl<'a> Reader<'a> {
         let lanes = out.lanes.len();
         let counters = stored.map(|m| m.counters.clone()).unwrap_or_default();
         let mut reader = Reader {
-            plan,
-            pipeline,
+            job,
             fields: stages.declared.clone(),
-            validators: stages.validators(&progress).map_err(RunError::Failed)?,
+            validators: stages.validators(job.progress).map_err(RunError::Failed)?,
             parts: Vec::new(),
             old_partitions: BTreeMap::new(),
             watermarks: Watermarks::new(times.collect(), saved),
@@ -164,13 +160,13 @@ impl<'a> Reader<'a> {
             first_start_ms: stored.map_or(now, |m| m.first_start_ms),
             records: counters.records,
             events: counters.events,
+            copies: counters.copies,
             letters: Letters { lines: Vec::new(), by_reason: counters.dead },
             fingerprint,
             decisions: stored.map(|m| m.decisions.clone()).unwrap_or_default(),
             out,
             intake: Intake::new(lanes),
             blocks: Vec::new(),
-            progress,
             epoch_began: Instant::now(),
             epoch_rows: 0,
             epochs: 0,
@@ -192,18 +188,18 @@ impl<'a> Reader<'a> {
         for i in &pipeline.from {
             reader.list(*i, now)?;
         }
-        reader.progress.bytes_total.store(reader.bytes_total().unwrap_or(0), Ordering::Relaxed);
+        reader.job.progress.bytes_total.store(reader.bytes_total().unwrap_or(0), Ordering::Relaxed);
         reader.look_ahead()?;
         Ok(reader)
     }
 
     fn source(&self, i: usize) -> (&'a Source, u32) {
-        let s = &self.plan.sources[i];
+        let s = &self.job.plan.sources[i];
         (s, self.source_names.iter().position(|n| *n == s.name).unwrap_or(0) as u32)
     }
 
     fn failed(&self, source: usize, e: tidemill_connect::ConnectError) -> RunError {
-        RunError::of(&format!("source `{}`", self.plan.sources[source].name), e)
+        RunError::of(&format!("source `{}`", self.job.plan.sources[source].name), e)
     }
 
     /// What was counted so far.
@@ -211,6 +207,7 @@ impl<'a> Reader<'a> {
         Counters {
             records: self.records,
             events: self.events,
+            copies: self.copies,
             dead: self.letters.by_reason.clone(),
             fold: tidemill_engine::lane::LaneCounts::default(),
             // The committer's: it hears what the lanes say.
@@ -229,7 +226,7 @@ impl<'a> Reader<'a> {
             Err(_) => End::Stopped,
         };
         if !matches!(end, End::Hangup | End::Suspended) && !self.abandon && !stop.suspended() {
-            let closes = end == End::InputUsedUp && self.pipeline.end_of_input == EndOfInput::Close;
+            let closes = end == End::InputUsedUp && self.job.pipeline.end_of_input == EndOfInput::Close;
             if self.barrier(closes).is_err() {
                 return outcome.and(Ok(End::Hangup));
             }
@@ -271,9 +268,9 @@ impl<'a> Reader<'a> {
     }
 
     fn epoch_is_over(&self) -> bool {
-        self.epoch_began.elapsed().as_millis() as i64 >= self.plan.server.epoch_ms
+        self.epoch_began.elapsed().as_millis() as i64 >= self.job.plan.server.epoch_ms
             || self.epoch_rows
-                >= if self.pipeline.enrich.is_empty() { EPOCH_ROWS_MAX } else { EPOCH_ROWS_ENRICHED_MAX }
+                >= if self.job.pipeline.enrich.is_empty() { EPOCH_ROWS_MAX } else { EPOCH_ROWS_ENRICHED_MAX }
             || self.letters.lines.len() as u64 + self.out.lane_letters.load(Ordering::Relaxed)
                 >= EPOCH_LETTER_BYTES_MAX
             || self.out.tray.bytes.load(Ordering::Relaxed) >= TRAY_BYTES_FULL
@@ -288,9 +285,9 @@ impl<'a> Reader<'a> {
 
     /// Whether a sink, or what waits for lookups, is so far behind that the sources must wait.
     fn sinks_lag(&self) -> bool {
-        let max = self.pipeline.limits.outbox_bytes;
+        let max = self.job.pipeline.limits.outbox_bytes;
         self.out.waiting.iter().any(|w| w.load(Ordering::Relaxed) > max)
-            || self.out.unresolved.load(Ordering::Relaxed) > self.pipeline.limits.unresolved_bytes
+            || self.out.unresolved.load(Ordering::Relaxed) > self.job.pipeline.limits.unresolved_bytes
     }
 
     /// Reads one block of the partition that is furthest behind. `Some(false)`: nothing anywhere now.
@@ -352,7 +349,7 @@ impl<'a> Reader<'a> {
         if let Some(taken) = part.reading.as_ref().and_then(Reading::bytes_taken) {
             let more = taken.saturating_sub(part.bytes_taken);
             part.bytes_taken = taken;
-            self.progress.bytes_read.fetch_add(more, Ordering::Relaxed);
+            self.job.progress.bytes_read.fetch_add(more, Ordering::Relaxed);
         }
     }
 
@@ -369,10 +366,10 @@ impl<'a> Reader<'a> {
         let now = now_ms();
         let watermark = self.watermarks.advance(now);
         let part = &mut self.parts[p];
-        let source = &self.plan.sources[part.source];
+        let source = &self.job.plan.sources[part.source];
         let clock = if source.is_live() { now } else { self.first_start_ms };
         let far = source.far_future_ms.map_or(EventTime::INFINITY, |f| EventTime::from_ms(clock).plus(f));
-        let judge = Judge { frontier: watermark.minus(self.pipeline.lateness_ms), far_future: far };
+        let judge = Judge { frontier: watermark.minus(self.job.pipeline.lateness_ms), far_future: far };
         let (Some(block), Some(ingest)) = (self.blocks.last().cloned(), &mut part.ingest) else {
             return Ok(true);
         };
@@ -388,6 +385,7 @@ impl<'a> Reader<'a> {
         self.changed = true;
         self.records += self.intake.records;
         self.events += self.intake.events;
+        self.copies += self.intake.copies;
         self.epoch_rows += self.intake.events;
         if self.intake.max != EventTime::BEGINNING {
             self.watermarks.observe(part.key, self.intake.max, now);
@@ -416,7 +414,7 @@ impl<'a> Reader<'a> {
     }
 
     fn show(&self, watermark: EventTime) {
-        let p = &self.progress;
+        let p = &self.job.progress;
         p.records.store(self.records, Ordering::Relaxed);
         p.events.store(self.events, Ordering::Relaxed);
         p.late.store(self.letters.by_reason.get("late").copied().unwrap_or(0), Ordering::Relaxed);
@@ -432,11 +430,11 @@ impl<'a> Reader<'a> {
         self.epoch_rows = 0;
         let watermark = self.watermarks.advance(now);
         self.show(watermark);
-        let early_tick = match self.pipeline.early {
+        let early_tick = match self.job.pipeline.early {
             Early::Off => false,
             Early::Epoch => true,
             Early::Every(ms) => {
-                at_end || self.epochs.is_multiple_of((ms / self.plan.server.epoch_ms).max(1) as u64)
+                at_end || self.epochs.is_multiple_of((ms / self.job.plan.server.epoch_ms).max(1) as u64)
             }
         };
         let image = self.image();
@@ -461,7 +459,7 @@ impl<'a> Reader<'a> {
 
     fn image(&mut self) -> Option<std::ops::Range<u32>> {
         // A log of one segment has nothing to give back: a short run writes no images.
-        self.imaging |= self.out.log_bytes.load(Ordering::Relaxed) > self.plan.server.segment_bytes;
+        self.imaging |= self.out.log_bytes.load(Ordering::Relaxed) > self.job.plan.server.segment_bytes;
         if !self.imaging {
             return None;
         }

@@ -4,6 +4,7 @@ pub mod compression;
 pub mod file;
 pub mod framing;
 pub mod generator;
+pub mod ingest_log;
 pub mod stdin;
 
 use crate::ConnectError;

@@ -39,7 +39,7 @@ impl Reader<'_> {
             Err(e) => return Err(self.failed(source, e)),
         }
         self.parts[p].identity = identity;
-        if let SourceKind::File { pattern, .. } = &self.plan.sources[source].kind {
+        if let SourceKind::File { pattern, .. } = &self.job.plan.sources[source].kind {
             self.look_for_new_files(source, pattern, now)?;
         }
         Ok(Read::Pending)

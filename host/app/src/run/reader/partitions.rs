@@ -8,8 +8,10 @@ use crate::run::ingest::{Ingest, framing};
 use crate::run::meta::PartitionMeta;
 use std::path::Path;
 use std::sync::Arc;
+use tidemill_connect::ConnectError;
 use tidemill_connect::source::file::{self, FilePartition};
 use tidemill_connect::source::generator::{GeneratorPartition, GeneratorSpec};
+use tidemill_connect::source::ingest_log::IngestPartition;
 use tidemill_connect::source::stdin::StdinPartition;
 use tidemill_connect::source::{Block, Partition, PartitionIdentity, Read};
 use tidemill_engine::time::EventTime;
@@ -18,11 +20,15 @@ use tidemill_engine::watermark::{PartitionKey, PartitionTime};
 /// Files of one pipeline open at once (SEMANTICS 7): well below the usual limit of 1,024 descriptors.
 const OPEN_FILES_MAX: usize = 64;
 
+/// The partition of a source that is posted to.
+const POSTED: &str = "ingest log";
+
 /// An open partition.
 pub(super) enum Reading {
     File(FilePartition),
     Stdin(StdinPartition),
     Generator(Box<GeneratorPartition>),
+    Posted(IngestPartition),
 }
 
 impl Reading {
@@ -31,6 +37,7 @@ impl Reading {
             Reading::File(p) => p,
             Reading::Stdin(p) => p,
             Reading::Generator(p) => p.as_mut(),
+            Reading::Posted(p) => p,
         }
     }
 
@@ -38,7 +45,7 @@ impl Reading {
     pub(super) fn bytes_taken(&self) -> Option<u64> {
         match self {
             Reading::File(p) => Some(p.bytes_taken()),
-            Reading::Stdin(_) | Reading::Generator(_) => None,
+            Reading::Stdin(_) | Reading::Generator(_) | Reading::Posted(_) => None,
         }
     }
 }
@@ -77,10 +84,13 @@ impl Reader<'_> {
             }
             // Each run's standard input is another stream.
             SourceKind::Stdin => self.add(i, stdin_identity(), None, now),
-            SourceKind::Generator(_) => {
-                let identity = PartitionIdentity { path: "generator".into(), ..stdin_identity() };
-                let known = self.known(i, |p| p.identity.path == "generator");
-                self.add(i, identity, known, now);
+            SourceKind::Generator(_) => self.add_named(i, "generator", now),
+            SourceKind::Http(_) => {
+                self.add_named(i, POSTED, now);
+                // A pipeline that is new to the source begins with what is still kept.
+                if let Some(part) = self.parts.last_mut().filter(|p| p.offset == 0) {
+                    part.offset = self.job.inlets.first(&self.job.plan.sources[i].name);
+                }
             }
         }
         Ok(())
@@ -89,7 +99,7 @@ impl Reader<'_> {
     /// Bytes of all files, as they stand there; none if some input is not a file that has an end.
     pub(super) fn bytes_total(&self) -> Option<u64> {
         let bounded = |p: &Part| {
-            let source = &self.plan.sources[p.source].kind;
+            let source = &self.job.plan.sources[p.source].kind;
             if !matches!(source, SourceKind::File { follow: false, .. }) {
                 return None;
             }
@@ -104,6 +114,13 @@ impl Reader<'_> {
         let taken = |n: usize| self.parts.iter().any(|p| p.key == (number, n as u32));
         let old = self.old_partitions.get(&number)?;
         old.iter().enumerate().rposition(|(n, p)| !taken(n) && same(p)).map(|n| n as u32)
+    }
+
+    /// Adds the only partition of a source.
+    fn add_named(&mut self, i: usize, name: &str, now: i64) {
+        let identity = PartitionIdentity { path: name.into(), ..stdin_identity() };
+        let known = self.known(i, |p| p.identity.path == name);
+        self.add(i, identity, known, now);
     }
 
     pub(super) fn add_file(&mut self, i: usize, path: &Path, now: i64) -> Result<(), RunError> {
@@ -155,7 +172,7 @@ impl Reader<'_> {
         for p in 0..self.parts.len() {
             let part = &self.parts[p];
             let known = self.watermarks.get(part.key).is_some_and(|t| t.max != EventTime::BEGINNING);
-            let is_file = matches!(self.plan.sources[part.source].kind, SourceKind::File { .. });
+            let is_file = matches!(self.job.plan.sources[part.source].kind, SourceKind::File { .. });
             if known || !is_file {
                 continue;
             }
@@ -186,7 +203,7 @@ impl Reader<'_> {
 
     pub(super) fn open(&mut self, p: usize) -> Result<(), RunError> {
         let part = &self.parts[p];
-        let source = &self.plan.sources[part.source];
+        let source = &self.job.plan.sources[part.source];
         let (how, has_header) = framing(source.format);
         let reading = match &source.kind {
             SourceKind::File { follow, .. } => {
@@ -206,6 +223,10 @@ impl Reader<'_> {
                 },
                 now_ms,
             )))),
+            SourceKind::Http(_) => {
+                let reader = self.job.inlets.reader(&source.name, part.offset);
+                reader.map(Reading::Posted).ok_or_else(|| ConnectError::Failed("it has no ingest log".into()))
+            }
         };
         let mut reading = reading.map_err(|e| self.failed(part.source, e))?;
         let lanes = self.out.lanes.len();

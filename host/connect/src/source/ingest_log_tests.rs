@@ -1,0 +1,145 @@
+//! Appending, reading, trimming and recovering an ingest log, whatever was cut off.
+
+use super::*;
+use std::sync::mpsc;
+
+const MANY: u64 = 1 << 40;
+
+fn append(log: &IngestLog, records: &[&str]) -> Result<(), Refused> {
+    let (told, answer) = mpsc::channel();
+    let records = records.iter().map(|r| r.as_bytes().to_vec()).collect();
+    log.append(records, Box::new(move |r| told.send(r).unwrap()))?;
+    answer.recv().unwrap()
+}
+
+fn read(log: &IngestLog, offset: u64) -> Vec<(u64, String)> {
+    let mut reader = log.reader(offset);
+    let mut all = Vec::new();
+    let mut block = Block::default();
+    loop {
+        block.clear();
+        match reader.read(&mut block).unwrap() {
+            Read::Data => {
+                let text = |s: &Span| String::from_utf8(block.record(*s).to_vec()).unwrap();
+                all.extend(block.spans.iter().map(|s| (s.offset, text(s))));
+            }
+            Read::Pending => return all,
+            Read::End => panic!("it has no end"),
+        }
+    }
+}
+
+fn texts(log: &IngestLog, offset: u64) -> Vec<String> {
+    read(log, offset).into_iter().map(|(_, text)| text).collect()
+}
+
+fn refused(dir: &Path, read_from: u64) -> String {
+    match IngestLog::open(dir, Some(read_from), MANY) {
+        Err(ConnectError::Storage(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn last_segment(dir: &Path) -> PathBuf {
+    list(dir).unwrap().pop_last().unwrap().1
+}
+
+#[test]
+fn what_was_acknowledged_is_read_again_from_any_record_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = IngestLog::open(dir.path(), Some(0), MANY).unwrap();
+    assert_eq!(texts(&log, 0), [""; 0]);
+    append(&log, &["a", "", "ccc"]).unwrap();
+    append(&log, &["dd"]).unwrap();
+    let all = read(&log, 0);
+    assert_eq!(all, [(0, "a".into()), (9, String::new()), (17, "ccc".into()), (28, "dd".into())]);
+    assert_eq!(texts(&log, 17), ["ccc", "dd"]);
+    drop(log);
+    let log = IngestLog::open(dir.path(), Some(17), MANY).unwrap();
+    append(&log, &["e"]).unwrap();
+    assert_eq!(texts(&log, 17), ["ccc", "dd", "e"]);
+}
+
+#[test]
+fn the_bytes_are_frozen() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = IngestLog::open(dir.path(), Some(7), MANY).unwrap();
+    append(&log, &["a"]).unwrap();
+    drop(log);
+    let path = dir.path().join("00000000000000000007.log");
+    let bytes = fs::read(path).unwrap();
+    assert_eq!(bytes[..16], *b"TMIL\x01\0\0\0\x07\0\0\0\0\0\0\0");
+    assert_eq!(bytes[16..], [1, 0, 0, 0, FROZEN[0], FROZEN[1], FROZEN[2], FROZEN[3], b'a']);
+}
+
+/// XXH3 of `a` seeded with 7, its low half, made odd.
+const FROZEN: [u8; 4] = [149, 160, 162, 197];
+
+#[test]
+fn long_logs_are_cut_into_segments_and_trimmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = IngestLog::open(dir.path(), Some(0), MANY).unwrap();
+    let record = "x".repeat(RECORD_BYTES_MAX);
+    let mut written = 0;
+    for _ in 0..70 {
+        append(&log, &[&record, "y"]).unwrap();
+        written += (RECORD_BYTES_MAX + 1 + 2 * FRAME_HEAD_BYTES) as u64;
+    }
+    assert_eq!(list(dir.path()).unwrap().len(), 2);
+    let all = read(&log, 0);
+    assert_eq!(all.len(), 140);
+    assert!(all.iter().all(|(_, r)| *r == record || r == "y"));
+    assert_eq!(log.kept_bytes(), written);
+    log.trimmer().trim(all[100].0).unwrap();
+    assert_eq!(list(dir.path()).unwrap().len(), 2, "the first segment still has what is behind");
+    log.trimmer().trim(all[139].0).unwrap();
+    assert_eq!(list(dir.path()).unwrap().len(), 1);
+    assert_eq!(texts(&log, all[139].0), ["y"]);
+    drop(log);
+    assert!(refused(dir.path(), 0).contains("records that were acknowledged are missing"));
+    assert_eq!(texts(&IngestLog::open(dir.path(), Some(all[139].0), MANY).unwrap(), all[139].0), ["y"]);
+}
+
+#[test]
+fn a_torn_end_is_cut_and_damage_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = IngestLog::open(dir.path(), Some(0), MANY).unwrap();
+    append(&log, &["first", "second", "third"]).unwrap();
+    drop(log);
+    let path = last_segment(dir.path());
+    let whole = fs::read(&path).unwrap();
+    let third = whole.len() - FRAME_HEAD_BYTES - 5;
+    for cut in third..whole.len() {
+        fs::write(&path, &whole[..cut]).unwrap();
+        let log = IngestLog::open(dir.path(), Some(0), MANY).unwrap();
+        assert_eq!(texts(&log, 0), ["first", "second"], "cut at {cut}");
+        append(&log, &["again"]).unwrap();
+        assert_eq!(texts(&log, 0), ["first", "second", "again"]);
+    }
+    // The epoch had read the third: it is no torn end then.
+    fs::write(&path, &whole[..third + 3]).unwrap();
+    assert!(refused(dir.path(), (whole.len() - HEADER_BYTES) as u64).contains("are missing"));
+    for bit in 0..8 * (third - HEADER_BYTES) {
+        let mut flipped = whole.clone();
+        flipped[HEADER_BYTES + bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &flipped).unwrap();
+        assert!(refused(dir.path(), 0).contains("sound ones stand behind it"), "bit {bit}");
+    }
+    let mut other = whole;
+    other[4] = 9;
+    fs::write(&path, &other).unwrap();
+    assert!(refused(dir.path(), 0).contains("another version"));
+}
+
+#[test]
+fn a_full_log_refuses_and_takes_again_when_trimmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = IngestLog::open(dir.path(), Some(0), 65 << 20).unwrap();
+    let record = "x".repeat(RECORD_BYTES_MAX);
+    while append(&log, &[&record]).is_ok() {}
+    assert_eq!(append(&log, &[&record]), Err(Refused::Full));
+    let all = read(&log, 0);
+    assert_eq!(all.len(), 65);
+    log.trimmer().trim(all[64].0).unwrap();
+    append(&log, &["y"]).unwrap();
+}
