@@ -3,9 +3,17 @@
 mod cli;
 mod clock;
 mod config;
+#[allow(dead_code, reason = "the admin API, which comes next, asks for it")]
+mod control;
+mod meta;
+#[allow(dead_code, reason = "see `control`")]
 mod plugin;
+#[allow(dead_code, reason = "see `control`")]
+mod plugins;
 mod progress;
 mod run;
+#[allow(dead_code, reason = "see `control`")]
+mod schedule;
 mod server;
 mod store;
 

@@ -2,8 +2,8 @@
 //! plugins.
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Lines that wait to be shown: some seconds' worth, so that a slow terminal holds nobody up.
 const LINES_MAX: usize = 256;
@@ -58,7 +58,7 @@ pub(crate) struct Progress {
     /// Lines of its plugins that nobody was shown.
     pub(crate) lines_dropped: AtomicU64,
     /// Why it reads no more, once it is suspended or has failed.
-    halted: OnceLock<String>,
+    halted: Mutex<Option<String>>,
     lines: Sender<Line>,
 }
 
@@ -81,21 +81,28 @@ impl Progress {
             epoch: AtomicU64::new(0),
             sealed_at_ms: AtomicI64::new(0),
             lines_dropped: AtomicU64::new(0),
-            halted: OnceLock::new(),
+            halted: Mutex::default(),
             lines,
         }
     }
 
-    /// Says for good that the pipeline reads no more, in the word for that and in a line.
+    /// Says that the pipeline reads no more, in the word for that and in a line.
     pub(crate) fn halt(&self, word: &str, text: String) {
-        if self.halted.set(word.to_owned()).is_ok() {
+        let mut halted = self.halted.lock().unwrap_or_else(PoisonError::into_inner);
+        if halted.is_none() {
+            *halted = Some(word.to_owned());
             self.tell(Line { pipeline: self.pipeline.clone(), plugin: None, text });
         }
     }
 
+    /// It reads again.
+    pub(crate) fn go_on(&self) {
+        *self.halted.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// The word for why it reads no more.
-    pub(crate) fn halted(&self) -> Option<&str> {
-        self.halted.get().map(String::as_str)
+    pub(crate) fn halted(&self) -> Option<String> {
+        self.halted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A line that a plugin has logged.

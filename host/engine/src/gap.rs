@@ -60,16 +60,22 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// The rule under this config.
+    /// The rule under this config, its fields at the beginning of every extension.
     #[must_use]
     pub fn new(config: &GapConfig) -> Self {
+        Gap::at(config, |n| n)
+    }
+
+    /// The rule under this config, where its `n`-th field stands at `slot(n)` of every extension.
+    #[must_use]
+    pub fn at(config: &GapConfig, slot: impl Fn(usize) -> usize) -> Self {
         let mut fields: Vec<String> = Vec::new();
         let mut matcher = |m: &Match| {
             let at = fields.iter().position(|f| *f == m.field).unwrap_or_else(|| {
                 fields.push(m.field.clone());
                 fields.len() - 1
             });
-            (at, m.values.iter().map(|v| v.as_bytes().to_vec()).collect())
+            (slot(at), m.values.iter().map(|v| v.as_bytes().to_vec()).collect())
         };
         let start = config.start.as_ref().map(&mut matcher);
         let end = config.end.as_ref().map(&mut matcher);

@@ -46,6 +46,26 @@ impl KeyForm {
     }
 }
 
+impl KeyForm {
+    /// The bytes of a key from how rows show it; none if it cannot be one.
+    #[must_use]
+    pub fn parse(self, shown: &str) -> Option<Vec<u8>> {
+        match self {
+            KeyForm::One => Some(shown.as_bytes().to_vec()),
+            KeyForm::Together => {
+                let parts: Vec<String> = serde_json::from_str(shown).ok()?;
+                let mut key = Vec::new();
+                parts.iter().for_each(|p| push_part(&mut key, p.as_bytes()));
+                Some(key)
+            }
+            KeyForm::Hashed => {
+                let digits = shown.as_bytes().chunks(2);
+                digits.map(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok()).collect()
+            }
+        }
+    }
+}
+
 /// Hashes keys on arrival with a secret.
 #[derive(Clone)]
 pub struct KeyHasher(Hmac<Sha256>);
@@ -110,6 +130,15 @@ mod tests {
         assert_eq!(KeyForm::Together.display(&two), r#"["a\"b","7"]"#);
         let h = KeyHasher::new(b"secret").unwrap();
         assert_eq!(KeyForm::Hashed.display(&h.hash(b"u1")).len(), 64);
+        let keys = [
+            (KeyForm::One, b"u1".to_vec()),
+            (KeyForm::Together, two),
+            (KeyForm::Hashed, h.hash(b"u1").to_vec()),
+        ];
+        for (form, key) in keys {
+            assert_eq!(form.parse(&form.display(&key)), Some(key), "{form:?}");
+        }
+        assert_eq!((KeyForm::Together.parse("u1"), KeyForm::Hashed.parse("no hex")), (None, None));
         assert_ne!(h.hash(b"u1"), KeyHasher::new(b"other").unwrap().hash(b"u1"));
     }
 

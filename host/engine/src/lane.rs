@@ -9,12 +9,14 @@ mod compare;
 mod emit;
 mod epoch;
 mod keys;
+mod look;
 mod room;
 mod state;
 mod swap;
 mod turn;
 
 pub use epoch::{Barrier, LaneCounts, LaneEpoch, LaneFault, StateDamage};
+pub use look::{KeyLook, LiveState};
 
 use crate::bounds::{KEY_EXT_BYTES, LOOKUP_ROWS};
 use crate::event::{RowHead, Rows, ext};

@@ -174,17 +174,23 @@ impl Versions {
         reasons: Vec<String>,
         history: Vec<Scheduled>,
     ) -> Self {
-        let mut v = Versions {
+        let mut v = Versions { history, reasons, ..Versions::unknown() };
+        v.add(first, rule);
+        v
+    }
+
+    /// None yet: of a lane whose state is being loaded, until the store has said which versions there are.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Versions {
             live: Vec::new(),
-            history,
-            reasons,
+            history: Vec::new(),
+            reasons: Vec::new(),
             metrics: Vec::new(),
             answered: Vec::new(),
             older: Part::default(),
             newer: Part::default(),
-        };
-        v.add(first, rule);
-        v
+        }
     }
 
     /// A single version that is in force from the beginning.
@@ -245,10 +251,10 @@ impl Versions {
         }
     }
 
-    /// The common list of reasons: rules' own indices are not to be stored.
-    #[must_use]
-    pub fn reasons(&self) -> &[String] {
-        &self.reasons
+    /// Adds the reasons of a rule to the common list, as a lane does when the rule is deployed: so that the store has the
+    /// list that the lanes' states are written by.
+    pub fn extend_reasons(common: &mut Vec<String>, rule: &Description) {
+        extend(common, &rule.reasons);
     }
 
     /// Metrics of the rules' own: counts are places in this list.

@@ -76,7 +76,7 @@ fn changes(plan: &Plan, problems: &mut Problems) -> Result<Vec<(String, Change)>
     for pipeline in &plan.pipelines {
         let Some((_, _, meta)) = run::peek(plan, &pipeline.name)? else { continue };
         for change in config::compare(&meta.fingerprint, &config::fingerprint(pipeline, plan)) {
-            if change.kind == ChangeKind::Free {
+            if change.kind != ChangeKind::Refused {
                 free.push((pipeline.name.clone(), change));
             } else {
                 problems.error(pipeline.at, &change.what, change.message, None);

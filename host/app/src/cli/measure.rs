@@ -52,9 +52,9 @@ pub(super) fn execute(args: &MeasureArgs) -> Result<u8, Failure> {
         plain_table(&["pipeline", "rule", "keys", "texts", "live keys", "sessions", "stage ns", "rule ns"]);
     let sandbox = Sandbox::new(plan.server.data_dir.join("compiled"));
     for pipeline in pipelines {
-        let stages = Stages::load(pipeline, &sandbox)
+        let stages = Stages::of_config(pipeline, &sandbox)
             .map_err(|e| Failure::new(if e.host { 1 } else { 4 }, e.to_string(), None))?;
-        let has_symbols = stages.declared.iter().any(|d| !d.symbols.is_empty());
+        let has_symbols = stages.layout.iter().any(|d| !d.symbols.is_empty());
         let kinds: &[(Texts, &str)] = if has_symbols {
             &[(Texts::Free, "free"), (Texts::Symbols, "symbols")]
         } else {

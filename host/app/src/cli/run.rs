@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use tidemill_engine::versions::Policy;
 
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -45,12 +46,33 @@ pub(super) struct RunArgs {
     /// Send what is kept to this sink again (may be given several times)
     #[arg(long, value_name = "SINK")]
     resend: Vec<String>,
+    /// What becomes of open sessions if the config asks for another version of the rule
+    #[arg(long, value_name = "POLICY", default_value = "migrate")]
+    on_change: OnChange,
     /// Print the summary as JSON on stdout
     #[arg(long)]
     pub(super) json: bool,
     /// No progress and no summary on stderr
     #[arg(long, short)]
     quiet: bool,
+}
+
+/// What becomes of open sessions at a swap.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum OnChange {
+    /// They go over to the new version, their state migrated
+    Migrate,
+    /// They end under the version they began with
+    Drain,
+}
+
+impl From<OnChange> for Policy {
+    fn from(policy: OnChange) -> Policy {
+        match policy {
+            OnChange::Migrate => Policy::Migrate,
+            OnChange::Drain => Policy::Drain,
+        }
+    }
 }
 
 /// Runs the command.
@@ -62,7 +84,12 @@ pub(super) fn execute(args: &RunArgs) -> Result<u8, Failure> {
     }
     out::tell_problems(&probed);
     check_resend(&plan, &args.resend)?;
-    let options = RunOptions { fresh: args.fresh, reopen: args.reopen, resend: args.resend.clone() };
+    let options = RunOptions {
+        fresh: args.fresh,
+        reopen: args.reopen,
+        resend: args.resend.clone(),
+        policy: args.on_change.into(),
+    };
     let stdout_used = plan.sinks.iter().any(|s| s.kind == SinkKind::Stdout);
     let summaries = run_watched(&plan, &options, args.quiet, stdout_used)?;
     if args.json {

@@ -18,7 +18,7 @@ use super::run::{listed, run_watched};
 use super::sessions::{align_right, plain_table};
 use super::{guess, text};
 use crate::config::{self, Format};
-use crate::run::meta::Counters;
+use crate::meta::Counters;
 use crate::run::{Outcome, RunOptions};
 
 const EXAMPLES: &str = "\
@@ -134,8 +134,7 @@ pub(super) fn execute(args: &SessionizeArgs) -> Result<u8, Failure> {
     if probed.has_errors() {
         return Err(Failure::Config(probed));
     }
-    let mut summaries =
-        run_watched(&plan, &RunOptions { fresh: false, reopen: false, resend: Vec::new() }, false, false)?;
+    let mut summaries = run_watched(&plan, &RunOptions::default(), false, false)?;
     let Some(summary) = summaries.pop() else {
         return Err(Failure::new(1, "the run came back without a result", None));
     };

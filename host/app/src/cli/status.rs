@@ -9,8 +9,8 @@ use super::run::listed;
 use super::sessions::{align_right, plain_table};
 use super::{ConfigFile, text};
 use crate::config::{Pipeline, Plan};
+use crate::meta::Meta;
 use crate::run;
-use crate::run::meta::Meta;
 use tidemill_engine::outbox::Stage;
 
 const EXAMPLES: &str = "\

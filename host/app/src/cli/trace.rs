@@ -12,8 +12,8 @@ use super::rows::{self, Row, Want};
 use super::scan::{self, FOUND_MAX, Found, Target};
 use super::{ConfigFile, text};
 use crate::config::{IdSpec, Pipeline, Plan, SinkKind, Source, SourceKind};
+use crate::meta::{Meta, PartitionMeta};
 use crate::run;
-use crate::run::meta::{Meta, PartitionMeta};
 
 const EXAMPLES: &str = "\
 Examples:

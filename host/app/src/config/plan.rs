@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tidemill_engine::outbox::{Stage, Stages};
 
@@ -326,7 +327,7 @@ pub(crate) struct PluginUse {
 }
 
 /// Config of `builtin:gap`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct GapRule {
     /// Silence that ends a session.
     pub(crate) gap_ms: i64,
@@ -341,7 +342,7 @@ pub(crate) struct GapRule {
 }
 
 /// True of an event whose field has one of the values.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Match {
     /// The field, as the rule names it.
     pub(crate) field: String,
@@ -580,7 +581,7 @@ fn rule_facts(rule: &Rule) -> Value {
 pub(crate) enum ChangeKind {
     /// Takes effect at once.
     Free,
-    /// Would need two versions of the rule side by side; this version of Tidemill refuses it.
+    /// Another version of the rule takes over from a place in event time on.
     Swap,
     /// Would make stored sessions meaningless.
     Refused,
@@ -600,7 +601,7 @@ pub(crate) struct Change {
 impl Change {
     /// Whether the pipeline may start with it.
     pub(crate) fn stops(&self) -> bool {
-        self.kind != ChangeKind::Free
+        self.kind == ChangeKind::Refused
     }
 }
 
@@ -670,7 +671,13 @@ fn source_changes(pipeline: &str, name: &str, before: &Value, now: &Value, chang
         changes.push(Change { what, kind: ChangeKind::Refused, message });
     }
     if before["fields"] != now["fields"] {
-        changes.push(swap(pipeline, "fields", Some(&before["fields"]), Some(&now["fields"])));
+        let message = format!(
+            "where the rule's fields are in `{name}` goes from {} to {}: stored events were read the old way; `--fresh` starts \
+             `{pipeline}` over, or rename it and both stay apart",
+            shown(&before["fields"]),
+            shown(&now["fields"])
+        );
+        changes.push(Change { what: format!("source.{name}.fields"), kind: ChangeKind::Refused, message });
     }
     difference(&format!("source.{name}.disorder"), &before["disorder_ms"], &now["disorder_ms"], changes);
 }
@@ -682,8 +689,7 @@ fn swap(pipeline: &str, name: &str, before: Option<&Value>, now: Option<&Value>)
         what: format!("pipeline.{pipeline}.session.{name}"),
         kind: ChangeKind::Swap,
         message: format!(
-            "`{name}` of the session rule goes from {} to {}: this version cannot swap a rule while sessions \
-             are stored; `--fresh` starts `{pipeline}` over, or rename it and both stay apart",
+            "`{name}` of the session rule goes from {} to {}: the next start swaps it, for events after all that were read",
             value(before),
             value(now)
         ),

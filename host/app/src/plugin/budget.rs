@@ -69,6 +69,20 @@ impl Budget {
         Budget { limits, spent: AtomicBool::new(false), account: Mutex::default() }
     }
 
+    /// One of the same size of which nothing is spent.
+    pub(crate) fn anew(&self) -> Budget {
+        Budget::new(self.limits)
+    }
+
+    /// A deployment gets all of it again, unless it is spent: then only a new start helps.
+    pub(crate) fn renew(&self) {
+        self.with(|a| {
+            if a.suspended.is_none() {
+                *a = Account { host: a.host.take(), ..Account::default() };
+            }
+        });
+    }
+
     /// Whether it is spent: the pipeline reads no more, and asks its plugins nothing more.
     pub(crate) fn is_spent(&self) -> bool {
         self.spent.load(Ordering::Relaxed)

@@ -9,18 +9,21 @@ mod frames;
 pub(crate) mod purity;
 mod rule;
 pub(crate) mod validate;
+mod version;
+
+pub(crate) use self::version::LoadedRule;
 
 use self::budget::{Budget, Identity, Warden};
 use self::enrich::Enricher;
-use self::rule::PluginRule;
 use self::validate::Validators;
-use crate::config::plan::{GapRule, Match, Pipeline, PluginUse, Rule};
+use crate::config::plan::{GapRule, Match, Pipeline, PluginUse};
 use crate::progress::Progress;
+use crate::schedule::Schedule;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tidemill_engine::contain::Contained;
-use tidemill_engine::gap::{self, Boundary, Gap, GapConfig};
+use tidemill_engine::gap::{self, Boundary, GapConfig};
 use tidemill_engine::rule::SessionRule;
 use tidemill_sandbox::{Cache, Component, ConfigureError, Engine, EngineError, FieldType, Plugin, World};
 
@@ -29,11 +32,12 @@ use tidemill_sandbox::{Cache, Component, ConfigureError, Engine, EngineError, Fi
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_millis(25);
 
 /// A field of the record that a stage wants to see.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Declared {
     /// The stage's name for it.
     pub(crate) name: String,
     /// What it may hold.
+    #[serde(with = "Kind")]
     pub(crate) kind: FieldType,
     /// Whether a record without it is a dead letter.
     pub(crate) required: bool,
@@ -41,18 +45,30 @@ pub(crate) struct Declared {
     pub(crate) symbols: Vec<String>,
 }
 
-/// What a pipeline does to its events: the plugins and built-in rules, loaded and configured.
+/// How the store writes a field's type.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "FieldType", rename_all = "snake_case")]
+enum Kind {
+    Text,
+    String,
+    Integer,
+    Number,
+    Boolean,
+}
+
+/// What a pipeline does to its events beside folding them: plugins loaded and configured, and the layout that all of them
+/// read.
 pub(crate) struct Stages {
-    /// Fields of the extension of an event, in order: the session rule's first.
-    pub(crate) declared: Vec<Declared>,
-    session: Session,
-    validators: Vec<(Plugin, Arc<Identity>, usize)>,
+    /// Fields of the extension of an event, in order.
+    pub(crate) layout: Vec<Declared>,
+    /// The live versions of the session rule: one, or the older and the newer.
+    rules: Vec<Arc<LoadedRule>>,
+    /// With the places of its fields in extensions.
+    validators: Vec<(Plugin, Arc<Identity>, Vec<usize>)>,
     /// With the lookup of the plan that answers each of the plugin's.
     enrichers: Vec<(Plugin, Arc<Identity>, Vec<usize>)>,
     /// What its plugins may fail at, all together.
     pub(crate) budget: Arc<Budget>,
-    /// The session rule's component, for the fingerprint.
-    pub(crate) digest: Option<String>,
 }
 
 enum Session {
@@ -95,64 +111,52 @@ pub(crate) struct PluginError {
 }
 
 impl Stages {
-    /// Loads what the pipeline names.
+    /// Loads what the pipeline names besides its rule, and gives every stage the places of its fields in the schedule's layout.
     ///
     /// # Errors
     /// If a component cannot be read, is none, is of another kind, or does not take its config.
-    pub(crate) fn load(pipeline: &Pipeline, sandbox: &Sandbox) -> Result<Stages, PluginError> {
-        let mut declared = Vec::new();
-        let mut digest = None;
-        let session = match &pipeline.rule {
-            Rule::Gap(rule) => {
-                let config = gap_config(rule);
-                for name in &Gap::new(&config).describe().fields {
-                    declared.push(Declared {
-                        name: name.clone(),
-                        kind: FieldType::Text,
-                        required: false,
-                        symbols: Vec::new(),
-                    });
-                }
-                Session::Gap(config)
-            }
-            Rule::Plugin(named) => {
-                let plugin = load(named, World::Sessionizer, sandbox)?;
-                declare(&plugin, &mut declared);
-                digest = Some(plugin.component().digest().to_string());
-                let who = identity(named, &plugin);
-                Session::Plugin(plugin, who)
-            }
-        };
+    pub(crate) fn load(
+        pipeline: &Pipeline,
+        sandbox: &Sandbox,
+        rules: Vec<Arc<LoadedRule>>,
+        schedule: &mut Schedule,
+    ) -> Result<Stages, PluginError> {
+        for rule in &rules {
+            rule.slots(schedule);
+        }
         let mut validators = Vec::new();
         for named in &pipeline.validate {
             let plugin = load(named, World::Validator, sandbox)?;
-            validators.push((plugin.clone(), identity(named, &plugin), declared.len()));
-            declare(&plugin, &mut declared);
+            let who = identity(&named.name, &plugin);
+            let slots = declared(&plugin).iter().map(|d| schedule.slot(d)).collect();
+            validators.push((plugin, who, slots));
         }
         let mut enrichers = Vec::new();
         for named in &pipeline.enrich {
             let plugin = load(named, World::Enricher, sandbox)?;
             let lookups = lookups(named, &plugin.component().description().lookups)?;
-            let who = identity(named, &plugin);
+            let who = identity(&named.name, &plugin);
             enrichers.push((plugin, who, lookups));
         }
         let budget = Arc::new(Budget::new(pipeline.limits.faults));
-        Ok(Stages { declared, session, validators, enrichers, budget, digest })
+        Ok(Stages { layout: schedule.layout.clone(), rules, validators, enrichers, budget })
     }
 
-    /// The session rule, for one lane.
+    /// What the pipeline's config names, without a store: to measure or to check it.
+    ///
+    /// # Errors
+    /// As [`load`](Stages::load).
+    pub(crate) fn of_config(pipeline: &Pipeline, sandbox: &Sandbox) -> Result<Stages, PluginError> {
+        let (rule, _) = LoadedRule::of_config(pipeline, sandbox)?;
+        Stages::load(pipeline, sandbox, vec![Arc::new(rule)], &mut Schedule::default())
+    }
+
+    /// An instance of each live version, for one lane.
     ///
     /// # Errors
     /// If no instance can be made.
-    pub(crate) fn rule(&self, progress: &Arc<Progress>) -> Result<Box<dyn SessionRule>, String> {
-        match &self.session {
-            Session::Gap(config) => Ok(Box::new(Gap::new(config))),
-            Session::Plugin(plugin, who) => {
-                let instance = plugin.instance().map_err(|f| f.to_string())?;
-                let warden = self.warden(who, progress);
-                Ok(Box::new(Contained::new(PluginRule::new(instance, warden.clone()), warden)))
-            }
-        }
+    pub(crate) fn rules(&self, progress: &Arc<Progress>) -> Result<Vec<Box<dyn SessionRule>>, String> {
+        self.rules.iter().map(|r| r.instance(&self.layout, &self.budget, progress)).collect()
     }
 
     /// The enrichers, for one worker.
@@ -167,11 +171,11 @@ impl Stages {
         self.enrichers.iter().map(one).collect()
     }
 
-    /// Who answers for what the session rule does; none for a built-in one.
+    /// Who answers for what the newest session rule does; none for a built-in one.
     pub(crate) fn rule_warden(&self, progress: &Arc<Progress>) -> Option<Warden> {
-        match &self.session {
-            Session::Gap(_) => None,
-            Session::Plugin(_, who) => Some(self.warden(who, progress)),
+        match self.rules.last().map(|r| &r.session) {
+            Some(Session::Plugin(_, who)) => Some(self.warden(who, progress)),
+            _ => None,
         }
     }
 
@@ -185,9 +189,9 @@ impl Stages {
     /// If no instance can be made.
     pub(crate) fn validators(&self, progress: &Arc<Progress>) -> Result<Validators, String> {
         let mut all = Validators::default();
-        for (plugin, who, slot) in &self.validators {
+        for (plugin, who, slots) in &self.validators {
             let instance = plugin.instance().map_err(|f| f.to_string())?;
-            all.push(instance, self.warden(who, progress), *slot);
+            all.push(instance, self.warden(who, progress), slots);
         }
         Ok(all)
     }
@@ -217,50 +221,78 @@ fn lookups(named: &PluginUse, declared: &[String]) -> Result<Vec<usize>, PluginE
     declared.iter().map(find).collect()
 }
 
-fn declare(plugin: &Plugin, declared: &mut Vec<Declared>) {
-    declared.extend(plugin.component().description().fields.iter().map(|f| Declared {
+fn declared(plugin: &Plugin) -> Vec<Declared> {
+    let one = |f: &tidemill_sandbox::Field| Declared {
         name: f.name.clone(),
         kind: f.field_type,
         required: f.required,
         symbols: f.symbols.clone(),
-    }));
+    };
+    plugin.component().description().fields.iter().map(one).collect()
 }
 
-fn identity(named: &PluginUse, plugin: &Plugin) -> Arc<Identity> {
+fn identity(name: &str, plugin: &Plugin) -> Arc<Identity> {
     let (component, d) = (plugin.component(), plugin.component().description());
     Arc::new(Identity {
-        name: named.name.clone(),
+        name: name.to_owned(),
         version: format!("{}@{}", d.name, d.version),
         digest: component.digest().to_string(),
     })
 }
 
 fn load(named: &PluginUse, world: World, sandbox: &Sandbox) -> Result<Plugin, PluginError> {
+    let (plugin, _) = read(named, world, sandbox)?;
+    Ok(plugin)
+}
+
+/// A plugin from its file, and the file's bytes.
+fn read(named: &PluginUse, world: World, sandbox: &Sandbox) -> Result<(Plugin, Vec<u8>), PluginError> {
     let error = |message: String, host| PluginError {
         name: named.name.clone(),
         path: named.path.display().to_string(),
         message,
         host,
     };
-    let (engine, cache) = sandbox.engine().map_err(|e| error(e.to_string(), true))?;
     let bytes = std::fs::read(&named.path).map_err(|e| error(format!("cannot be read: {e}"), false))?;
-    let component =
-        Component::load(&engine, &bytes, cache.as_ref()).map_err(|e| error(e.to_string(), e.is_host()))?;
+    let plugin =
+        make(&bytes, &named.config, world, &named.key, sandbox).map_err(|e| error(e.message, e.host))?;
+    Ok((plugin, bytes))
+}
+
+/// Why bytes are no plugin for a place.
+pub(crate) struct Unfit {
+    /// What is wrong.
+    pub(crate) message: String,
+    /// Whether the machine is at fault.
+    pub(crate) host: bool,
+}
+
+/// A plugin from its bytes, for a place that wants one of this kind.
+fn make(
+    bytes: &[u8],
+    config: &serde_json::Value,
+    world: World,
+    wanted_by: &str,
+    sandbox: &Sandbox,
+) -> Result<Plugin, Unfit> {
+    let unfit = |message: String| Unfit { message, host: false };
+    let (engine, cache) = sandbox.engine().map_err(|e| Unfit { message: e.to_string(), host: true })?;
+    let component = Component::load(&engine, bytes, cache.as_ref())
+        .map_err(|e| Unfit { message: e.to_string(), host: e.is_host() })?;
     if component.world() != world {
-        let message = format!("is a {}, and `{}` wants a {world}", component.world(), named.key);
-        return Err(error(message, false));
+        return Err(unfit(format!("is a {}, and `{wanted_by}` wants a {world}", component.world())));
     }
-    let plugin = component.configure(&named.config.to_string()).map_err(|e| match e {
+    let plugin = component.configure(&config.to_string()).map_err(|e| match e {
         ConfigureError::Refused(fields) => {
             let at = |path: &str| if path.is_empty() { "/".to_owned() } else { path.to_owned() };
             let list: Vec<String> =
                 fields.iter().map(|f| format!("  {}: {}", at(&f.path), f.message)).collect();
-            error(format!("does not take its config:\n{}", list.join("\n")), false)
+            unfit(format!("does not take its config:\n{}", list.join("\n")))
         }
-        other => error(other.to_string(), false),
+        other => unfit(other.to_string()),
     })?;
     purity::check(&plugin, &purity::made_up(plugin.component().description()))
-        .map_err(|e| error(e.to_string(), false))?;
+        .map_err(|e| unfit(e.to_string()))?;
     Ok(plugin)
 }
 

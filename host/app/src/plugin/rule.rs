@@ -29,24 +29,11 @@ pub(crate) struct PluginRule {
 }
 
 impl PluginRule {
-    /// The rule of an instance; extensions of events begin with its declared fields.
-    pub(crate) fn new(instance: Instance, warden: Warden) -> PluginRule {
+    /// The rule of an instance, whose declared fields stand at these places of extensions.
+    pub(crate) fn new(instance: Instance, warden: Warden, slots: &[usize]) -> PluginRule {
         let d = instance.plugin().component().description();
-        let columns = d.fields.iter().enumerate().map(|(n, f)| Column::new(f, n)).collect();
-        let description = Description {
-            plugin: format!("{}@{}", d.name, d.version),
-            digest: Some(warden.who.digest.clone()),
-            fields: d.fields.iter().map(|f| f.name.clone()).collect(),
-            reasons: d.reasons.clone(),
-            timers: d.timers.clone(),
-            state: StateForm {
-                rule: d.name.clone(),
-                version: d.state.as_ref().map_or(0, |s| s.version),
-                from: d.state.as_ref().map_or_else(Vec::new, |s| s.migrates_from.clone()),
-            },
-            metrics: metrics(d),
-            wants_key: true,
-        };
+        let columns = d.fields.iter().zip(slots).map(|(f, slot)| Column::new(f, *slot)).collect();
+        let description = description(d, &warden.who.digest);
         PluginRule { description, frames: TurnFrames::new(columns), instance, warden }
     }
 
@@ -121,6 +108,24 @@ impl PluginRule {
 fn deadline(inputs: usize) -> Duration {
     let beyond = u32::try_from(inputs.saturating_sub(FRAME_INPUTS)).unwrap_or(u32::MAX);
     CALL_DEADLINE.saturating_add(INPUT_DEADLINE.saturating_mul(beyond))
+}
+
+/// What a sessionizer says of itself, in the engine's words.
+pub(super) fn description(d: &sandbox::Description, digest: &str) -> Description {
+    Description {
+        plugin: format!("{}@{}", d.name, d.version),
+        digest: Some(digest.to_owned()),
+        fields: d.fields.iter().map(|f| f.name.clone()).collect(),
+        reasons: d.reasons.clone(),
+        timers: d.timers.clone(),
+        state: StateForm {
+            rule: d.name.clone(),
+            version: d.state.as_ref().map_or(0, |s| s.version),
+            from: d.state.as_ref().map_or_else(Vec::new, |s| s.migrates_from.clone()),
+        },
+        metrics: metrics(d),
+        wants_key: true,
+    }
 }
 
 /// What a plugin counts, in the engine's words.

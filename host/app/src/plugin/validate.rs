@@ -54,11 +54,11 @@ pub(crate) struct Verdict<'a> {
 }
 
 impl Validators {
-    /// Adds a validator whose declared fields stand in extensions from `first_slot` on.
-    pub(crate) fn push(&mut self, instance: Instance, warden: Warden, first_slot: usize) {
+    /// Adds a validator whose declared fields stand at these places of extensions.
+    pub(crate) fn push(&mut self, instance: Instance, warden: Warden, slots: &[usize]) {
         let d = instance.plugin().component().description();
         self.stages.push(Stage {
-            columns: d.fields.iter().enumerate().map(|(n, f)| Column::new(f, first_slot + n)).collect(),
+            columns: d.fields.iter().zip(slots).map(|(f, slot)| Column::new(f, *slot)).collect(),
             reasons: d.reasons.clone(),
             totals: super::rule::metrics(d).iter().map(Total::of).collect(),
             metrics: super::rule::metrics(d),

@@ -4,9 +4,10 @@ use super::RunError;
 use super::deliver::{Committed, Cursors, DELIVERY_AFTER_STOP, Sections};
 use super::enrich::Enrichment;
 use super::inlets::Inlets;
-use super::meta::Meta;
 use super::stop::Stop;
 use crate::clock::now_ms;
+use crate::control::{self, Handle};
+use crate::meta::{IMAGE_GROUPS, Meta};
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
 use crate::store::log::EpochLog;
@@ -16,7 +17,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tidemill_engine::bounds::KEY_GROUPS;
 use tidemill_engine::lane::{LaneCounts, LaneEpoch};
 use tidemill_engine::metrics::{self, Totals};
 use tidemill_engine::outbox::{Revision, RowIter, Stage};
@@ -27,8 +27,6 @@ use tidemill_engine::unresolved::{self, Leaving};
 const HOT_KEYS_MAX: usize = 16;
 /// Bytes of an outbox that may wait in memory for one sink; beyond it the sink reads from the log.
 const WAITING_IN_MEMORY_BYTES_MAX: u64 = 64 << 20;
-/// Key groups imaged in one epoch: a whole rotation takes 16.
-pub(crate) const IMAGE_GROUPS: u32 = 64;
 
 /// How often the end of a run looks whether it is to hurry, while it waits for lookups.
 const LOOK_AT_STOP: Duration = Duration::from_millis(100);
@@ -38,6 +36,8 @@ const LOOK_AT_STOP: Duration = Duration::from_millis(100);
 pub(crate) struct Sealed {
     pub(crate) meta: Meta,
     pub(crate) letters: Vec<u8>,
+    /// The newest rule's name; none for a built-in one. Its metrics are kept by it.
+    pub(crate) rule: Option<String>,
     /// Whether positions or counters moved: an epoch without changes is not written.
     pub(crate) changed: bool,
     /// Key groups of which the lanes add an image.
@@ -72,8 +72,13 @@ pub(crate) struct Committer<'a> {
     pub(crate) hot_keys: Vec<String>,
     /// Dead letters that the rule has caused since the pipeline's first start.
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
-    /// The rule's own metrics since the pipeline's first start, with the plugin's name; `None` for a built-in rule.
-    pub(crate) metrics: Option<(String, Totals)>,
+    /// The rules' own metrics since the pipeline's first start, by the plugin's name.
+    pub(crate) metrics: BTreeMap<String, Totals>,
+    /// The version that is settled in each lane, and one.
+    pub(crate) settled_lanes: Vec<u64>,
+    /// See [`Outputs`](super::reader::Outputs).
+    pub(crate) settled: Arc<AtomicU64>,
+    pub(crate) handle: &'a Handle,
     /// Lines of plugins that nobody was shown, before this start.
     pub(crate) lines_dropped: u64,
     /// `None`: rows leave with the epoch that produced them.
@@ -94,13 +99,10 @@ pub(crate) struct Ended {
     meta: Option<Meta>,
     pub(crate) counts: LaneCounts,
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
-    pub(crate) metrics: Option<(String, Totals)>,
+    pub(crate) metrics: BTreeMap<String, Totals>,
     /// Revisions that wait for their lookups still.
     pub(crate) unresolved: u64,
 }
-
-/// Blocks of key groups that an image takes at once.
-pub(crate) const IMAGE_BLOCKS: usize = (KEY_GROUPS / IMAGE_GROUPS) as usize;
 
 impl Committer<'_> {
     /// Runs until the reader hangs up.
@@ -150,7 +152,7 @@ impl Committer<'_> {
             let most = self.epoch.min(LOOK_AT_STOP);
             if e.count() == 0 || e.wait(most) || e.has_news() {
                 let meta = Meta { sealed_at_ms: now_ms(), ..meta.clone() };
-                let sealed = Sealed { meta, letters: Vec::new(), changed: true, image: None };
+                let sealed = Sealed { meta, letters: Vec::new(), rule: None, changed: true, image: None };
                 self.last = Some(self.commit(sealed, Vec::new())?);
             }
         }
@@ -158,7 +160,8 @@ impl Committer<'_> {
     }
 
     fn commit(&mut self, sealed: Sealed, mut parts: Vec<LaneEpoch>) -> Result<Meta, RunError> {
-        let Sealed { mut meta, mut letters, mut changed, image } = sealed;
+        let Sealed { mut meta, mut letters, rule, mut changed, image } = sealed;
+        self.note_settled(&meta, &parts);
         let mut rows = Vec::new();
         // After the reader's end no lane has anything more to say.
         if !parts.is_empty() {
@@ -176,8 +179,8 @@ impl Committer<'_> {
             meta.suffix_bytes += p.suffix_bytes;
             letters.extend_from_slice(&p.letters);
             self.remember_hot(p.hot_key.as_deref());
-            if let Some((_, all)) = &mut self.metrics {
-                metrics::merge(all, &p.metrics);
+            if let Some(rule) = rule.as_ref().filter(|_| !p.metrics.is_empty()) {
+                metrics::merge(self.metrics.entry(rule.clone()).or_default(), &p.metrics);
             }
             for (reason, n) in std::mem::take(&mut p.dead) {
                 *self.dead_by_rule.entry(reason).or_default() += n;
@@ -236,6 +239,8 @@ impl Committer<'_> {
         sections.extend(resolved.into_iter().filter(|(_, s)| !s.is_empty()));
         let at = self.log.append(self.incarnation, epoch, &sections)?;
         self.progress_of(&meta, epoch);
+        let incarnation = self.incarnation;
+        self.handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));
         self.release(&Committed {
             incarnation: self.incarnation,
             at,
@@ -255,6 +260,20 @@ impl Committer<'_> {
         self.log.trim(kept_from.unwrap_or(0))?;
         self.log_bytes.store(self.log.bytes_retained(), Ordering::Relaxed);
         Ok(meta)
+    }
+
+    /// Once every lane has said of the newer of two versions that nothing stands before its place, the older can go.
+    fn note_settled(&mut self, meta: &Meta, parts: &[LaneEpoch]) {
+        let Some(newer) = meta.schedule.pending() else { return };
+        let number = u64::from(newer.scheduled.version.0) + 1;
+        for (settled, part) in self.settled_lanes.iter_mut().zip(parts) {
+            if part.settled {
+                *settled = number;
+            }
+        }
+        if self.settled_lanes.iter().all(|s| *s == number) {
+            self.settled.store(number, Ordering::Relaxed);
+        }
     }
 
     fn release(&self, committed: &Committed) {

@@ -17,9 +17,9 @@ mod worker;
 use self::worker::{Source, Worker};
 
 use super::RunError;
-use super::meta::{LookupMeta, Meta};
 use crate::config::lookup::OnFailure;
 use crate::config::plan::{Pipeline, Plan};
+use crate::meta::{LookupMeta, Meta};
 use crate::plugin::enrich::Enricher;
 use crossbeam_channel::{Sender, unbounded};
 use std::collections::btree_map::Entry;

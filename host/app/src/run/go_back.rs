@@ -5,10 +5,10 @@
 //! and the same command can be given again.
 
 use super::RunError;
-use super::meta::{Decision, Meta};
 use super::pipeline::all_sinks;
 use crate::clock::now_ms;
 use crate::config::plan::{Pipeline, Plan};
+use crate::meta::{Decision, Meta};
 use crate::store::claim::Claim;
 use crate::store::log::{EpochLog, RecordRef, Survey};
 use std::path::PathBuf;

@@ -108,6 +108,7 @@ pub(crate) struct Ingest {
     scratch: Vec<u8>,
     dedup: Option<Dedup>,
     dedup_ms: i64,
+    header: Option<Vec<u8>>,
 }
 
 /// How the records of a format stand in the bytes, and whether a header comes first.
@@ -181,11 +182,28 @@ impl Ingest {
             scratch: Vec::new(),
             dedup: (source.dedup_ms > 0).then(Dedup::default),
             dedup_ms: source.dedup_ms,
+            header: None,
         })
+    }
+
+    /// Decodes other fields from now on, in the order of the extension.
+    ///
+    /// # Errors
+    /// If the format cannot.
+    pub(crate) fn put_fields(&mut self, source: &Source, fields: &[Declared]) -> Result<(), String> {
+        let mut layout = Layout::new(source);
+        self.fields = fields.iter().map(|f| (layout.slot(source, &f.name), f.clone())).collect();
+        self.decoder = decoder(source.format, &layout.wanted);
+        self.layout = layout;
+        match &self.header {
+            Some(header) => self.decoder.header(header).map_err(|m| m.message),
+            None => Ok(()),
+        }
     }
 
     /// Takes the partition's header record.
     pub(crate) fn header(&mut self, record: &[u8]) -> Result<(), Malformed> {
+        self.header = Some(record.to_vec());
         self.decoder.header(record)
     }
 

@@ -2,12 +2,17 @@
 
 use super::RunError;
 use super::reader::{Batch, ToLane};
+use crate::control::States;
 use crate::plugin::budget::Warden;
 use crossbeam_channel::{Receiver, Sender};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 use tidemill_engine::bounds::SWEEP_ROWS;
 use tidemill_engine::event::Rows;
-use tidemill_engine::lane::{Lane, LaneEpoch, Origin};
+use tidemill_engine::lane::{Lane, LaneEpoch, LaneFault, Origin};
+
+/// Keys whose states are copied at once: some tenths of a millisecond, so that events hardly wait for it.
+const STATES_AT_ONCE: usize = 1024;
 
 /// Runs until the reader hangs up. `letters` counts the bytes of dead letters that all lanes hold, `crowded` is set when
 /// this one is near its bound of open sessions.
@@ -18,14 +23,8 @@ pub(super) fn run_lane(
     spent: &Sender<Rows>,
     letters: &AtomicU64,
     crowded: &AtomicBool,
-    warden: Option<&Warden>,
+    mut warden: Option<Warden>,
 ) -> Result<(), RunError> {
-    let failed = |e: tidemill_engine::lane::LaneFault| {
-        if let Some(w) = warden {
-            w.broken(&e.to_string());
-        }
-        RunError::Failed(e.to_string())
-    };
     let mut since_sweep = 0;
     // What this lane has added to the bytes of all lanes' letters: no more than that is taken off again.
     let mut counted = 0;
@@ -33,7 +32,7 @@ pub(super) fn run_lane(
         match message {
             ToLane::Batch(Batch { mut rows, block, watermark, source, partition }) => {
                 let origin = Origin { source: &source, partition: &partition, raw: &block.bytes };
-                lane.insert(&rows, watermark, origin).map_err(failed)?;
+                lane.insert(&rows, watermark, origin).map_err(|e| failed(warden.as_ref(), &e))?;
                 if lane.crowded() {
                     crowded.store(true, Ordering::Relaxed);
                 }
@@ -43,7 +42,7 @@ pub(super) fn run_lane(
                 let _ = spent.send(rows);
                 if since_sweep >= SWEEP_ROWS && lane.sweeps() {
                     since_sweep = 0;
-                    lane.sweep().map_err(failed)?;
+                    lane.sweep().map_err(|e| failed(warden.as_ref(), &e))?;
                 }
                 let now = lane.letter_bytes() as u64;
                 letters.fetch_add(now - counted, Ordering::Relaxed);
@@ -53,8 +52,8 @@ pub(super) fn run_lane(
                 since_sweep = 0;
                 letters.fetch_sub(counted, Ordering::Relaxed);
                 counted = 0;
-                let mut part = lane.barrier(barrier).map_err(failed)?;
-                if warden.is_some_and(|w| w.budget.is_spent()) {
+                let mut part = lane.barrier(barrier).map_err(|e| failed(warden.as_ref(), &e))?;
+                if warden.as_ref().is_some_and(|w| w.budget.is_spent()) {
                     return Err(RunError::Failed("the fault budget is spent: the epoch is abandoned".into()));
                 }
                 if let Some(groups) = image {
@@ -64,9 +63,31 @@ pub(super) fn run_lane(
                     return Ok(());
                 }
             }
+            ToLane::Deploy { scheduled, rule, layout, warden: newer, operation } => {
+                let begun = Instant::now();
+                lane.deploy(scheduled, rule, layout);
+                warden = newer;
+                operation.lane_was_busy(begun.elapsed());
+            }
+            ToLane::Strike => lane.strike(),
+            ToLane::Retire => lane.retire(),
+            ToLane::States { from, reply } => {
+                let to = from + STATES_AT_ONCE;
+                let next = (to < lane.slots()).then_some(to);
+                // Whoever asked may have given up.
+                let _ = reply.send(States { states: lane.states(from..to), next });
+            }
+            ToLane::Look { key, reply } => drop(reply.send(lane.look(&key))),
         }
     }
     Ok(())
+}
+
+fn failed(warden: Option<&Warden>, e: &LaneFault) -> RunError {
+    if let Some(w) = warden {
+        w.broken(&e.to_string());
+    }
+    RunError::Failed(e.to_string())
 }
 
 #[cfg(test)]

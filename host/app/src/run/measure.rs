@@ -71,7 +71,9 @@ pub(crate) fn session_stage(
     let spent = Arc::new(AtomicU64::new(0));
     // What a plugin logs goes nowhere.
     let progress = Arc::new(Progress::new(&pipeline.name, lines().0));
-    let rule = Timed { rule: stages.rule(&progress).map_err(RunError::Failed)?, spent_ns: spent.clone() };
+    let mut rules = stages.rules(&progress).map_err(RunError::Failed)?;
+    let rule = rules.pop().ok_or_else(|| RunError::Failed("the pipeline has no rule".into()))?;
+    let rule = Timed { rule, spent_ns: spent.clone() };
     let name = rule.describe().plugin.clone();
     let config = LaneConfig {
         pipeline: pipeline.name.clone(),
@@ -83,7 +85,7 @@ pub(crate) fn session_stage(
         open_sessions: pipeline.limits.open_sessions,
         groups: 0..KEY_GROUPS,
         sources: vec!["made-up".to_owned()],
-        layout: stages.declared.iter().map(|d| d.name.clone()).collect(),
+        layout: stages.layout.iter().map(|d| d.name.clone()).collect(),
     };
     let mut lane = Lane::new(config, Versions::single(Box::new(rule)));
     let mut traffic = Traffic::new(stages, keys, texts);
@@ -181,7 +183,7 @@ struct Traffic {
 impl Traffic {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     fn new(stages: &Stages, keys: u64, texts: Texts) -> Traffic {
-        let fields = stages.declared.iter().map(|d| {
+        let fields = stages.layout.iter().map(|d| {
             let values = if texts == Texts::Symbols && !d.symbols.is_empty() {
                 d.symbols.clone()
             } else {
@@ -285,7 +287,8 @@ mod tests {
         );
         let plan = crate::config::parse(&text, std::path::Path::new("p.toml"), 0).unwrap();
         let pipeline = plan.pipelines[0].clone();
-        let stages = Stages::load(&pipeline, &Sandbox::new("/nowhere".into())).map_err(|e| e.to_string());
+        let stages =
+            Stages::of_config(&pipeline, &Sandbox::new("/nowhere".into())).map_err(|e| e.to_string());
         (pipeline, stages.unwrap())
     }
 
@@ -317,7 +320,7 @@ mod tests {
     fn free_texts_are_no_symbols_even_of_a_rule_that_has_all_of_them() {
         let session = "{ plugin = \"builtin:gap\", config = { gap = \"30s\", end = { field = \"type\", in = [\"x\"] } } }";
         let (_, mut stages) = stages(session);
-        stages.declared[0].symbols = VALUES.map(String::from).to_vec();
+        stages.layout[0].symbols = VALUES.map(String::from).to_vec();
         for (texts, want) in [(Texts::Free, false), (Texts::Symbols, true)] {
             let mut rows = Rows::default();
             Traffic::new(&stages, 50, texts).batch(&mut rows);

@@ -18,14 +18,16 @@ pub(crate) mod inlets;
 mod lane;
 pub(crate) mod layout;
 pub(crate) mod measure;
-pub(crate) mod meta;
 mod pipeline;
 mod reader;
+mod start;
 mod stop;
+mod supervise;
 
 use self::inlets::Inlets;
 use crate::config::plan::{Pipeline, Plan};
-use crate::plugin::Sandbox;
+use crate::control::{Control, Handle};
+use crate::meta::{Counters, Meta};
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
 use crate::server::Server;
@@ -37,9 +39,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tidemill_connect::ConnectError;
+use tidemill_engine::versions::Policy;
 
 /// How a run is to begin.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct RunOptions {
     /// Forget the pipelines' state and delete their rows.
     pub(crate) fresh: bool,
@@ -47,6 +50,14 @@ pub(crate) struct RunOptions {
     pub(crate) reopen: bool,
     /// Sinks to which everything still kept is sent again.
     pub(crate) resend: Vec<String>,
+    /// What becomes of open sessions if the config file asks for another version of the rule.
+    pub(crate) policy: Policy,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        RunOptions { fresh: false, reopen: false, resend: Vec::new(), policy: Policy::Migrate }
+    }
 }
 
 /// A pipeline's run: what it is to do, and what it shares with the process.
@@ -58,7 +69,8 @@ pub(crate) struct Job<'a> {
     incarnation: u64,
     /// The pipeline's own part of the data directory.
     dir: &'a Path,
-    sandbox: &'a Sandbox,
+    control: &'a Control,
+    handle: &'a Arc<Handle>,
     inlets: &'a Inlets,
     progress: &'a Arc<Progress>,
     /// Set when the process is to end.
@@ -89,7 +101,7 @@ pub(crate) struct Summary {
     /// How it ended.
     pub(crate) outcome: Outcome,
     /// Since the pipeline's first start.
-    pub(crate) counters: meta::Counters,
+    pub(crate) counters: Counters,
     /// Lines for the user.
     pub(crate) notes: Vec<String>,
     /// Why it is suspended.
@@ -158,7 +170,7 @@ pub(crate) fn run(
     let mut claim = Claim::take(&plan.server.data_dir)?;
     let incarnation = claim.next_incarnation()?;
     let claim = &claim;
-    let sandbox = &Sandbox::new(plan.server.data_dir.join("compiled"));
+    let control = &Control::new(plan, progress);
     let server = Server::start(plan).map_err(|e| RunError::Conflict(e.to_string()))?;
     server.iter().flat_map(|s| &s.notes).for_each(|note| say(note));
     let inlets = &Inlets::open(plan, options)?;
@@ -169,14 +181,24 @@ pub(crate) fn run(
         let threads: Vec<_> = plan
             .pipelines
             .iter()
-            .zip(progress)
-            .map(|(p, progress)| {
+            .zip(progress.iter().zip(control.pipelines()))
+            .map(|(p, (progress, handle))| {
                 scope.spawn(move || {
                     let dir = &claim.pipeline_dir(&p.name);
                     let pipeline = p;
-                    let job =
-                        Job { plan, pipeline, options, incarnation, dir, sandbox, inlets, progress, stop };
-                    let r = pipeline::run(job);
+                    let job = Job {
+                        plan,
+                        pipeline,
+                        options,
+                        incarnation,
+                        dir,
+                        control,
+                        handle,
+                        inlets,
+                        progress,
+                        stop,
+                    };
+                    let r = supervise::run(job);
                     if let Err(e) = &r {
                         // The whole of it is said when the process ends.
                         let text = e.to_string();
@@ -200,7 +222,7 @@ pub(crate) fn run(
 }
 
 /// The newest epoch of a pipeline, read without a claim: (epoch, incarnation, meta); `None` if it never ran.
-pub(crate) fn peek(plan: &Plan, pipeline: &str) -> Result<Option<(u64, u64, meta::Meta)>, RunError> {
+pub(crate) fn peek(plan: &Plan, pipeline: &str) -> Result<Option<(u64, u64, Meta)>, RunError> {
     let dir = plan.server.data_dir.join("pipelines").join(pipeline);
     let Some(newest) = EpochLog::newest(&dir)? else { return Ok(None) };
     let meta = serde_json::from_slice(&newest.meta).map_err(|e| {

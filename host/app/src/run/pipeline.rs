@@ -1,18 +1,21 @@
 //! One pipeline: recovery in its fixed order, then its threads, then an orderly end.
 
-use super::commit::{Committer, Ended, IMAGE_BLOCKS, Outlet};
+use super::commit::{Committer, Ended, Outlet};
 use super::deliver::{Committed, Cursors, Delivery};
 use super::enrich::{self, Left, Pressure, Tray};
 use super::lane::run_lane;
-use super::meta::Meta;
 use super::reader::{End, Outputs, Reader, ToLane};
+use super::start;
 use super::stop::Stop;
 use super::{Job, Outcome, RunError, Summary};
 use crate::clock::now_ms;
 use crate::config::plan::{self, EndOfInput, KeySpec, Pipeline, Plan, Sink as SinkPlan, SinkKind};
-use crate::plugin::Stages as PluginStages;
+use crate::control::{self, Again, Running};
+use crate::meta::{IMAGE_BLOCKS, Meta};
 use crate::plugin::budget::Suspended;
+use crate::plugin::{LoadedRule, Stages as PluginStages};
 use crate::progress::Progress;
+use crate::schedule::Schedule;
 use crate::store::StoreError;
 use crate::store::log::{self, EpochLog, Evidence, RecordRef};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -43,7 +46,7 @@ fn lane_count() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1)).clamp(1, LANES_MAX)
 }
 
-fn key_form(plan: &Plan, pipeline: &Pipeline) -> KeyForm {
+pub(super) fn key_form(plan: &Plan, pipeline: &Pipeline) -> KeyForm {
     let mut form = KeyForm::One;
     for i in &pipeline.from {
         let s = &plan.sources[*i];
@@ -57,12 +60,8 @@ fn key_form(plan: &Plan, pipeline: &Pipeline) -> KeyForm {
     form
 }
 
-fn lanes(
-    plan: &Plan,
-    pipeline: &Pipeline,
-    stages: &PluginStages,
-    progress: &Arc<Progress>,
-) -> Result<Vec<Lane>, RunError> {
+/// Lanes without state, and without a rule yet.
+fn lanes(plan: &Plan, pipeline: &Pipeline) -> Vec<Lane> {
     let n = lane_count();
     let groups = super::ingest::lane_groups(n);
     groups
@@ -78,12 +77,34 @@ fn lanes(
                 open_sessions: (pipeline.limits.open_sessions / n as u64).max(1),
                 groups,
                 sources: pipeline.from.iter().map(|i| plan.sources[*i].name.clone()).collect(),
-                layout: stages.declared.iter().map(|d| d.name.clone()).collect(),
+                layout: Vec::new(),
             };
-            let rule = stages.rule(progress).map_err(RunError::Failed)?;
-            Ok(Lane::new(config, Versions::single(rule)))
+            Lane::new(config, Versions::unknown())
         })
         .collect()
+}
+
+/// Gives the lanes the versions of the rule that the schedule has.
+fn put_versions(
+    lanes: &mut [Lane],
+    schedule: &Schedule,
+    stages: &PluginStages,
+    progress: &Arc<Progress>,
+) -> Result<(), RunError> {
+    let layout: Vec<String> = schedule.layout.iter().map(|d| d.name.clone()).collect();
+    for lane in lanes {
+        let live = schedule.live().map(|d| d.scheduled.clone());
+        let mut versions = live.zip(stages.rules(progress).map_err(RunError::Failed)?);
+        let Some((first, rule)) = versions.next() else {
+            return Err(RunError::Failed("the schedule has no version of the rule".into()));
+        };
+        let mut all = Versions::new(first, rule, schedule.reasons.clone(), schedule.history());
+        for (newer, rule) in versions {
+            all = all.with_newer(newer, rule);
+        }
+        lane.put_versions(all, layout.clone());
+    }
+    Ok(())
 }
 
 /// A sink of this pipeline and what it takes.
@@ -148,10 +169,10 @@ fn witnesses(job: Job<'_>) -> Result<Vec<Evidence>, RunError> {
     Ok(found)
 }
 
-fn recover(job: Job<'_>, stages: &PluginStages) -> Result<Recovered, RunError> {
-    let Job { plan, pipeline, dir, progress, .. } = job;
+fn recover(job: Job<'_>) -> Result<Recovered, RunError> {
+    let Job { plan, pipeline, dir, .. } = job;
     let evidence = witnesses(job)?;
-    let mut lanes = lanes(plan, pipeline, stages, progress)?;
+    let mut lanes = lanes(plan, pipeline);
     let mut meta: Option<Meta> = None;
     let mut kept = Vec::new();
     let mut left = Left::default();
@@ -196,12 +217,6 @@ fn recover(job: Job<'_>, stages: &PluginStages) -> Result<Recovered, RunError> {
              committed epoch, with a new fault budget",
             pipeline.name, s.why, s.plugin.version
         ));
-    }
-    if let Some(m) = &meta {
-        lanes.iter_mut().for_each(|l| l.loaded(m.watermark));
-        if m.tell_again {
-            lanes.iter_mut().for_each(Lane::tell_again);
-        }
     }
     Ok(Recovered { log, meta, lanes, kept, left, notes })
 }
@@ -258,22 +273,43 @@ fn start_over(job: Job<'_>) -> Result<(), RunError> {
 }
 
 /// Runs one pipeline until its input is used up, `process` is set, or its plugins have failed too often.
-pub(super) fn run(job: Job<'_>) -> Result<Summary, RunError> {
-    let Job { plan, pipeline, options, incarnation, sandbox, inlets, progress, stop: process, .. } = job;
-    if options.fresh {
+///
+/// `again`: how it starts after a suspension; the operation is told once it is certain that it does.
+pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunError> {
+    let Job { plan, pipeline, options, incarnation, handle, inlets, progress, stop: process, .. } = job;
+    if options.fresh && again.is_none() {
         start_over(job)?;
     }
-    let stages = PluginStages::load(pipeline, sandbox).map_err(|e| match e.host {
+    let of_plugin = |e: crate::plugin::PluginError| match e.host {
         true => RunError::Failed(e.to_string()),
         false => RunError::Refused(e.to_string()),
-    })?;
-    let mut r = recover(job, &stages)?;
-    let mut fingerprint = plan::fingerprint(pipeline, plan);
-    if let Some(digest) = &stages.digest {
-        fingerprint["rule"]["digest"] = digest.as_str().into();
-    }
+    };
+    let wanted = LoadedRule::of_config(pipeline, &job.control.sandbox).map_err(of_plugin)?;
+    let mut r = recover(job)?;
+    let fingerprint = plan::fingerprint(pipeline, plan);
     let mut notes = std::mem::take(&mut r.notes);
     notes.extend(compare(r.meta.as_ref(), &fingerprint)?);
+    let mut file = fingerprint["rule"].clone();
+    if let Some(digest) = &wanted.0.description.digest {
+        file["digest"] = digest.as_str().into();
+    }
+    if let Some(meta) = &r.meta {
+        let epoch = r.log.last_epoch();
+        handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));
+    }
+    let change = again.and_then(|a| a.change.as_ref());
+    let mut start = start::decide(job, r.meta.as_ref(), &file, wanted, change, &r.lanes)?;
+    notes.append(&mut start.notes);
+    let stages = PluginStages::load(pipeline, &job.control.sandbox, start.rules.clone(), &mut start.schedule)
+        .map_err(of_plugin)?;
+    put_versions(&mut r.lanes, &start.schedule, &stages, progress)?;
+    if let Some(m) = &r.meta {
+        r.lanes.iter_mut().for_each(|l| l.loaded(m.watermark));
+        if m.tell_again {
+            r.lanes.iter_mut().for_each(Lane::tell_again);
+        }
+    }
+    start.strike(&mut r.lanes);
     let mut sinks = open_sinks(job, &r)?;
     for s in sinks.iter().filter(|s| s.sink.at_least_once()) {
         let name = &s.name;
@@ -287,6 +323,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Summary, RunError> {
     let log_bytes = Arc::new(AtomicU64::new(r.log.bytes_retained()));
     let lane_letters = Arc::new(AtomicU64::new(0));
     let crowded = Arc::new(AtomicBool::new(false));
+    let settled = Arc::new(AtomicU64::new(0));
     let (tray, pressure) = (Arc::new(Tray::default()), Pressure::default());
     let (sealed_to, sealed) = bounded(SEALED_MAX);
     let (spent_to, spent) = unbounded();
@@ -303,11 +340,12 @@ pub(super) fn run(job: Job<'_>) -> Result<Summary, RunError> {
         crowded: crowded.clone(),
         unresolved: pressure.unresolved_bytes.clone(),
         tray: tray.clone(),
+        settled: settled.clone(),
     };
     let was_ended = r.meta.as_ref().is_some_and(|m| m.ended);
     let was_finished = r.meta.as_ref().is_some_and(|m| m.finished);
     let counts = r.meta.as_ref().map(|m| m.counters.fold).unwrap_or_default();
-    let mut reader = Reader::new(job, &stages, r.meta.as_ref(), fingerprint.clone(), outputs)?;
+    let mut reader = Reader::new(job, &stages, &start, r.meta.as_ref(), fingerprint.clone(), outputs)?;
     if was_ended && !options.reopen && reader.unread()? {
         return Err(RunError::Conflict(format!(
             "pipeline `{}` has finished, but there is input that it has not read: `--reopen` goes on with it, \
@@ -323,6 +361,13 @@ pub(super) fn run(job: Job<'_>) -> Result<Summary, RunError> {
         return Ok(Summary { pipeline: pipeline.name.clone(), outcome, counters, notes, suspended: None });
     }
     let stop = &Stop::new(process, stages.budget.clone());
+    start.tell(again);
+    handle.set_running(Running {
+        rules: start.rules.clone(),
+        budget: stages.budget.clone(),
+        key_form: key_form(plan, pipeline),
+        lanes: r.lanes.len(),
+    });
 
     // What an earlier run left unresolved is resolved even if the config has no enricher any more.
     let (enrichment, worker) = if !pipeline.enrich.is_empty() || r.left.count() > 0 {
@@ -359,7 +404,7 @@ pub(super) fn run(job: Job<'_>) -> Result<Summary, RunError> {
             let (spent, letters, crowded) = (spent_to.clone(), lane_letters.clone(), crowded.clone());
             let warden = stages.rule_warden(progress);
             lane_threads.push(scope.spawn(move || {
-                let folded = run_lane(lane, &input, &to, &spent, &letters, &crowded, warden.as_ref());
+                let folded = run_lane(lane, &input, &to, &spent, &letters, &crowded, warden);
                 stop.at_failure(folded)
             }));
         }
@@ -381,10 +426,10 @@ pub(super) fn run(job: Job<'_>) -> Result<Summary, RunError> {
             outbox_epoch: r.meta.as_ref().map_or(0, |m| m.outbox_epoch),
             hot_keys: r.meta.as_ref().map(|m| m.hot_keys.clone()).unwrap_or_default(),
             dead_by_rule: r.meta.as_ref().map(|m| m.counters.dead_by_rule.clone()).unwrap_or_default(),
-            metrics: stages.rule_warden(progress).map(|w| {
-                let stored = r.meta.as_ref().and_then(|m| m.counters.plugins.get(&w.who.name));
-                (w.who.name.clone(), stored.cloned().unwrap_or_default())
-            }),
+            metrics: start.rule_metrics(r.meta.as_ref()),
+            settled_lanes: vec![0; lane_threads.len()],
+            settled,
+            handle,
             lines_dropped,
             enrichment,
             last: r.meta,

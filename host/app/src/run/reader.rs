@@ -1,20 +1,26 @@
 //! The reader: one thread of a pipeline that reads all its partitions in step, decodes, stamps batches
 //! with the watermark, and says when an epoch ends (SEMANTICS 5 to 9).
 
+mod changes;
 mod follow;
 mod partitions;
 
+use self::changes::Change;
 use self::partitions::{Part, Reading};
-use super::commit::{IMAGE_GROUPS, Sealed};
+use super::commit::Sealed;
 use super::enrich::{TRAY_BYTES_FULL, Tray};
 use super::ingest::{Intake, Judge, Letters};
-use super::meta::{Counters, Decision, Meta, PartitionMeta, SourceMeta};
+use super::start::Start;
 use super::stop::Stop;
 use super::{Job, RunError};
 use crate::clock::now_ms;
 use crate::config::plan::{Early, EndOfInput, Source};
+use crate::control::{Operation, States};
+use crate::meta::{Counters, Decision, Entry, IMAGE_GROUPS, Meta, PartitionMeta, SourceMeta};
+use crate::plugin::budget::{Budget, Warden};
 use crate::plugin::validate::Validators;
-use crate::plugin::{Declared, Stages};
+use crate::plugin::{LoadedRule, Stages};
+use crate::schedule::Schedule;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,9 +29,12 @@ use std::time::{Duration, Instant};
 use tidemill_connect::source::{Block, Read};
 use tidemill_engine::bounds::KEY_GROUPS;
 use tidemill_engine::event::Rows;
-use tidemill_engine::lane::Barrier;
+use tidemill_engine::key::KeyForm;
+use tidemill_engine::lane::{Barrier, KeyLook};
 use tidemill_engine::metrics::{self, Totals};
+use tidemill_engine::rule::SessionRule;
 use tidemill_engine::time::EventTime;
+use tidemill_engine::versions::Scheduled;
 use tidemill_engine::watermark::{PartitionKey, SourceTime, Watermarks};
 
 /// Rows in one epoch: bounds what the lanes hold between barriers, whatever the epoch's length.
@@ -43,7 +52,32 @@ const POLL: Duration = Duration::from_millis(5);
 /// What goes to a lane.
 pub(crate) enum ToLane {
     Batch(Batch),
-    Barrier { barrier: Barrier, image: Option<std::ops::Range<u32>> },
+    Barrier {
+        barrier: Barrier,
+        image: Option<std::ops::Range<u32>>,
+    },
+    /// Right after a barrier: a newer version of the rule.
+    Deploy {
+        scheduled: Scheduled,
+        rule: Box<dyn SessionRule>,
+        layout: Vec<String>,
+        warden: Option<Warden>,
+        operation: Arc<Operation>,
+    },
+    /// Right after a barrier: the newer version is taken back.
+    Strike,
+    /// Right after a barrier: nothing needs the older version any more.
+    Retire,
+    /// For states of open sessions, from a key on.
+    States {
+        from: usize,
+        reply: Sender<States>,
+    },
+    /// What there is of a key.
+    Look {
+        key: Vec<u8>,
+        reply: Sender<Option<KeyLook>>,
+    },
 }
 
 /// The rows of a block that belong to one lane.
@@ -72,12 +106,24 @@ pub(crate) struct Outputs {
     pub(crate) unresolved: Arc<AtomicU64>,
     /// Where what is resolved waits for the next epoch.
     pub(crate) tray: Arc<Tray>,
+    /// The number of the version, and one, before whose place nothing stands any more.
+    pub(crate) settled: Arc<AtomicU64>,
 }
 
 /// See the module's documentation.
 pub(crate) struct Reader<'a> {
     job: Job<'a>,
-    fields: Vec<Declared>,
+    /// Which versions of the rule there are; its layout is what partitions decode.
+    schedule: Schedule,
+    /// The live ones, the newer one last.
+    rules: Vec<Arc<LoadedRule>>,
+    budget: Arc<Budget>,
+    key_form: KeyForm,
+    /// The greatest event time that was accepted.
+    greatest: EventTime,
+    paused: bool,
+    audit: Vec<Entry>,
+    change: Option<Change>,
     validators: Validators,
     parts: Vec<Part>,
     source_names: Vec<String>,
@@ -121,6 +167,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn new(
         job: Job<'a>,
         stages: &Stages,
+        start: &Start,
         stored: Option<&Meta>,
         fingerprint: serde_json::Value,
         out: Outputs,
@@ -151,7 +198,14 @@ impl<'a> Reader<'a> {
         let counters = stored.map(|m| m.counters.clone()).unwrap_or_default();
         let mut reader = Reader {
             job,
-            fields: stages.declared.clone(),
+            schedule: start.schedule.clone(),
+            rules: start.rules.clone(),
+            budget: stages.budget.clone(),
+            key_form: super::pipeline::key_form(plan, pipeline),
+            greatest: stored.map_or(EventTime::BEGINNING, |m| m.greatest),
+            paused: stored.is_some_and(|m| m.paused),
+            audit: stored.map(|m| m.audit.clone()).unwrap_or_default(),
+            change: None,
             validators: stages.validators(job.progress).map_err(RunError::Failed)?,
             parts: Vec::new(),
             old_partitions: BTreeMap::new(),
@@ -172,7 +226,7 @@ impl<'a> Reader<'a> {
             epochs: 0,
             plugins: counters.plugins,
             // That it was suspended is not to stand any longer than it takes to commit something.
-            changed: stored.is_none_or(|m| m.suspended.is_some()),
+            changed: stored.is_none_or(|m| m.suspended.is_some()) || start.is_news(),
             abandon: false,
             next_image: 0,
             imaging: false,
@@ -189,6 +243,7 @@ impl<'a> Reader<'a> {
             reader.list(*i, now)?;
         }
         reader.job.progress.bytes_total.store(reader.bytes_total().unwrap_or(0), Ordering::Relaxed);
+        start.entries.iter().for_each(|e| reader.enter(e.clone()));
         reader.look_ahead()?;
         Ok(reader)
     }
@@ -219,6 +274,7 @@ impl<'a> Reader<'a> {
 
     /// Reads until the input is used up or `stop` is set, then ends the last epoch.
     pub(crate) fn run(&mut self, stop: &Stop<'_>) -> Result<End, RunError> {
+        self.show_state();
         let outcome = self.read_all(stop);
         let end = match &outcome {
             Ok(end) => *end,
@@ -247,10 +303,10 @@ impl<'a> Reader<'a> {
             if stop.asked() {
                 return Ok(End::Stopped);
             }
-            if self.epoch_is_over() && self.barrier(false).is_err() {
+            if !self.take_commands() || (self.epoch_is_over() && self.barrier(false).is_err()) {
                 return Ok(End::Hangup);
             }
-            if self.sinks_lag() {
+            if self.paused || self.sinks_lag() {
                 std::thread::sleep(POLL);
                 continue;
             }
@@ -387,6 +443,7 @@ impl<'a> Reader<'a> {
         self.events += self.intake.events;
         self.copies += self.intake.copies;
         self.epoch_rows += self.intake.events;
+        self.greatest = self.greatest.max(self.intake.max);
         if self.intake.max != EventTime::BEGINNING {
             self.watermarks.observe(part.key, self.intake.max, now);
         }
@@ -443,6 +500,9 @@ impl<'a> Reader<'a> {
         for lane in &self.out.lanes {
             lane.send(ToLane::Barrier { barrier, image: image.clone() }).map_err(drop)?;
         }
+        if !at_end {
+            self.change_versions(watermark)?;
+        }
         for (name, totals) in self.validators.take_totals().filter(|(_, t)| !t.is_empty()) {
             metrics::merge(self.plugins.entry(name.to_owned()).or_default(), &totals);
         }
@@ -450,6 +510,7 @@ impl<'a> Reader<'a> {
         let sealed = Sealed {
             meta: self.meta(now, watermark, at_end),
             letters,
+            rule: self.rules.last().and_then(|r| r.who()).map(|w| w.name.clone()),
             changed: self.changed || at_end,
             image,
         };
@@ -495,6 +556,10 @@ impl<'a> Reader<'a> {
             sources: sources.collect(),
             decisions: self.decisions.clone(),
             counters: self.counters(),
+            greatest: self.greatest,
+            paused: self.paused,
+            schedule: self.schedule.clone(),
+            audit: self.audit.clone(),
             ..Meta::nothing(self.fingerprint.clone(), now)
         }
     }

@@ -6,7 +6,9 @@ use crate::bounds::LOOKUP_ROWS;
 use crate::key::key_group;
 use crate::key_state::Open;
 use crate::key_state::codec::{self, Extent};
+use crate::metrics::Total;
 use crate::time::EventTime;
+use crate::versions::Versions;
 use std::ops::Range;
 
 const KEY_RECORD: u8 = 0;
@@ -106,6 +108,15 @@ impl Lane {
             e.state.apply(rec);
         }
         Some(())
+    }
+
+    /// The versions of the rule and the names of the fields, as the newest loaded epoch has them: after the last
+    /// [`load`](Lane::load) and before [`loaded`](Lane::loaded).
+    pub fn put_versions(&mut self, versions: Versions, layout: Vec<String>) {
+        self.totals = versions.metrics().iter().map(Total::of).collect();
+        self.wants_key = versions.wants_key();
+        self.versions = versions;
+        self.config.layout = layout;
     }
 
     /// Ends recovery: every key is scheduled. Keys with a suffix are visited at once, since what their

@@ -3,9 +3,9 @@
 use super::Reader;
 use crate::clock::now_ms;
 use crate::config::plan::SourceKind;
+use crate::meta::PartitionMeta;
 use crate::run::RunError;
 use crate::run::ingest::{Ingest, framing};
-use crate::run::meta::PartitionMeta;
 use std::path::Path;
 use std::sync::Arc;
 use tidemill_connect::ConnectError;
@@ -230,7 +230,7 @@ impl Reader<'_> {
         };
         let mut reading = reading.map_err(|e| self.failed(part.source, e))?;
         let lanes = self.out.lanes.len();
-        let mut ingest = Ingest::new(source, &part.identity.path, part.key, &self.fields, lanes)
+        let mut ingest = Ingest::new(source, &part.identity.path, part.key, &self.schedule.layout, lanes)
             .map_err(|m| RunError::Refused(format!("source `{}`: {m}", source.name)))?;
         if let Some(header) = reading.partition().header() {
             ingest

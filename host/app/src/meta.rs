@@ -1,16 +1,22 @@
 //! The `Meta` section of an epoch record: everything durable but the keys' state. JSON, so that a human can read it.
 
-use super::commit::IMAGE_BLOCKS;
 use crate::plugin::budget::Suspended;
+use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tidemill_connect::Cursor;
 use tidemill_connect::lookup::LookupCounts;
 use tidemill_connect::source::PartitionIdentity;
+use tidemill_engine::bounds::KEY_GROUPS;
 use tidemill_engine::lane::LaneCounts;
 use tidemill_engine::metrics::Totals;
 use tidemill_engine::time::EventTime;
 use tidemill_engine::watermark::PartitionTime;
+
+/// Key groups imaged in one epoch: a whole rotation takes 16.
+pub(crate) const IMAGE_GROUPS: u32 = 64;
+/// Blocks of key groups that an image takes at once.
+pub(crate) const IMAGE_BLOCKS: usize = (KEY_GROUPS / IMAGE_GROUPS) as usize;
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,6 +29,8 @@ pub(crate) struct Meta {
     pub(crate) sealed_at_ms: i64,
     /// The watermark.
     pub(crate) watermark: EventTime,
+    /// The greatest event time that was accepted: a swap lies after it (SEMANTICS 20).
+    pub(crate) greatest: EventTime,
     /// All input was used up, all sessions closed.
     pub(crate) ended: bool,
     /// The same, and nothing waits for its lookups any more (SEMANTICS 9).
@@ -55,6 +63,12 @@ pub(crate) struct Meta {
     pub(crate) lookups: BTreeMap<String, LookupMeta>,
     /// The pipeline was suspended after the last epoch with events, and has not run since.
     pub(crate) suspended: Option<Suspended>,
+    /// An operator has paused it: it reads nothing until one resumes it.
+    pub(crate) paused: bool,
+    /// Which versions of the rule run it, and have run it.
+    pub(crate) schedule: Schedule,
+    /// What operators did, the latest last.
+    pub(crate) audit: Vec<Entry>,
 }
 
 impl Meta {
@@ -65,6 +79,7 @@ impl Meta {
             first_start_ms: now_ms,
             sealed_at_ms: now_ms,
             watermark: EventTime::BEGINNING,
+            greatest: EventTime::BEGINNING,
             ended: false,
             finished: false,
             sources: Vec::new(),
@@ -81,8 +96,27 @@ impl Meta {
             unresolved_from: None,
             lookups: BTreeMap::new(),
             suspended: None,
+            paused: false,
+            schedule: Schedule::default(),
+            audit: Vec::new(),
         }
     }
+}
+
+/// Entries of the audit that are kept: what weeks of careful operation bring.
+pub(crate) const AUDIT_MAX: usize = 100;
+
+/// Something that an operator did to a pipeline.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// Host clock, ms.
+    pub(crate) at_ms: i64,
+    /// Who: `config` for a changed file, else the name of the token.
+    pub(crate) by: String,
+    /// What: `deploy`, `rollback`, `settled`, `pause`, `resume`.
+    pub(crate) action: String,
+    /// In words.
+    pub(crate) what: String,
 }
 
 /// A lookup, as it was when the epoch was sealed.

@@ -1,0 +1,135 @@
+//! A version of a session rule, loaded: what it is made of, what it says of itself, and instances of it for lanes.
+
+use super::budget::{Budget, Identity, Warden};
+use super::rule::{PluginRule, description};
+use super::{Declared, PluginError, Sandbox, Session, Unfit, declared, gap_config, identity, make, read};
+use crate::config::plan::{Pipeline, Rule};
+use crate::plugins::Plugins;
+use crate::progress::Progress;
+use crate::schedule::{RuleSpec, Schedule};
+use std::sync::Arc;
+use tidemill_engine::contain::Contained;
+use tidemill_engine::gap::Gap;
+use tidemill_engine::rule::{Description, SessionRule};
+use tidemill_sandbox::{FieldType, World};
+
+/// See the module's documentation.
+pub(crate) struct LoadedRule {
+    /// What it is made of.
+    pub(crate) spec: RuleSpec,
+    /// What it says of itself.
+    pub(crate) description: Description,
+    pub(super) session: Session,
+    fields: Vec<Declared>,
+}
+
+impl LoadedRule {
+    /// The rule that a pipeline's config names; with the component's bytes, to be kept before they are deployed.
+    ///
+    /// # Errors
+    /// If the component cannot be used.
+    pub(crate) fn of_config(
+        pipeline: &Pipeline,
+        sandbox: &Sandbox,
+    ) -> Result<(LoadedRule, Option<Vec<u8>>), PluginError> {
+        match &pipeline.rule {
+            Rule::Gap(rule) => Ok((LoadedRule::gap(RuleSpec::Gap(rule.clone()), gap_config(rule)), None)),
+            Rule::Plugin(named) => {
+                let (plugin, bytes) = read(named, World::Sessionizer, sandbox)?;
+                let spec = RuleSpec::Plugin {
+                    name: named.name.clone(),
+                    digest: plugin.component().digest().to_string(),
+                    config: named.config.clone(),
+                };
+                Ok((LoadedRule::component(spec, &named.name, plugin), Some(bytes)))
+            }
+        }
+    }
+
+    /// A rule from the plugin store.
+    ///
+    /// # Errors
+    /// If the component is not there or cannot be used.
+    pub(crate) fn stored(spec: &RuleSpec, plugins: &Plugins, sandbox: &Sandbox) -> Result<LoadedRule, Unfit> {
+        match spec {
+            RuleSpec::Gap(rule) => Ok(LoadedRule::gap(spec.clone(), gap_config(rule))),
+            RuleSpec::Plugin { name, digest, config } => {
+                let bytes = plugins.read(digest).map_err(|e| Unfit {
+                    message: format!("component {digest} of plugin `{name}` cannot be read: {e}"),
+                    host: true,
+                })?;
+                let plugin = make(&bytes, config, World::Sessionizer, "session", sandbox)?;
+                Ok(LoadedRule::component(spec.clone(), name, plugin))
+            }
+        }
+    }
+
+    fn gap(spec: RuleSpec, config: tidemill_engine::gap::GapConfig) -> LoadedRule {
+        let description = Gap::new(&config).describe().clone();
+        let declared = |name: &String| Declared {
+            name: name.clone(),
+            kind: FieldType::Text,
+            required: false,
+            symbols: Vec::new(),
+        };
+        let fields = description.fields.iter().map(declared).collect();
+        LoadedRule { spec, description, session: Session::Gap(config), fields }
+    }
+
+    fn component(spec: RuleSpec, name: &str, plugin: tidemill_sandbox::Plugin) -> LoadedRule {
+        let who = identity(name, &plugin);
+        let description = description(plugin.component().description(), &who.digest);
+        let fields = declared(&plugin);
+        LoadedRule { spec, description, session: Session::Plugin(plugin, who), fields }
+    }
+
+    /// Which plugin it is; none for a built-in rule.
+    pub(crate) fn who(&self) -> Option<&Arc<Identity>> {
+        match &self.session {
+            Session::Gap(_) => None,
+            Session::Plugin(_, who) => Some(who),
+        }
+    }
+
+    /// Who answers for what it does; none for a built-in rule.
+    pub(crate) fn warden(&self, budget: &Arc<Budget>, progress: &Arc<Progress>) -> Option<Warden> {
+        let warden = |who: &Arc<Identity>| Warden {
+            who: who.clone(),
+            budget: budget.clone(),
+            progress: progress.clone(),
+        };
+        self.who().map(warden)
+    }
+
+    /// Gives its fields their places in the layout.
+    pub(crate) fn slots(&self, schedule: &mut Schedule) {
+        self.fields.iter().for_each(|f| {
+            schedule.slot(f);
+        });
+    }
+
+    /// An instance for one lane, whose events have this layout.
+    ///
+    /// # Errors
+    /// If no instance can be made.
+    pub(crate) fn instance(
+        &self,
+        layout: &[Declared],
+        budget: &Arc<Budget>,
+        progress: &Arc<Progress>,
+    ) -> Result<Box<dyn SessionRule>, String> {
+        let place = |f: &Declared| layout.iter().position(|d| (&d.name, d.kind) == (&f.name, f.kind));
+        // A field that the layout lacks reads as missing.
+        let slots: Vec<usize> = self.fields.iter().map(|f| place(f).unwrap_or(usize::MAX)).collect();
+        match &self.session {
+            Session::Gap(config) => {
+                Ok(Box::new(Gap::at(config, |n| slots.get(n).copied().unwrap_or(usize::MAX))))
+            }
+            Session::Plugin(plugin, who) => {
+                let instance = plugin.instance().map_err(|f| f.to_string())?;
+                let warden = Warden { who: who.clone(), budget: budget.clone(), progress: progress.clone() };
+                Ok(Box::new(Contained::new(PluginRule::new(instance, warden.clone(), &slots), warden)))
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What people ask of a running pipeline: taken up between two blocks of records, changes of the rule at a barrier.
+//!
+//! A change is part of the epoch that ends at that barrier: what the lanes hear right after it is what the epoch's meta data says.
+
+use super::{Reader, ToLane};
+use crate::clock::now_ms;
+use crate::control::{Command, Deploy, InForce, Operation, Refusal, RefusalKind, Running, Standing, State};
+use crate::meta::{AUDIT_MAX, Entry};
+use crate::schedule::Wish;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+use tidemill_engine::time::EventTime;
+
+/// A change that waits for the next barrier.
+pub(super) enum Change {
+    Deploy(Box<Deploy>),
+    Strike(Arc<Operation>, Wish),
+}
+
+impl Change {
+    fn operation(&self) -> &Arc<Operation> {
+        match self {
+            Change::Deploy(d) => &d.operation,
+            Change::Strike(operation, _) => operation,
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// Takes up what is asked. False: a lane hung up.
+    pub(super) fn take_commands(&mut self) -> bool {
+        while let Some(command) = self.job.handle.asked() {
+            match command {
+                Command::Deploy(d) => self.wish(Change::Deploy(d)),
+                Command::Strike(operation, wish) => self.wish(Change::Strike(operation, wish)),
+                Command::Again(again) => again.operation.end(Standing::Refused(refused(
+                    RefusalKind::State,
+                    "the pipeline runs again: try again",
+                ))),
+                Command::Pause(paused, by, reply) => {
+                    self.pause(paused, &by);
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(());
+                }
+                Command::States { lane, from, reply } => {
+                    let Some(lane) = self.out.lanes.get(lane) else { continue };
+                    if lane.send(ToLane::States { from, reply }).is_err() {
+                        return false;
+                    }
+                }
+                Command::Look(key, reply) => {
+                    let lane = self.lane_of(&key);
+                    if self.out.lanes[lane].send(ToLane::Look { key, reply }).is_err() {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn lane_of(&self, key: &[u8]) -> usize {
+        let group = tidemill_engine::key::key_group(tidemill_engine::key::key_hash(key));
+        let groups = crate::run::ingest::lane_groups(self.out.lanes.len());
+        groups.iter().position(|g| g.contains(&group)).unwrap_or(0)
+    }
+
+    fn wish(&mut self, change: Change) {
+        match &self.change {
+            None => self.change = Some(change),
+            Some(_) => change.operation().end(Standing::Refused(refused(
+                RefusalKind::Pending,
+                "another change waits for the same barrier: try again",
+            ))),
+        }
+    }
+
+    fn pause(&mut self, paused: bool, by: &str) {
+        if self.paused != paused {
+            self.paused = paused;
+            self.changed = true;
+            let action = if paused { "pause" } else { "resume" };
+            self.note(by, action, "");
+        }
+        self.show_state();
+    }
+
+    /// Tells whoever asks what the pipeline is doing.
+    pub(super) fn show_state(&self) {
+        self.job.handle.set_state(if self.paused { State::Paused } else { State::Running });
+    }
+
+    fn note(&mut self, by: &str, action: &str, what: &str) {
+        self.enter(Entry { at_ms: now_ms(), by: by.into(), action: action.into(), what: what.into() });
+    }
+
+    pub(super) fn enter(&mut self, entry: Entry) {
+        if self.audit.len() >= AUDIT_MAX {
+            self.audit.remove(0);
+        }
+        self.audit.push(entry);
+    }
+
+    /// Right after a barrier at `watermark`: makes the change that waits, and lets an older version go that nothing needs.
+    pub(super) fn change_versions(&mut self, watermark: EventTime) -> Result<(), ()> {
+        match self.change.take() {
+            Some(Change::Deploy(d)) => self.deploy(*d, watermark)?,
+            Some(Change::Strike(operation, wish)) => self.strike(&operation, &wish, watermark)?,
+            None => {}
+        }
+        let pending = self.schedule.pending().map(|d| d.scheduled.version);
+        if pending.is_some_and(|v| u64::from(v.0) + 1 == self.out.settled.load(Ordering::Relaxed)) {
+            self.send_all(|| ToLane::Retire)?;
+            self.schedule.retire();
+            self.rules.remove(0);
+            self.changed = true;
+            let what = self.schedule.newest().map(|d| d.scheduled.plugin.clone()).unwrap_or_default();
+            self.note("tidemill", "settled", &format!("nothing stands before {what} any more"));
+            self.show_running();
+        }
+        Ok(())
+    }
+
+    fn deploy(&mut self, d: Deploy, watermark: EventTime) -> Result<(), ()> {
+        let begun = Instant::now();
+        let Deploy { rule, layout, instances, wish, operation } = d;
+        if self.schedule.pending().is_some() || instances.len() != self.out.lanes.len() {
+            operation
+                .end(Standing::Refused(refused(RefusalKind::Pending, "two versions are live: try again")));
+            return Ok(());
+        }
+        let from = self.greatest.max(watermark).plus(1);
+        if layout != self.schedule.layout
+            && let Err(why) = self.put_layout(layout)
+        {
+            operation.end(Standing::Refused(refused(RefusalKind::Unfit, why)));
+            return Ok(());
+        }
+        let scheduled = self.schedule.add(rule.spec.clone(), &rule.description, from, &wish, now_ms());
+        let names: Vec<String> = self.schedule.layout.iter().map(|d| d.name.clone()).collect();
+        let budget = &self.budget;
+        budget.renew();
+        let warden = rule.warden(budget, self.job.progress);
+        let in_force = InForce {
+            version: scheduled.version,
+            from,
+            reading: begun.elapsed(),
+            folding: std::time::Duration::ZERO,
+        };
+        // Before the lanes, which say how long it took them.
+        operation.end(Standing::InForce(in_force));
+        for (lane, instance) in self.out.lanes.iter().zip(instances) {
+            let message = ToLane::Deploy {
+                scheduled: scheduled.clone(),
+                rule: instance,
+                layout: names.clone(),
+                warden: warden.clone(),
+                operation: operation.clone(),
+            };
+            lane.send(message).map_err(drop)?;
+        }
+        let what = format!("{} from event time {}: {}", scheduled.plugin, from.ms(), wish.message);
+        self.note(&wish.by, operation.kind, &what);
+        self.rules.push(rule);
+        self.changed = true;
+        self.show_running();
+        Ok(())
+    }
+
+    fn strike(&mut self, operation: &Arc<Operation>, wish: &Wish, watermark: EventTime) -> Result<(), ()> {
+        let begun = Instant::now();
+        let frontier = watermark.minus(self.job.pipeline.lateness_ms);
+        let Some(newer) = self.schedule.pending().filter(|d| frontier < d.scheduled.from).cloned() else {
+            let why = "event time has passed the place of the newer version: it is settled soon, then a rollback is a \
+                       deployment of its own";
+            operation.end(Standing::Refused(refused(RefusalKind::Pending, why)));
+            return Ok(());
+        };
+        self.send_all(|| ToLane::Strike)?;
+        self.schedule.strike();
+        self.rules.pop();
+        self.budget.renew();
+        self.changed = true;
+        self.note(&wish.by, "rollback", &format!("{} taken back: {}", newer.scheduled.plugin, wish.message));
+        self.show_running();
+        let now = self.schedule.newest().map(|d| &d.scheduled);
+        operation.end(Standing::InForce(InForce {
+            version: now.map(|s| s.version).unwrap_or_default(),
+            from: now.map_or(EventTime::BEGINNING, |s| s.from),
+            reading: begun.elapsed(),
+            folding: std::time::Duration::ZERO,
+        }));
+        Ok(())
+    }
+
+    fn send_all(&self, message: impl Fn() -> ToLane) -> Result<(), ()> {
+        self.out.lanes.iter().try_for_each(|lane| lane.send(message()).map_err(drop))
+    }
+
+    /// Partitions decode the fields of the new layout from now on.
+    fn put_layout(&mut self, layout: Vec<crate::plugin::Declared>) -> Result<(), String> {
+        for part in &mut self.parts {
+            if let Some(ingest) = &mut part.ingest {
+                ingest.put_fields(&self.job.plan.sources[part.source], &layout)?;
+            }
+        }
+        self.schedule.layout = layout;
+        Ok(())
+    }
+
+    fn show_running(&self) {
+        self.job.handle.set_running(Running {
+            rules: self.rules.clone(),
+            budget: self.budget.clone(),
+            key_form: self.key_form,
+            lanes: self.out.lanes.len(),
+        });
+    }
+}
+
+fn refused(kind: RefusalKind, why: impl Into<String>) -> Refusal {
+    Refusal::new(kind, why)
+}

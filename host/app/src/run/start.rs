@@ -1,0 +1,229 @@
+//! Which versions of the rule a pipeline starts with: what the store has, unless the config file's line has changed since it
+//! last decided, or somebody has asked for another while it was suspended (DESIGN 4, "What wins").
+
+use super::{Job, RunError};
+use crate::clock::now_ms;
+use crate::control::change::{Trial, migrates};
+use crate::control::{Again, Change, InForce, Refusal, Standing};
+use crate::meta::{Entry, Meta};
+use crate::plugin::LoadedRule;
+use crate::schedule::{RuleSpec, Schedule, Wish};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tidemill_engine::lane::Lane;
+use tidemill_engine::metrics::Totals;
+use tidemill_engine::time::EventTime;
+use tidemill_engine::versions::{Policy, Scheduled};
+
+/// What a pipeline starts with.
+pub(super) struct Start {
+    /// The schedule with what changes at this start.
+    pub(super) schedule: Schedule,
+    /// Its live versions, the newer one last.
+    pub(super) rules: Vec<Arc<LoadedRule>>,
+    /// What changes, for the user.
+    pub(super) notes: Vec<String>,
+    /// The same for the audit.
+    pub(super) entries: Vec<Entry>,
+    /// The version that comes into force at this start.
+    pub(super) changed: Option<Scheduled>,
+    /// The newer of two versions is taken back at this start.
+    struck: bool,
+}
+
+/// Decides. `file` is what the config file says of the rule, as the fingerprint has it; `lanes` have their state.
+pub(super) fn decide(
+    job: Job<'_>,
+    meta: Option<&Meta>,
+    file: &serde_json::Value,
+    (wanted, bytes): (LoadedRule, Option<Vec<u8>>),
+    change: Option<&Change>,
+    lanes: &[Lane],
+) -> Result<Start, RunError> {
+    let mut start = Start {
+        schedule: meta.map(|m| m.schedule.clone()).unwrap_or_default(),
+        rules: Vec::new(),
+        notes: Vec::new(),
+        entries: Vec::new(),
+        changed: None,
+        struck: false,
+    };
+    if let Some(Change::Strike(wish)) = change {
+        start.mark_struck(job, meta, wish)?;
+    }
+    for deployment in start.schedule.live() {
+        // The file's own needs not be made twice.
+        if deployment.rule != wanted.spec {
+            let loaded = stored(job, &deployment.rule)?;
+            start.rules.push(Arc::new(loaded));
+        }
+    }
+    let wanted = Arc::new(wanted);
+    let places: Vec<usize> =
+        start.schedule.live().enumerate().filter(|(_, d)| d.rule == wanted.spec).map(|(n, _)| n).collect();
+    places.into_iter().for_each(|n| start.rules.insert(n, wanted.clone()));
+
+    let by_config =
+        |message: &str| Wish { policy: job.options.policy, by: "config".into(), message: message.into() };
+    let keep = |bytes: &Option<Vec<u8>>| match bytes {
+        Some(bytes) => job.control.plugins.keep(bytes).map(drop).map_err(|e| {
+            RunError::Storage(format!("pipeline `{}`: the plugin cannot be kept: {e}", job.pipeline.name))
+        }),
+        None => Ok(()),
+    };
+    match change {
+        Some(Change::Deploy(spec, wish)) => {
+            let loaded = Arc::new(stored(job, spec)?);
+            start.swap(job, meta, loaded, wish, lanes)?;
+        }
+        None if start.rules.is_empty() => {
+            keep(&bytes)?;
+            start.add(wanted, EventTime::BEGINNING, &by_config("first start"));
+            start.schedule.file = file.clone();
+        }
+        None if start.schedule.file != *file => {
+            keep(&bytes)?;
+            start.schedule.file = file.clone();
+            if start.rules.last().is_some_and(|r| r.spec == wanted.spec) {
+                start.notes.push("the config file asks for the version of the rule that is in force".into());
+            } else {
+                start.swap(job, meta, wanted, &by_config("the config file has changed"), lanes)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(start)
+}
+
+fn stored(job: Job<'_>, spec: &RuleSpec) -> Result<LoadedRule, RunError> {
+    LoadedRule::stored(spec, &job.control.plugins, &job.control.sandbox).map_err(|e| {
+        let message = format!("pipeline `{}`: {}", job.pipeline.name, e.message);
+        if e.host { RunError::Failed(message) } else { RunError::Refused(message) }
+    })
+}
+
+impl Start {
+    /// Takes the newer version back, now that the lanes have both.
+    pub(super) fn strike(&mut self, lanes: &mut [Lane]) {
+        if self.struck {
+            lanes.iter_mut().for_each(Lane::strike);
+            self.schedule.strike();
+            self.rules.pop();
+            self.changed = self.schedule.newest().map(|d| d.scheduled.clone());
+        }
+    }
+
+    /// Whether the schedule is another than the store has.
+    pub(super) fn is_news(&self) -> bool {
+        self.changed.is_some()
+    }
+
+    /// The metrics of the rules that the pipeline has had, by the plugin's name; the others are the reader's.
+    pub(super) fn rule_metrics(&self, meta: Option<&Meta>) -> BTreeMap<String, Totals> {
+        let names = self.schedule.deployments.iter().filter_map(|d| match &d.rule {
+            RuleSpec::Plugin { name, .. } => Some(name),
+            RuleSpec::Gap(_) => None,
+        });
+        let stored = |name: &String| Some((name.clone(), meta?.counters.plugins.get(name)?.clone()));
+        names.filter_map(stored).collect()
+    }
+
+    /// Tells whoever asked for this start that it is made.
+    pub(super) fn tell(&self, again: Option<&Again>) {
+        let (Some(again), Some(now)) = (again, self.schedule.newest()) else { return };
+        again.operation.end(Standing::InForce(InForce {
+            version: now.scheduled.version,
+            from: now.scheduled.from,
+            reading: Duration::ZERO,
+            folding: Duration::ZERO,
+        }));
+    }
+
+    fn add(&mut self, rule: Arc<LoadedRule>, from: EventTime, wish: &Wish) {
+        rule.slots(&mut self.schedule);
+        let scheduled = self.schedule.add(rule.spec.clone(), &rule.description, from, wish, now_ms());
+        self.entries.push(Entry {
+            at_ms: now_ms(),
+            by: wish.by.clone(),
+            action: "deploy".into(),
+            what: format!("{} from event time {}: {}", scheduled.plugin, from.ms(), wish.message),
+        });
+        self.rules.push(rule);
+        self.changed = Some(scheduled);
+    }
+
+    /// A swap at a start: its place lies after everything that was taken in.
+    fn swap(
+        &mut self,
+        job: Job<'_>,
+        meta: Option<&Meta>,
+        rule: Arc<LoadedRule>,
+        wish: &Wish,
+        lanes: &[Lane],
+    ) -> Result<(), RunError> {
+        let name = &job.pipeline.name;
+        let refused = |r: Refusal| {
+            let keys = if r.keys.is_empty() {
+                String::new()
+            } else {
+                format!("; the first keys: {}", r.keys.join(", "))
+            };
+            RunError::Refused(format!("pipeline `{name}`: the rule cannot change: {}{keys}", r.message))
+        };
+        if let Some(newer) = self.schedule.pending() {
+            return Err(RunError::Conflict(format!(
+                "pipeline `{name}`: the rule cannot change while two versions are live: nothing may stand before event time \
+                 {} any more (put the earlier line back for so long)",
+                newer.scheduled.from.ms()
+            )));
+        }
+        if let Some(before) = self.rules.last().filter(|_| wish.policy == Policy::Migrate) {
+            migrates(before, &rule).map_err(refused)?;
+            let version = before.description.state.version;
+            if version != rule.description.state.version {
+                let budget = Arc::new(crate::plugin::budget::Budget::new(job.pipeline.limits.faults));
+                let mut trial =
+                    rule.instance(&self.schedule.layout, &budget, job.progress).map_err(RunError::Failed)?;
+                let mut found = Trial::default();
+                for lane in lanes {
+                    found.of(trial.as_mut(), version, &lane.states(0..lane.slots()));
+                }
+                found.result().map_err(refused)?;
+            }
+        }
+        let greatest = meta.map_or(EventTime::BEGINNING, |m| m.greatest.max(m.watermark));
+        let from = greatest.plus(1);
+        self.notes.push(format!(
+            "the rule changes to {} from event time {} on ({})",
+            rule.description.plugin,
+            from.ms(),
+            match wish.policy {
+                Policy::Migrate => "open sessions go over to it",
+                Policy::Drain => "open sessions end under the version they began with",
+            }
+        ));
+        self.add(rule, from, wish);
+        Ok(())
+    }
+
+    fn mark_struck(&mut self, job: Job<'_>, meta: Option<&Meta>, wish: &Wish) -> Result<(), RunError> {
+        let frontier = meta.map_or(EventTime::BEGINNING, |m| m.watermark).minus(job.pipeline.lateness_ms);
+        match self.schedule.pending() {
+            Some(newer) if frontier < newer.scheduled.from => {
+                self.entries.push(Entry {
+                    at_ms: now_ms(),
+                    by: wish.by.clone(),
+                    action: "rollback".into(),
+                    what: format!("{} taken back: {}", newer.scheduled.plugin, wish.message),
+                });
+                self.struck = true;
+                Ok(())
+            }
+            _ => Err(RunError::Refused(format!(
+                "pipeline `{}`: the newer version cannot be taken back any more",
+                job.pipeline.name
+            ))),
+        }
+    }
+}
