@@ -151,11 +151,15 @@ fn broken(message: std::fmt::Arguments<'_>) -> ! {
 }
 
 /// Makes a WebAssembly component of a plugin: `export!(sessionizer Checkout);`, `export!(validator Checks);` or
-/// `export!(enricher Profile);`, once, in the plugin's crate. Its name and version are the crate's. Natively it is
-/// nothing, so that the crate can be tested.
+/// `export!(enricher Profile);`, once, in the plugin's crate. Its name and version are the crate's; where several crates are
+/// versions of one plugin, `export!(sessionizer Checkout, "checkout", "2.0.0");` says them. Natively it is nothing, so that
+/// the crate can be tested.
 #[macro_export]
 macro_rules! export {
     (sessionizer $plugin:ty) => {
+        $crate::export!(sessionizer $plugin, env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+    };
+    (sessionizer $plugin:ty, $name:expr, $version:expr) => {
         #[cfg(target_arch = "wasm32")]
         #[allow(unsafe_code, reason = "exports of a component")]
         const _: () = {
@@ -168,7 +172,7 @@ macro_rules! export {
             impl world::Guest for Exports {
                 fn describe() -> world::Description {
                     let d = $crate::Description::of_sessionizer::<$plugin>();
-                    $crate::guest::description(d, env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+                    $crate::guest::description(d, $name, $version)
                 }
                 fn configure(config: String) -> Result<(), Vec<world::ConfigError>> {
                     PLUGIN.with(|p| p.configure(&config))

@@ -13,6 +13,7 @@ pub mod component;
 mod config;
 pub mod model;
 pub mod plugins;
+pub mod schedule;
 pub mod service;
 pub mod traffic;
 pub mod trials;
@@ -194,6 +195,8 @@ pub struct Stored {
     pub row: Row,
     /// What the rule says of it, a JSON object in one form.
     pub fields: String,
+    /// `name@version` of the rule.
+    pub plugin: String,
 }
 
 /// A folder with everything of one run or several.
@@ -282,7 +285,7 @@ impl Case {
     pub fn table(&self) -> Vec<Stored> {
         let db = self.database();
         let mut q = db
-            .prepare("SELECT session_id, incarnation, epoch, stage, key, start_ms, end_ms, events, reason, fields FROM sessions")
+            .prepare("SELECT session_id, incarnation, epoch, stage, key, start_ms, end_ms, events, reason, fields, plugin FROM sessions")
             .unwrap();
         let rows = q.query_map([], |r| {
             let row = Row {
@@ -293,7 +296,14 @@ impl Case {
                 reason: r.get(8)?,
             };
             let fields = component::one_form(&r.get::<_, String>(9)?);
-            Ok(Stored { id: r.get(0)?, revision: (r.get(1)?, r.get(2)?), stage: r.get(3)?, row, fields })
+            Ok(Stored {
+                id: r.get(0)?,
+                revision: (r.get(1)?, r.get(2)?),
+                stage: r.get(3)?,
+                row,
+                fields,
+                plugin: r.get(10)?,
+            })
         });
         rows.unwrap().map(Result::unwrap).collect()
     }
@@ -370,6 +380,7 @@ fn stored(line: &str) -> Stored {
             reason: v["reason"].as_str().map(str::to_owned),
         },
         fields: v["fields"].to_string(),
+        plugin: text("plugin"),
     }
 }
 

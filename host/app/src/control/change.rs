@@ -231,6 +231,7 @@ fn try_states(
         let mut from = Some(0);
         while let Some(at) = from {
             let some = handle.ask(|reply| Command::States { lane, from: at, reply })?;
+            let some = some.map_err(|why| Refusal::new(RefusalKind::Host, why))?;
             trial.of(after.as_mut(), before.description.state.version, &some.states);
             from = some.next;
         }

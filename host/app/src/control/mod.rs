@@ -114,7 +114,7 @@ pub(crate) enum Command {
     /// To read no more, or to go on.
     Pause(bool, String, Sender<()>),
     /// For states of open sessions: of a lane, from a key on.
-    States { lane: usize, from: usize, reply: Sender<States> },
+    States { lane: usize, from: usize, reply: Sender<Result<States, String>> },
     /// What there is of a key, by its bytes.
     Look(Vec<u8>, Sender<Option<KeyLook>>),
 }

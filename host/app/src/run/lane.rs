@@ -71,11 +71,12 @@ pub(super) fn run_lane(
             }
             ToLane::Strike => lane.strike(),
             ToLane::Retire => lane.retire(),
-            ToLane::States { from, reply } => {
+            ToLane::States { from, until, reply } => {
                 let to = from + STATES_AT_ONCE;
                 let next = (to < lane.slots()).then_some(to);
+                let states = lane.states(from..to, until).map_err(|e| e.to_string());
                 // Whoever asked may have given up.
-                let _ = reply.send(States { states: lane.states(from..to), next });
+                let _ = reply.send(states.map(|states| States { states, next }));
             }
             ToLane::Look { key, reply } => drop(reply.send(lane.look(&key))),
         }

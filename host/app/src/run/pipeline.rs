@@ -298,7 +298,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
         handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));
     }
     let change = again.and_then(|a| a.change.as_ref());
-    let mut start = start::decide(job, r.meta.as_ref(), &file, wanted, change, &r.lanes)?;
+    let mut start = start::decide(job, r.meta.as_ref(), &file, wanted, change)?;
     notes.append(&mut start.notes);
     let stages = PluginStages::load(pipeline, &job.control.sandbox, start.rules.clone(), &mut start.schedule)
         .map_err(of_plugin)?;
@@ -309,6 +309,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
             r.lanes.iter_mut().for_each(Lane::tell_again);
         }
     }
+    start.try_states(job, &mut r.lanes)?;
     start.strike(&mut r.lanes);
     let mut sinks = open_sinks(job, &r)?;
     for s in sinks.iter().filter(|s| s.sink.at_least_once()) {

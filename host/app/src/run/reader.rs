@@ -71,7 +71,8 @@ pub(crate) enum ToLane {
     /// For states of open sessions, from a key on.
     States {
         from: usize,
-        reply: Sender<States>,
+        until: EventTime,
+        reply: Sender<Result<States, String>>,
     },
     /// What there is of a key.
     Look {

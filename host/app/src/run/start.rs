@@ -7,6 +7,7 @@ use crate::control::change::{Trial, migrates};
 use crate::control::{Again, Change, InForce, Refusal, Standing};
 use crate::meta::{Entry, Meta};
 use crate::plugin::LoadedRule;
+use crate::plugin::budget::Budget;
 use crate::schedule::{RuleSpec, Schedule, Wish};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,16 +31,17 @@ pub(super) struct Start {
     pub(super) changed: Option<Scheduled>,
     /// The newer of two versions is taken back at this start.
     struck: bool,
+    /// The form of states that the version of this start has to take over.
+    trial: Option<u32>,
 }
 
-/// Decides. `file` is what the config file says of the rule, as the fingerprint has it; `lanes` have their state.
+/// Decides. `file` is what the config file says of the rule, as the fingerprint has it.
 pub(super) fn decide(
     job: Job<'_>,
     meta: Option<&Meta>,
     file: &serde_json::Value,
     (wanted, bytes): (LoadedRule, Option<Vec<u8>>),
     change: Option<&Change>,
-    lanes: &[Lane],
 ) -> Result<Start, RunError> {
     let mut start = Start {
         schedule: meta.map(|m| m.schedule.clone()).unwrap_or_default(),
@@ -48,6 +50,7 @@ pub(super) fn decide(
         entries: Vec::new(),
         changed: None,
         struck: false,
+        trial: None,
     };
     if let Some(Change::Strike(wish)) = change {
         start.mark_struck(job, meta, wish)?;
@@ -75,7 +78,7 @@ pub(super) fn decide(
     match change {
         Some(Change::Deploy(spec, wish)) => {
             let loaded = Arc::new(stored(job, spec)?);
-            start.swap(job, meta, loaded, wish, lanes)?;
+            start.swap(job, meta, loaded, wish)?;
         }
         None if start.rules.is_empty() => {
             keep(&bytes)?;
@@ -88,12 +91,18 @@ pub(super) fn decide(
             if start.rules.last().is_some_and(|r| r.spec == wanted.spec) {
                 start.notes.push("the config file asks for the version of the rule that is in force".into());
             } else {
-                start.swap(job, meta, wanted, &by_config("the config file has changed"), lanes)?;
+                start.swap(job, meta, wanted, &by_config("the config file has changed"))?;
             }
         }
         _ => {}
     }
     Ok(start)
+}
+
+fn refused(pipeline: &str, r: &Refusal) -> RunError {
+    let keys =
+        if r.keys.is_empty() { String::new() } else { format!("; the first keys: {}", r.keys.join(", ")) };
+    RunError::Refused(format!("pipeline `{pipeline}`: the rule cannot change: {}{keys}", r.message))
 }
 
 fn stored(job: Job<'_>, spec: &RuleSpec) -> Result<LoadedRule, RunError> {
@@ -104,6 +113,22 @@ fn stored(job: Job<'_>, spec: &RuleSpec) -> Result<LoadedRule, RunError> {
 }
 
 impl Start {
+    /// Tries the states of open sessions with the version that comes into force, now that the lanes have both.
+    pub(super) fn try_states(&self, job: Job<'_>, lanes: &mut [Lane]) -> Result<(), RunError> {
+        let (Some(version), Some(rule), Some(newer)) = (self.trial, self.rules.last(), &self.changed) else {
+            return Ok(());
+        };
+        let budget = Arc::new(Budget::new(job.pipeline.limits.faults));
+        let trial = rule.instance(&self.schedule.layout, &budget, job.progress);
+        let mut trial = trial.map_err(RunError::Failed)?;
+        let mut found = Trial::default();
+        for lane in lanes {
+            let states = lane.states(0..lane.slots(), newer.from.minus(1));
+            found.of(trial.as_mut(), version, &states.map_err(|e| RunError::Failed(e.to_string()))?);
+        }
+        found.result().map_err(|r| refused(&job.pipeline.name, &r))
+    }
+
     /// Takes the newer version back, now that the lanes have both.
     pub(super) fn strike(&mut self, lanes: &mut [Lane]) {
         if self.struck {
@@ -160,17 +185,8 @@ impl Start {
         meta: Option<&Meta>,
         rule: Arc<LoadedRule>,
         wish: &Wish,
-        lanes: &[Lane],
     ) -> Result<(), RunError> {
         let name = &job.pipeline.name;
-        let refused = |r: Refusal| {
-            let keys = if r.keys.is_empty() {
-                String::new()
-            } else {
-                format!("; the first keys: {}", r.keys.join(", "))
-            };
-            RunError::Refused(format!("pipeline `{name}`: the rule cannot change: {}{keys}", r.message))
-        };
         if let Some(newer) = self.schedule.pending() {
             return Err(RunError::Conflict(format!(
                 "pipeline `{name}`: the rule cannot change while two versions are live: nothing may stand before event time \
@@ -179,17 +195,10 @@ impl Start {
             )));
         }
         if let Some(before) = self.rules.last().filter(|_| wish.policy == Policy::Migrate) {
-            migrates(before, &rule).map_err(refused)?;
+            migrates(before, &rule).map_err(|r| refused(name, &r))?;
             let version = before.description.state.version;
             if version != rule.description.state.version {
-                let budget = Arc::new(crate::plugin::budget::Budget::new(job.pipeline.limits.faults));
-                let mut trial =
-                    rule.instance(&self.schedule.layout, &budget, job.progress).map_err(RunError::Failed)?;
-                let mut found = Trial::default();
-                for lane in lanes {
-                    found.of(trial.as_mut(), version, &lane.states(0..lane.slots()));
-                }
-                found.result().map_err(refused)?;
+                self.trial = Some(version);
             }
         }
         let greatest = meta.map_or(EventTime::BEGINNING, |m| m.greatest.max(m.watermark));

@@ -1,14 +1,18 @@
 //! What a lane holds, for whoever asks while it runs: states of open sessions, to try a newer rule with, and one key's.
 
 use super::Lane;
+use super::epoch::LaneFault;
+use super::turn::{push_head, push_inputs};
+use crate::bounds::CALL_TURNS;
 use crate::key::key_hash;
-use crate::key_state::Open;
+use crate::key_state::{Open, Tail};
 use crate::outbox::Stage;
-use crate::rule::Timer;
+use crate::rule::{Timer, Turn};
 use crate::time::EventTime;
+use crate::versions::Version;
 use std::ops::Range;
 
-/// The state of an open session, as far as it is folded.
+/// The state of an open session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LiveState {
     /// The key, as rows show it.
@@ -37,23 +41,65 @@ impl Lane {
         self.entries.len()
     }
 
-    /// States of the older version, or the only one, that open sessions have in this range of keys: the folded one, and the
-    /// newest that stands behind events which wait.
-    #[must_use]
-    pub fn states(&self, range: Range<usize>) -> Vec<LiveState> {
-        let entries =
-            self.entries.get(range.start.min(self.entries.len())..range.end.min(self.entries.len()));
-        let live = entries.unwrap_or_default().iter().filter(|e| e.live);
-        live.flat_map(|e| {
-            let tip = e.state.tail.as_deref().and_then(|t| t.snapshots.last()).and_then(|s| s.open.as_ref());
-            let key = self.config.key_form.display(&e.state.key);
-            e.state.base.iter().chain(tip).map(move |open: &Open| LiveState {
-                key: key.clone().into_owned(),
-                state: open.state.to_vec(),
-                timers: open.timers.to_vec(),
-            })
-        })
-        .collect()
+    /// States that the sessions of this range of keys have at `until` which are open there: folded for that, events that wait
+    /// too, and forgotten again. While two versions are live, `until` lies before the newer one's place.
+    ///
+    /// # Errors
+    /// If the rule fails in a way that is not contained.
+    pub fn states(&mut self, range: Range<usize>, until: EventTime) -> Result<Vec<LiveState>, LaneFault> {
+        let mut found = Vec::new();
+        let slots: Vec<u32> = (range.start..range.end.min(self.entries.len())).map(|s| s as u32).collect();
+        for some in slots.chunks(CALL_TURNS) {
+            self.states_of(some, until, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    fn states_of(
+        &mut self,
+        slots: &[u32],
+        until: EventTime,
+        found: &mut Vec<LiveState>,
+    ) -> Result<(), LaneFault> {
+        debug_assert!(self.turns.turns.is_empty() && self.pending.is_empty());
+        let mut asked = Vec::with_capacity(slots.len());
+        for slot in slots.iter().copied() {
+            let e = &self.entries[slot as usize];
+            if !e.live || (e.state.base.is_none() && e.state.tail.is_none()) {
+                continue;
+            }
+            self.put_in_order(slot);
+            let e = &self.entries[slot as usize];
+            let empty = Tail::default();
+            let tail = e.state.tail.as_deref().unwrap_or(&empty);
+            let restart = tail.snapshots.last().map_or(0, |s| s.rows);
+            let open = tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref());
+            let until = tail.rows.last().map_or(until, |r| r.time.max(until));
+            let key = if self.wants_key { self.config.key_form.display(&e.state.key) } else { "".into() };
+            let mut turn = push_head(&mut self.turns, &key, open);
+            turn.inputs = push_inputs(&mut self.turns, tail, restart..tail.rows.len());
+            self.turns.turns.push(Turn { until, ..turn });
+            self.carried.push(open.map_or_else(Version::default, |o| o.version));
+            asked.push(slot);
+        }
+        let mut results = std::mem::take(&mut self.results);
+        self.versions.call(&self.turns, &self.carried, &mut results);
+        for (slot, r) in asked.iter().zip(&results.turns) {
+            let key = || self.config.key_form.display(&self.entries[*slot as usize].state.key).into_owned();
+            match &r.fault {
+                Some(f) => return Err(LaneFault { key: key(), message: f.message.clone() }),
+                None if r.end.first.is_some() => found.push(LiveState {
+                    key: key(),
+                    state: results.bytes[r.end.state.range()].to_vec(),
+                    timers: results.timers[r.end.timers.range()].to_vec(),
+                }),
+                None => {}
+            }
+        }
+        self.results = results;
+        self.turns.clear();
+        self.carried.clear();
+        Ok(())
     }
 
     /// What there is of a key.

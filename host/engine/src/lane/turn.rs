@@ -7,11 +7,14 @@ use super::emit::Emit;
 use super::epoch::{Barrier, LaneFault};
 use super::{Lane, NEVER};
 use crate::bounds::{CALL_INPUTS, CALL_TURNS, LOOKUP_ROWS, SNAPSHOT_ROWS, SNAPSHOTS_PER_TURN};
-use crate::key_state::{Closed, Counted, Poison, Rejected, Snapshot, Tail};
+use crate::key_state::{Closed, Counted, Open, Poison, Rejected, Snapshot, Tail};
 use crate::metrics::Total;
-use crate::rule::{Count, Fault, Input, OpenHead, PLUGIN_FAULT, Rejection, Results, Span, Turn, TurnResult};
+use crate::rule::{
+    Count, Fault, Input, OpenHead, PLUGIN_FAULT, Rejection, Results, Span, Turn, TurnResult, Turns,
+};
 use crate::time::EventTime;
 use crate::versions::{Answered, Version};
+use std::ops::Range;
 
 /// What a turn was made from, to read its answer by.
 #[derive(Clone, Copy, Debug)]
@@ -53,16 +56,22 @@ impl Lane {
         self.call(now)
     }
 
-    /// Makes the turn of one key.
-    fn plan(&mut self, slot: u32, now: Now) {
-        let e = &mut self.entries[slot as usize];
-        let mut empty = Tail::default();
-        let tail = e.state.tail.as_deref_mut().unwrap_or(&mut empty);
+    /// Puts the events of one key in order, copies left out and counted.
+    pub(super) fn put_in_order(&mut self, slot: u32) {
+        let Some(tail) = self.entries[slot as usize].state.tail.as_deref_mut() else { return };
         let held_bytes = tail.suffix_bytes();
         let copies = tail.put_in_order();
         self.suffix_bytes = self.suffix_bytes.saturating_sub(held_bytes - tail.suffix_bytes());
         self.out.counts.duplicates += copies.duplicates;
         self.out.counts.conflicts += copies.conflicts;
+    }
+
+    /// Makes the turn of one key.
+    fn plan(&mut self, slot: u32, now: Now) {
+        self.put_in_order(slot);
+        let e = &mut self.entries[slot as usize];
+        let mut empty = Tail::default();
+        let tail = e.state.tail.as_deref_mut().unwrap_or(&mut empty);
         // What was counted beyond W has been folded: a new event before it is folded now, while it is known to be new.
         let told = !tail.sent.is_empty() || tail.counted.is_some_and(|c| c.events >= now.w);
         let reporting = now.at_barrier && (now.barrier.early_tick || told || now.barrier.at_end);
@@ -74,40 +83,21 @@ impl Lane {
         tail.rejected.retain(|r| r.row < restart);
         let open = tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref());
         let t = &mut self.turns;
-        let key_at = t.bytes.len();
-        if self.wants_key {
-            t.bytes.extend_from_slice(self.config.key_form.display(&e.state.key).as_bytes());
-        }
-        let key = Span::between(key_at, t.bytes.len());
-        let (state_at, timers_at) = (t.bytes.len(), t.timers.len());
-        if let Some(o) = open {
-            t.bytes.extend_from_slice(&o.state);
-            t.timers.extend_from_slice(&o.timers);
-        }
-        let state = Span::between(state_at, t.bytes.len());
-        let inputs_at = t.inputs.len();
-        for r in &tail.rows[restart..folded] {
-            let ext = r.ext(&tail.ext);
-            let at = t.bytes.len();
-            t.bytes.extend_from_slice(ext);
-            let skip = !tail.poison.is_empty() && tail.is_poison(r);
-            t.inputs.push(Input { time: r.time, ext: Span::between(at, t.bytes.len()), skip });
-        }
+        let key = if self.wants_key { self.config.key_form.display(&e.state.key) } else { "".into() };
+        let head = push_head(t, &key, open);
+        let inputs = push_inputs(t, tail, restart..folded);
         let wanted_at = t.wanted.len();
         if !direct {
             let before_b = tail.rows.partition_point(|r| r.time < now.b);
             wanted(restart, folded, before_b, &mut t.wanted);
         }
         t.turns.push(Turn {
-            key,
-            open: open.map(|o| OpenHead { start: o.first.time, last: o.last, count: o.count }),
-            state,
-            timers: Span::between(timers_at, t.timers.len()),
-            inputs: Span::between(inputs_at, t.inputs.len()),
+            inputs,
             until: now.w,
             at_end: now.barrier.at_end,
             report_open: reporting,
             wanted: Span::between(wanted_at, t.wanted.len()),
+            ..head
         });
         self.carried.push(open.map_or_else(Version::default, |o| o.version));
         self.out.counts.steps += (folded - restart) as u64;
@@ -239,6 +229,42 @@ impl Lane {
         let due = e.due;
         self.schedule(p.slot, due);
     }
+}
+
+/// Writes a key and what is open of it; the turn that begins with it has nothing else yet.
+#[inline]
+pub(super) fn push_head(t: &mut Turns, key: &str, open: Option<&Open>) -> Turn {
+    let key_at = t.bytes.len();
+    t.bytes.extend_from_slice(key.as_bytes());
+    let (state_at, timers_at) = (t.bytes.len(), t.timers.len());
+    if let Some(o) = open {
+        t.bytes.extend_from_slice(&o.state);
+        t.timers.extend_from_slice(&o.timers);
+    }
+    Turn {
+        key: Span::between(key_at, state_at),
+        open: open.map(|o| OpenHead { start: o.first.time, last: o.last, count: o.count }),
+        state: Span::between(state_at, t.bytes.len()),
+        timers: Span::between(timers_at, t.timers.len()),
+        inputs: Span::default(),
+        until: EventTime::BEGINNING,
+        at_end: false,
+        report_open: false,
+        wanted: Span::default(),
+    }
+}
+
+/// Writes some events of a key as inputs.
+#[inline]
+pub(super) fn push_inputs(t: &mut Turns, tail: &Tail, rows: Range<usize>) -> Span {
+    let inputs_at = t.inputs.len();
+    for r in &tail.rows[rows] {
+        let at = t.bytes.len();
+        t.bytes.extend_from_slice(r.ext(&tail.ext));
+        let skip = !tail.poison.is_empty() && tail.is_poison(r);
+        t.inputs.push(Input { time: r.time, ext: Span::between(at, t.bytes.len()), skip });
+    }
+    Span::between(inputs_at, t.inputs.len())
 }
 
 fn missing_answer() -> TurnResult {

@@ -45,7 +45,9 @@ impl Reader<'_> {
                 }
                 Command::States { lane, from, reply } => {
                     let Some(lane) = self.out.lanes.get(lane) else { continue };
-                    if lane.send(ToLane::States { from, reply }).is_err() {
+                    // Where a swap would be, if it came now: timers until there are the older version's.
+                    let until = self.greatest.max(self.watermarks.watermark());
+                    if lane.send(ToLane::States { from, until, reply }).is_err() {
                         return false;
                     }
                 }

@@ -1,0 +1,77 @@
+//! Silence ends a session; its fields say how many events the rule has seen in it, so that a state that was lost shows.
+
+use tidemill_plugin_sdk::prelude::*;
+
+/// What the rule sees of an event.
+#[event]
+pub struct Event {
+    kind: Text,
+}
+
+/// The config.
+#[derive(Config)]
+pub struct Rules {
+    /// Silence that ends a session.
+    gap: Duration,
+}
+
+/// What is remembered of a session.
+#[derive(State, Default)]
+pub struct Seen {
+    /// Events.
+    pub events: u64,
+    /// One of them was of kind `odd`.
+    pub odd: bool,
+}
+
+/// Why a session ends.
+#[derive(Reason, Clone, Copy)]
+pub enum Why {
+    /// Silence.
+    Gap,
+}
+
+/// The timer.
+#[derive(Timer, Clone, Copy)]
+pub enum Due {
+    /// Silence.
+    Gap,
+}
+
+/// The rule.
+#[derive(Debug)]
+pub struct Silence {
+    gap: Duration,
+}
+
+impl Sessionizer for Silence {
+    type Config = Rules;
+    type Event = Event;
+    type State = Seen;
+    type Reason = Why;
+    type Timer = Due;
+    const REJECTS: bool = false;
+
+    fn configure(rules: Rules) -> Result<Self, Vec<ConfigError>> {
+        Ok(Silence { gap: rules.gap })
+    }
+
+    fn open(&self, _: &mut Context<Self>, _: &Event) -> Seen {
+        Seen::default()
+    }
+
+    fn on_event(&self, cx: &mut Context<Self>, seen: &mut Seen, event: &Event) -> Decision<Why> {
+        seen.events += 1;
+        seen.odd |= event.kind() == "odd";
+        cx.set_timer(Due::Gap, self.gap);
+        keep()
+    }
+
+    fn on_timer(&self, _: &mut Context<Self>, _: &mut Seen, _: Due) -> Decision<Why> {
+        close(Why::Gap)
+    }
+
+    fn output(&self, seen: &Seen) -> Fields {
+        fields! { seen: seen.events }
+    }
+}

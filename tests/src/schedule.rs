@@ -1,0 +1,99 @@
+//! The naive model of a rule that is swapped while events come: sorted, walked and cut under the schedule that the host
+//! recorded (SEMANTICS 20 to 22). The rule is silence; versions differ in how long it is.
+
+use crate::model::{Log, Place, Row};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What becomes of a session that is open where a version takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// The new version goes on with it.
+    Migrate,
+    /// The version of its first event goes on with it.
+    Drain,
+}
+
+/// A version and its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// What rows name.
+    pub plugin: String,
+    /// Event time from which it is in force, ms.
+    pub from_ms: i64,
+    /// What became of open sessions there.
+    pub policy: Policy,
+    /// Silence that ends a session, ms.
+    pub gap_ms: i64,
+}
+
+/// A session and the version that its row must name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Named {
+    /// It.
+    pub row: Row,
+    /// The version.
+    pub plugin: String,
+}
+
+struct Open {
+    start: i64,
+    last: i64,
+    events: u64,
+    due: i64,
+    version: usize,
+}
+
+/// All sessions of the log but for the events at `dead`, in the order of rows.
+#[must_use]
+pub fn sessions(log: &Log, dead: &BTreeSet<Place>, schedule: &[Version]) -> Vec<Named> {
+    let mut keys: BTreeMap<&str, BTreeSet<(i64, &[u8])>> = BTreeMap::new();
+    for e in log.events.iter().filter(|e| !dead.contains(&e.place)) {
+        keys.entry(&e.key).or_default().insert((e.time, &e.id));
+    }
+    let at = |t: i64| schedule.iter().rposition(|v| v.from_ms <= t).unwrap_or(0);
+    // Whose an open session is at `t`: it goes over at each swap that migrates, and stays for good at one that drains.
+    let owner = |mut version: usize, t: i64| {
+        while let Some(next) = schedule.get(version + 1).filter(|v| v.from_ms <= t) {
+            if next.policy == Policy::Drain {
+                break;
+            }
+            version += 1;
+        }
+        version
+    };
+    let mut rows = Vec::new();
+    let mut close = |key: &str, o: &Open| {
+        let row = Row {
+            key: key.to_owned(),
+            start_ms: o.start,
+            end_ms: o.last,
+            events: o.events,
+            reason: Some("gap".to_owned()),
+        };
+        rows.push(Named { row, plugin: schedule[owner(o.version, o.due)].plugin.clone() });
+    };
+    for (key, events) in keys {
+        let mut open: Option<Open> = None;
+        for (time, _) in events {
+            if let Some(o) = open.take_if(|o| o.due <= time) {
+                close(key, &o);
+            }
+            let o = open.get_or_insert_with(|| Open {
+                start: time,
+                last: time,
+                events: 0,
+                due: 0,
+                version: at(time),
+            });
+            o.version = owner(o.version, time);
+            o.last = time;
+            o.events += 1;
+            o.due = (time + schedule[o.version].gap_ms).max(time + 1);
+        }
+        if let Some(o) = open {
+            close(key, &o);
+        }
+    }
+    rows.sort();
+    rows
+}
