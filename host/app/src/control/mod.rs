@@ -5,8 +5,10 @@
 //! hands it over. The pipeline takes it up at a barrier. No lock is held on the way of an event.
 
 pub(crate) mod change;
+mod feed;
 mod operation;
 
+pub(crate) use self::feed::Feed;
 pub(crate) use self::operation::{InForce, Operation, Standing};
 
 use crate::config::plan::{Pipeline, Plan};
@@ -77,6 +79,8 @@ pub(crate) struct Handle {
     pub(crate) name: String,
     /// Its live numbers.
     pub(crate) progress: Arc<Progress>,
+    /// Its last rows.
+    pub(crate) feed: Feed,
     to: Sender<Command>,
     queue: Receiver<Command>,
     shown: Mutex<Shown>,
@@ -257,7 +261,15 @@ impl Handle {
     fn new(pipeline: &Pipeline, progress: Arc<Progress>) -> Handle {
         let (to, queue) = bounded(COMMANDS_MAX);
         let shown = Mutex::new(Shown { state: State::Starting, committed: None, running: None });
-        Handle { name: pipeline.name.clone(), progress, to, queue, shown, changing: Mutex::default() }
+        Handle {
+            name: pipeline.name.clone(),
+            progress,
+            feed: Feed::default(),
+            to,
+            queue,
+            shown,
+            changing: Mutex::default(),
+        }
     }
 
     /// What it is doing.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tidemill_engine::lane::{LaneCounts, LaneEpoch};
 use tidemill_engine::metrics::{self, Totals};
-use tidemill_engine::outbox::{Revision, RowIter, Stage};
+use tidemill_engine::outbox::{Outbox, Revision, RowIter, Stage};
 use tidemill_engine::record::Kind;
 use tidemill_engine::unresolved::{self, Leaving};
 
@@ -241,6 +241,8 @@ impl Committer<'_> {
         self.progress_of(&meta, epoch);
         let incarnation = self.incarnation;
         self.handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));
+        let outbox = Outbox::new(incarnation, epoch, &rows, &letters).with_enriched(&leaving.rows);
+        self.handle.feed.committed(&outbox);
         self.release(&Committed {
             incarnation: self.incarnation,
             at,
