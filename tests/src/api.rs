@@ -40,6 +40,14 @@ impl Answer {
     }
 }
 
+/// An instant as the API writes it, ms since the Unix epoch.
+#[track_caller]
+#[must_use]
+pub fn instant_ms(value: &Value) -> i64 {
+    let text = value.as_str().unwrap_or_else(|| panic!("no instant: {value}"));
+    text.parse::<jiff::Timestamp>().unwrap().as_millisecond()
+}
+
 /// An address and the token for it.
 #[derive(Clone, Debug)]
 pub struct Api {
@@ -55,11 +63,11 @@ impl Api {
     pub fn of(case: &Case, process: &Process) -> Api {
         let address = wait_for("the admin API", START_MAX, || {
             let said = process.said_so_far();
-            let (_, rest) = said.split_once("admin API at http://")?;
+            let (_, rest) = said.split_once("the admin API is at http://")?;
             let end = rest.find(|c: char| c.is_whitespace() || c == '/')?;
             Some(rest[..end].to_owned())
         });
-        let token = std::fs::read_to_string(case.path("state/admin.token")).unwrap().trim().to_owned();
+        let token = std::fs::read_to_string(case.path("state/token")).unwrap().trim().to_owned();
         Api { address, token }
     }
 
@@ -141,7 +149,7 @@ impl Api {
         let path = accepted.is(202).header("location").expect("an operation has a place").to_owned();
         wait_for("the operation", ANSWER_MAX, || {
             let operation = self.get(&path);
-            (operation["state"] != "waiting").then_some(operation)
+            (operation["status"] != "waiting").then_some(operation)
         })
     }
 
@@ -149,7 +157,7 @@ impl Api {
     pub fn settled(&self, pipeline: &str) {
         wait_for("the swap to settle", ANSWER_MAX, || {
             let shown = self.get(&format!("/api/v1/pipelines/{pipeline}"));
-            shown["pending"].is_null().then_some(())
+            (shown["deployments"].as_array().is_some_and(|d| d.len() == 1)).then_some(())
         });
     }
 }

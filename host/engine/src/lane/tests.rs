@@ -1,9 +1,9 @@
 //! Tests of what a lane keeps; what it makes of events is held to the naive model in `tests/fold`.
 
-use super::{Barrier, Lane, LaneConfig, LaneEpoch, Origin};
+use super::{Barrier, KeyLook, Lane, LaneConfig, LaneEpoch, Origin};
 use crate::event::{Position, RowHead, Rows};
 use crate::gap::{Boundary, Gap, GapConfig};
-use crate::key::KeyForm;
+use crate::key::{KeyForm, key_hash};
 use crate::outbox::{Outbox, Stages};
 use crate::time::EventTime;
 use crate::versions::Versions;
@@ -78,4 +78,34 @@ fn copies_leave_no_bytes_behind() {
     }
     let epoch = end(&mut lane);
     assert_eq!((epoch.counts.duplicates, epoch.suffix_bytes), (10, 0));
+}
+
+/// Bug family: a trial that leaves traces, or that sees another state than a swap would.
+#[test]
+fn states_are_those_of_sessions_open_at_that_place_and_asking_changes_nothing() {
+    let with_hash = |keys: &[u8]| {
+        let mut rows = rows(keys);
+        rows.heads.iter_mut().zip(keys).for_each(|(h, key)| h.key_hash = key_hash(&[*key]));
+        rows
+    };
+    let (mut asked, mut left_alone) = (lane(), lane());
+    for lane in [&mut asked, &mut left_alone] {
+        // a at 0 and 2, b at 1 and 3, c at 4; the gap is 10 ms.
+        lane.insert(&with_hash(b"ababc"), EventTime::BEGINNING, ORIGIN).unwrap();
+    }
+    let keys = |lane: &mut Lane, until| -> Vec<(String, i64)> {
+        let states = lane.states(0..lane.slots(), EventTime::from_ms(until)).unwrap();
+        let mut keys: Vec<_> = states.into_iter().map(|s| (s.key, s.timers[0].at.ms())).collect();
+        keys.sort_unstable();
+        keys
+    };
+    assert_eq!(keys(&mut asked, 4), [("a".into(), 12), ("b".into(), 13), ("c".into(), 14)]);
+    assert_eq!(keys(&mut asked, 12), [("b".into(), 13), ("c".into(), 14)], "the timer of a has fired before");
+    assert_eq!(asked.look(b"a").unwrap(), KeyLook { open: None, waiting: 2, sent: Vec::new() });
+    assert_eq!(asked.look(b"z"), None);
+    let rows_of = |lane: &mut Lane| {
+        let epoch = end(lane);
+        (epoch.rows, epoch.counts)
+    };
+    assert_eq!(rows_of(&mut asked), rows_of(&mut left_alone));
 }
