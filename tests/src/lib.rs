@@ -12,6 +12,7 @@
 pub mod api;
 pub mod component;
 mod config;
+pub mod disk;
 pub mod model;
 pub mod plugins;
 pub mod schedule;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
+use tidemill_tests::disk::Tmpfs;
 use tidemill_tests::model::{self, Format, Gap, Log, Match, Row, Source, Unit};
 use tidemill_tests::traffic::{Rng, Shop, delayed, file_of};
 use tidemill_tests::{
@@ -354,31 +355,10 @@ fn a_torn_tail_recovers() {
     }
 }
 
-/// A mounted tmpfs, unmounted when dropped.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn mount(dir: PathBuf, options: &str) -> Option<Tmpfs> {
-        std::fs::create_dir_all(&dir).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&dir).output();
-        if mounted.is_ok_and(|o| o.status.success()) {
-            return Some(Tmpfs(dir));
-        }
-        eprintln!("tidemill-tests: mount refused, so the full disk is not tested here");
-        None
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_stops_the_process_and_loses_nothing() {
     let case = Case::new();
-    let Some(disk) = Tmpfs::mount(case.path("disk"), "size=768k") else { return };
+    let Some(disk) = Tmpfs::mount(case.path("disk"), "768k") else { return };
     let mut config = config(Session::Builtin);
     config.data_dir = Some(disk.0.join("state"));
     // Nothing closes before the end, so the state only grows.
@@ -392,8 +372,7 @@ fn a_full_disk_stops_the_process_and_loses_nothing() {
     case.configure(&config);
     case.run().exits(5).says(".seg").says("epoch").says("offset");
     assert!(!segments_under(&disk.0).is_empty());
-    let grown = Command::new("mount").args(["-o", "remount,size=512m"]).arg(&disk.0).status().unwrap();
-    assert!(grown.success());
+    disk.grow("512m");
     case.run().exits(0);
     same_sinks("after a full disk", &expected, &case);
 }

@@ -9,14 +9,15 @@ use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
+use tidemill_tests::disk::Tmpfs;
 use tidemill_tests::model::{self, Format, Gap, Source, Unit};
-use tidemill_tests::traffic::{Rng, Shop, delayed, file_of};
+use tidemill_tests::traffic::{Rng, Shop, Timed, delayed, file_of};
 use tidemill_tests::{Case, Process, current, env_number, latest, same_table, wait_for};
 
 const KEY: &str = "0123456789abcdef";
 const START_MAX: Duration = Duration::from_secs(60);
 
-fn configure(case: &Case) {
+fn configure(case: &Case, state: &str) {
     let path = |name: &str| serde_json::Value::from(case.path(name).to_str().unwrap()).to_string();
     let text = format!(
         r#"
@@ -45,7 +46,7 @@ fn configure(case: &Case) {
         kind = "file"
         path = {}
         "#,
-        path("state"),
+        path(state),
         path("sessions.db"),
         path("dead.jsonl")
     );
@@ -101,7 +102,7 @@ fn what_was_acknowledged_survives_kills_and_counts_once() {
     let requests: Vec<Vec<u8>> = lines.chunks(25).map(file_of).collect();
     let gap = Gap::of_seconds(2, false);
     let case = Case::new();
-    configure(&case);
+    configure(&case, "state");
     let mut host = start(&case);
     let mut random = Rng::new(17);
     let per_kill = requests.len() / kills as usize;
@@ -153,7 +154,7 @@ fn what_was_acknowledged_survives_kills_and_counts_once() {
 fn slow_and_broken_clients_cost_nobody_else_anything() {
     let idlers = env_number("TIDEMILL_HTTP_IDLERS", 500);
     let case = Case::new();
-    configure(&case);
+    configure(&case, "state");
     let host = start(&case);
     let mut held = Vec::new();
     for n in 0..idlers {
@@ -185,4 +186,56 @@ fn slow_and_broken_clients_cost_nobody_else_anything() {
     let (outcome, peak_bytes) = host.process.outcome_and_peak(Duration::from_secs(60));
     outcome.exits(0);
     assert!(peak_bytes < 400 << 20, "{peak_bytes} bytes");
+}
+
+/// Bug family: an answer that promises what the disk did not take.
+#[test]
+fn a_disk_that_fills_acknowledges_no_more_than_it_keeps() {
+    let case = Case::new();
+    let Some(disk) = Tmpfs::mount(case.path("disk"), "3m") else { return };
+    configure(&case, "disk/state");
+    let shop = Shop { seed: 12, events: 60_000, users: 60, step_ms: 40, invalid_every: 0 };
+    let lines = shop.lines();
+    let mut host = start(&case);
+    let mut acknowledged = 0;
+    let mut refused = None;
+    let requests: Vec<&[Timed]> = lines.chunks(500).collect();
+    for request in &requests {
+        match post(&host.address, &file_of(*request)) {
+            Some((202, _)) => acknowledged += 1,
+            other => {
+                refused = other;
+                break;
+            }
+        }
+    }
+    assert!(acknowledged > 2 && acknowledged < requests.len(), "{acknowledged} requests were taken");
+    if let Some((status, body)) = refused {
+        assert!(status == 503, "{status}: {body}");
+    }
+    // Nobody can go on with such a disk: the process ends, and says what it is about.
+    wait_for("its end", Duration::from_secs(60), || host.process.ended().then_some(()));
+    host.process.outcome(Duration::from_secs(60)).exits(5).says("No space left");
+    disk.grow("256m");
+    let host = start(&case);
+    // The client sends everything again that was not answered, and a little more.
+    for request in &requests[acknowledged.saturating_sub(2)..] {
+        // Right after its start it may still be recovering.
+        wait_for("an answer", START_MAX, || match post(&host.address, &file_of(*request)) {
+            Some((202, _)) => Some(()),
+            Some((503, _)) => None,
+            other => panic!("{other:?}"),
+        });
+    }
+    let gap = Gap::of_seconds(2, false);
+    let want =
+        model::sessions(&model::read(&[(&as_file(), "-", &file_of(&lines))], &gap), &BTreeSet::new(), &gap);
+    wait_for("the last session to be final", Duration::from_secs(60), || {
+        let rows = latest(case.table());
+        let all = rows.iter().filter(|r| r.stage != "retracted").map(|r| r.row.events).sum::<u64>();
+        (all == lines.len() as u64 && rows.iter().all(|r| r.stage != "early")).then_some(())
+    });
+    same_table("after a full disk", &want, &current(&latest(case.table())));
+    host.process.terminate();
+    host.process.outcome(Duration::from_secs(60)).exits(0);
 }
