@@ -68,7 +68,14 @@ impl Api {
             Some(rest[..end].to_owned())
         });
         let token = std::fs::read_to_string(case.path("state/token")).unwrap().trim().to_owned();
-        Api { address, token }
+        let api = Api { address, token };
+        // Recovered, and the first epoch committed: before that there is no version in force.
+        wait_for("every pipeline to run", START_MAX, || {
+            let all = api.try_ask("GET", "/api/v1/pipelines", &[], b"")?.json();
+            let runs = |p: &Value| p["state"] != "starting" && p["ran"] == true;
+            all["pipelines"].as_array()?.iter().all(runs).then_some(())
+        });
+        api
     }
 
     /// Asks; none if there was no whole answer.
@@ -144,7 +151,6 @@ impl Api {
 
     /// Waits until an operation that was accepted has come to its end.
     #[track_caller]
-    #[must_use]
     pub fn ended(&self, accepted: Answer) -> Value {
         let path = accepted.is(202).header("location").expect("an operation has a place").to_owned();
         wait_for("the operation", ANSWER_MAX, || {

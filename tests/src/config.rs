@@ -66,6 +66,8 @@ pub struct Config {
     pub end_of_input: String,
     /// The TOML value of `to`, of the sinks `sessions` (SQLite, sessions.db) and `rows` (JSON lines, rows.jsonl).
     pub to: String,
+    /// Where the admin API listens; none: where it does by itself.
+    pub listen: Option<String>,
     /// Where the state is, if not in the case's folder.
     pub data_dir: Option<PathBuf>,
 }
@@ -93,6 +95,7 @@ impl Config {
             lateness_ms: 0,
             end_of_input: String::new(),
             to: r#"["sessions", "rows"]"#.into(),
+            listen: None,
             data_dir: None,
         }
     }
@@ -108,6 +111,9 @@ impl Config {
             quoted(state.to_str().unwrap()),
             self.epoch
         );
+        if let Some(listen) = &self.listen {
+            let _ = writeln!(t, "listen = {}", quoted(listen));
+        }
         for s in &self.sources {
             self.source(&mut t, s, dir);
         }

@@ -140,6 +140,26 @@ pub(crate) enum Change {
     Strike(Wish),
 }
 
+/// Somebody who waits until an epoch is durable, and what they are told then.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// A change is made.
+    Change(Arc<Operation>, InForce),
+    /// It is paused, or goes on.
+    Paused(Sender<()>),
+}
+
+impl Told {
+    /// Tells it.
+    pub(crate) fn tell(self) {
+        match self {
+            Told::Change(operation, in_force) => operation.end(Standing::InForce(in_force)),
+            // Whoever asked may have gone away.
+            Told::Paused(reply) => drop(reply.send(())),
+        }
+    }
+}
+
 /// A version that is ready to be taken in.
 pub(crate) struct Deploy {
     /// What it is.

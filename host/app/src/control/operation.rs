@@ -2,6 +2,7 @@
 
 use super::{Refusal, lock};
 use crate::clock::now_ms;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tidemill_engine::time::EventTime;
@@ -20,6 +21,8 @@ pub(crate) struct Operation {
     pub(crate) begun_at_ms: i64,
     standing: Mutex<Standing>,
     told: Condvar,
+    /// How long the slowest lane was busy with it.
+    busy_ns: AtomicU64,
 }
 
 /// Where it stands.
@@ -27,7 +30,7 @@ pub(crate) struct Operation {
 pub(crate) enum Standing {
     /// It waits for the next barrier.
     Waiting,
-    /// It is done, and part of the epoch that ends there. While the older version is needed, the schedule says so.
+    /// It is done, and durable with the epoch that ended there. While the older version is needed, the schedule says so.
     InForce(InForce),
     /// It could not be done.
     Refused(Refusal),
@@ -62,12 +65,20 @@ impl Operation {
             begun_at_ms: now_ms(),
             standing: Mutex::new(Standing::Waiting),
             told: Condvar::new(),
+            busy_ns: AtomicU64::new(0),
         }
     }
 
     /// Where it stands.
     pub(crate) fn standing(&self) -> Standing {
-        lock(&self.standing).clone()
+        self.with_busy(lock(&self.standing).clone())
+    }
+
+    fn with_busy(&self, mut standing: Standing) -> Standing {
+        if let Standing::InForce(f) = &mut standing {
+            f.folding = Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed));
+        }
+        standing
     }
 
     /// It has come to its end.
@@ -78,9 +89,8 @@ impl Operation {
 
     /// A lane was busy with it for so long.
     pub(crate) fn lane_was_busy(&self, time: Duration) {
-        if let Standing::InForce(f) = &mut *lock(&self.standing) {
-            f.folding = f.folding.max(time);
-        }
+        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.busy_ns.fetch_max(ns, Ordering::Relaxed);
     }
 
     /// Waits until it has come to its end, for so long at most.
@@ -94,6 +104,6 @@ impl Operation {
             }
             standing = self.told.wait_timeout(standing, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        standing.clone()
+        self.with_busy(standing.clone())
     }
 }

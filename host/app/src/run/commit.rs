@@ -6,7 +6,7 @@ use super::enrich::Enrichment;
 use super::inlets::Inlets;
 use super::stop::Stop;
 use crate::clock::now_ms;
-use crate::control::{self, Handle};
+use crate::control::{self, Handle, Told};
 use crate::meta::{IMAGE_GROUPS, Meta};
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
@@ -38,6 +38,8 @@ pub(crate) struct Sealed {
     pub(crate) letters: Vec<u8>,
     /// The newest rule's name; none for a built-in one. Its metrics are kept by it.
     pub(crate) rule: Option<String>,
+    /// Who waits for it to be durable.
+    pub(crate) told: Vec<Told>,
     /// Whether positions or counters moved: an epoch without changes is not written.
     pub(crate) changed: bool,
     /// Key groups of which the lanes add an image.
@@ -152,7 +154,14 @@ impl Committer<'_> {
             let most = self.epoch.min(LOOK_AT_STOP);
             if e.count() == 0 || e.wait(most) || e.has_news() {
                 let meta = Meta { sealed_at_ms: now_ms(), ..meta.clone() };
-                let sealed = Sealed { meta, letters: Vec::new(), rule: None, changed: true, image: None };
+                let sealed = Sealed {
+                    meta,
+                    letters: Vec::new(),
+                    rule: None,
+                    told: Vec::new(),
+                    changed: true,
+                    image: None,
+                };
                 self.last = Some(self.commit(sealed, Vec::new())?);
             }
         }
@@ -160,7 +169,7 @@ impl Committer<'_> {
     }
 
     fn commit(&mut self, sealed: Sealed, mut parts: Vec<LaneEpoch>) -> Result<Meta, RunError> {
-        let Sealed { mut meta, mut letters, rule, mut changed, image } = sealed;
+        let Sealed { mut meta, mut letters, rule, told, mut changed, image } = sealed;
         self.note_settled(&meta, &parts);
         let mut rows = Vec::new();
         // After the reader's end no lane has anything more to say.
@@ -241,6 +250,7 @@ impl Committer<'_> {
         self.progress_of(&meta, epoch);
         let incarnation = self.incarnation;
         self.handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));
+        told.into_iter().for_each(Told::tell);
         let outbox = Outbox::new(incarnation, epoch, &rows, &letters).with_enriched(&leaving.rows);
         self.handle.feed.committed(&outbox);
         self.release(&Committed {

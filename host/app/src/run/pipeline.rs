@@ -346,7 +346,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
     let was_ended = r.meta.as_ref().is_some_and(|m| m.ended);
     let was_finished = r.meta.as_ref().is_some_and(|m| m.finished);
     let counts = r.meta.as_ref().map(|m| m.counters.fold).unwrap_or_default();
-    let mut reader = Reader::new(job, &stages, &start, r.meta.as_ref(), fingerprint.clone(), outputs)?;
+    let mut reader = Reader::new(job, &stages, &start, again, r.meta.as_ref(), fingerprint.clone(), outputs)?;
     if was_ended && !options.reopen && reader.unread()? {
         return Err(RunError::Conflict(format!(
             "pipeline `{}` has finished, but there is input that it has not read: `--reopen` goes on with it, \
@@ -362,7 +362,6 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
         return Ok(Summary { pipeline: pipeline.name.clone(), outcome, counters, notes, suspended: None });
     }
     let stop = &Stop::new(process, stages.budget.clone());
-    start.tell(again);
     handle.set_running(Running {
         rules: start.rules.clone(),
         budget: stages.budget.clone(),

@@ -15,7 +15,7 @@ use super::stop::Stop;
 use super::{Job, RunError};
 use crate::clock::now_ms;
 use crate::config::plan::{Early, EndOfInput, Source};
-use crate::control::{Operation, States};
+use crate::control::{Again, Operation, States, Told};
 use crate::meta::{Counters, Decision, Entry, IMAGE_GROUPS, Meta, PartitionMeta, SourceMeta};
 use crate::plugin::budget::{Budget, Warden};
 use crate::plugin::validate::Validators;
@@ -125,6 +125,8 @@ pub(crate) struct Reader<'a> {
     paused: bool,
     audit: Vec<Entry>,
     change: Option<Change>,
+    /// Who waits for the epoch at hand to be durable.
+    told: Vec<Told>,
     validators: Validators,
     parts: Vec<Part>,
     source_names: Vec<String>,
@@ -169,6 +171,7 @@ impl<'a> Reader<'a> {
         job: Job<'a>,
         stages: &Stages,
         start: &Start,
+        again: Option<&Again>,
         stored: Option<&Meta>,
         fingerprint: serde_json::Value,
         out: Outputs,
@@ -207,6 +210,7 @@ impl<'a> Reader<'a> {
             paused: stored.is_some_and(|m| m.paused),
             audit: stored.map(|m| m.audit.clone()).unwrap_or_default(),
             change: None,
+            told: start.told(again),
             validators: stages.validators(job.progress).map_err(RunError::Failed)?,
             parts: Vec::new(),
             old_partitions: BTreeMap::new(),
@@ -512,6 +516,7 @@ impl<'a> Reader<'a> {
             meta: self.meta(now, watermark, at_end),
             letters,
             rule: self.rules.last().and_then(|r| r.who()).map(|w| w.name.clone()),
+            told: std::mem::take(&mut self.told),
             changed: self.changed || at_end,
             image,
         };

@@ -4,7 +4,7 @@
 use super::{Job, RunError};
 use crate::clock::now_ms;
 use crate::control::change::{Trial, migrates};
-use crate::control::{Again, Change, InForce, Refusal, Standing};
+use crate::control::{Again, Change, InForce, Refusal, Told};
 use crate::meta::{Entry, Meta};
 use crate::plugin::LoadedRule;
 use crate::plugin::budget::Budget;
@@ -154,15 +154,16 @@ impl Start {
         names.filter_map(stored).collect()
     }
 
-    /// Tells whoever asked for this start that it is made.
-    pub(super) fn tell(&self, again: Option<&Again>) {
-        let (Some(again), Some(now)) = (again, self.schedule.newest()) else { return };
-        again.operation.end(Standing::InForce(InForce {
+    /// Who waits for this start to be durable.
+    pub(super) fn told(&self, again: Option<&Again>) -> Vec<Told> {
+        let (Some(again), Some(now)) = (again, self.schedule.newest()) else { return Vec::new() };
+        let in_force = InForce {
             version: now.scheduled.version,
             from: now.scheduled.from,
             reading: Duration::ZERO,
             folding: Duration::ZERO,
-        }));
+        };
+        vec![Told::Change(again.operation.clone(), in_force)]
     }
 
     fn add(&mut self, rule: Arc<LoadedRule>, from: EventTime, wish: &Wish) {
@@ -172,7 +173,11 @@ impl Start {
             at_ms: now_ms(),
             by: wish.by.clone(),
             action: "deploy".into(),
-            what: format!("{} from event time {}: {}", scheduled.plugin, from.ms(), wish.message),
+            what: if from == EventTime::BEGINNING {
+                format!("{}: {}", scheduled.plugin, wish.message)
+            } else {
+                format!("{} from event time {}: {}", scheduled.plugin, from.ms(), wish.message)
+            },
         });
         self.rules.push(rule);
         self.changed = Some(scheduled);

@@ -4,7 +4,9 @@
 
 use super::{Reader, ToLane};
 use crate::clock::now_ms;
-use crate::control::{Command, Deploy, InForce, Operation, Refusal, RefusalKind, Running, Standing, State};
+use crate::control::{
+    Command, Deploy, InForce, Operation, Refusal, RefusalKind, Running, Standing, State, Told,
+};
 use crate::meta::{AUDIT_MAX, Entry};
 use crate::schedule::Wish;
 use std::sync::Arc;
@@ -40,8 +42,7 @@ impl Reader<'_> {
                 ))),
                 Command::Pause(paused, by, reply) => {
                     self.pause(paused, &by);
-                    // Whoever asked may have gone away.
-                    let _ = reply.send(());
+                    self.told.push(Told::Paused(reply));
                 }
                 Command::States { lane, from, reply } => {
                     let Some(lane) = self.out.lanes.get(lane) else { continue };
@@ -79,9 +80,10 @@ impl Reader<'_> {
     }
 
     fn pause(&mut self, paused: bool, by: &str) {
+        // Written in any case, since somebody waits for it.
+        self.changed = true;
         if self.paused != paused {
             self.paused = paused;
-            self.changed = true;
             let action = if paused { "pause" } else { "resume" };
             self.note(by, action, "");
         }
@@ -150,8 +152,6 @@ impl Reader<'_> {
             reading: begun.elapsed(),
             folding: std::time::Duration::ZERO,
         };
-        // Before the lanes, which say how long it took them.
-        operation.end(Standing::InForce(in_force));
         for (lane, instance) in self.out.lanes.iter().zip(instances) {
             let message = ToLane::Deploy {
                 scheduled: scheduled.clone(),
@@ -164,6 +164,7 @@ impl Reader<'_> {
         }
         let what = format!("{} from event time {}: {}", scheduled.plugin, from.ms(), wish.message);
         self.note(&wish.by, operation.kind, &what);
+        self.told.push(Told::Change(operation, in_force));
         self.rules.push(rule);
         self.changed = true;
         self.show_running();
@@ -187,12 +188,13 @@ impl Reader<'_> {
         self.note(&wish.by, "rollback", &format!("{} taken back: {}", newer.scheduled.plugin, wish.message));
         self.show_running();
         let now = self.schedule.newest().map(|d| &d.scheduled);
-        operation.end(Standing::InForce(InForce {
+        let in_force = InForce {
             version: now.map(|s| s.version).unwrap_or_default(),
             from: now.map_or(EventTime::BEGINNING, |s| s.from),
             reading: begun.elapsed(),
             folding: std::time::Duration::ZERO,
-        }));
+        };
+        self.told.push(Told::Change(operation.clone(), in_force));
         Ok(())
     }
 
