@@ -62,7 +62,7 @@ pub fn component(module: &[u8]) -> Vec<u8> {
 }
 
 /// Gives a data directory the compiled code that other runs left, so that a component is compiled once and not in each case.
-pub(crate) fn lend(state: &Path) {
+pub fn lend(state: &Path) {
     copy_compiled(&kept(), &state.join("compiled"));
 }
 

@@ -11,11 +11,14 @@ mod plugin;
 #[allow(dead_code, reason = "see `control`")]
 mod plugins;
 mod progress;
+mod rows;
 mod run;
 #[allow(dead_code, reason = "see `control`")]
 mod schedule;
 mod server;
 mod store;
+mod tls;
+mod view;
 
 use std::process::ExitCode;
 

@@ -4,23 +4,27 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use tidemill_sandbox::Digest;
 
 /// See the module's documentation.
 #[derive(Clone, Debug)]
 pub(crate) struct Plugins {
     dir: PathBuf,
+    /// Two pipelines, or an upload, may keep the same component at once.
+    keeping: Arc<Mutex<()>>,
 }
 
 impl Plugins {
     /// Those in this data directory, which is claimed.
     pub(crate) fn new(data_dir: &Path) -> Plugins {
-        Plugins { dir: data_dir.join("plugins") }
+        Plugins { dir: data_dir.join("plugins"), keeping: Arc::default() }
     }
 
     /// Keeps a component; returns its digest in hex. Durable when it returns.
     pub(crate) fn keep(&self, bytes: &[u8]) -> io::Result<String> {
         let digest = Digest::of(bytes).to_string();
+        let _one_at_a_time = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         if self.read(&digest).is_ok() {
             return Ok(digest);
         }
@@ -56,6 +60,18 @@ impl Plugins {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_component_may_be_kept_by_several_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let plugins = Plugins::new(dir.path());
+        let bytes = vec![7; 1 << 20];
+        let all = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| plugins.keep(&bytes))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect::<io::Result<Vec<String>>>()
+        });
+        assert_eq!(plugins.read(&all.unwrap()[0]).unwrap(), bytes);
+    }
 
     #[test]
     fn a_component_is_kept_by_what_it_is_and_a_damaged_one_is_not_given() {

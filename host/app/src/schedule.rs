@@ -43,6 +43,17 @@ pub(crate) enum Standing {
     Struck,
 }
 
+impl Standing {
+    /// The word for it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Standing::Live => "live",
+            Standing::Past => "past",
+            Standing::Struck => "struck",
+        }
+    }
+}
+
 /// A version in its place in event time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Deployment {

@@ -6,10 +6,10 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::out::{self, BOLD, Failure};
-use super::rows::{each_letter, member};
 use super::sessions::{align_right, plain_table};
 use super::{ConfigFile, text};
 use crate::config::{Pipeline, Plan, SinkKind};
+use crate::rows::{each_letter, member};
 use crate::run;
 
 const EXAMPLES: &str = "\

@@ -12,13 +12,13 @@ mod out;
 mod plugin;
 mod progress;
 mod recover;
-mod rows;
 mod run;
 mod scan;
 mod sessionize;
 mod sessions;
 mod status;
 mod text;
+mod token;
 mod trace;
 
 use std::path::{Path, PathBuf};
@@ -61,6 +61,7 @@ enum Command {
     Trace(trace::TraceArgs),
     Measure(measure::MeasureArgs),
     Sessionize(sessionize::SessionizeArgs),
+    Token(token::TokenArgs),
     Plugin(plugin::PluginArgs),
 }
 
@@ -77,7 +78,7 @@ impl Command {
             Command::Trace(a) => a.json,
             Command::Sessionize(a) => a.json,
             Command::Plugin(a) => a.tells_errors_as_json(),
-            Command::Sessions(_) | Command::Measure(_) => false,
+            Command::Sessions(_) | Command::Measure(_) | Command::Token(_) => false,
         }
     }
 
@@ -92,6 +93,7 @@ impl Command {
             Command::Trace(a) => trace::execute(a),
             Command::Measure(a) => measure::execute(a),
             Command::Sessionize(a) => sessionize::execute(a),
+            Command::Token(a) => token::execute(a),
             Command::Plugin(a) => plugin::execute(a),
         }
     }

@@ -8,7 +8,9 @@ use anstyle::{AnsiColor, Style};
 use serde_json::{Value, json};
 
 use crate::config::Problems;
+use crate::rows::RowsError;
 use crate::run::RunError;
+use tidemill_connect::ConnectError;
 
 /// Headings.
 pub(super) const BOLD: Style = Style::new().bold();
@@ -100,6 +102,27 @@ impl From<Problems> for Failure {
 impl From<RunError> for Failure {
     fn from(e: RunError) -> Failure {
         Failure::Told { code: e.exit_code(), message: e.to_string(), help: None }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(e: ConnectError) -> Failure {
+        let code = match e {
+            ConnectError::Config(_) => 4,
+            ConnectError::Conflict(_) => 6,
+            ConnectError::Failed(_) => 1,
+            ConnectError::Storage(_) => 5,
+        };
+        Failure::new(code, e.to_string(), None)
+    }
+}
+
+impl From<RowsError> for Failure {
+    fn from(e: RowsError) -> Failure {
+        match e {
+            RowsError::Sink(e) => e.into(),
+            RowsError::Unreadable { message, help } => Failure::new(4, message, help),
+        }
     }
 }
 

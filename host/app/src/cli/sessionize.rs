@@ -370,8 +370,8 @@ fn show(args: &SessionizeArgs, shape: &Shape, r: &Report, dead: &Path) -> Result
 fn first_messages(dead: &Path) -> BTreeMap<String, String> {
     let mut first = BTreeMap::new();
     // Examples are an extra: without them the counts still stand.
-    let _ = super::rows::each_letter(dead, |letter| {
-        let member = |name| text::foreign(super::rows::member(&letter, name), 100);
+    let _ = crate::rows::each_letter(dead, |letter| {
+        let member = |name| text::foreign(crate::rows::member(&letter, name), 100);
         first.entry(member("reason")).or_insert_with(|| member("message"));
     });
     first

@@ -6,9 +6,9 @@ use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use tidemill_engine::outbox::Stage;
 
 use super::out::{self, Failure};
-use super::rows::{self, Row, Want};
 use super::{ConfigFile, text};
 use crate::config::{Plan, Sink, SinkKind};
+use crate::rows::{self, Row, Want};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,7 +55,8 @@ pub(super) fn execute(args: &SessionsArgs) -> Result<u8, Failure> {
     let plan = args.config.load()?;
     let sink = choose(&plan, args.sink.as_deref())?;
     let limit = (args.limit > 0).then_some(args.limit);
-    let rows = rows::read(sink, &Want { key: args.key.clone(), stage: args.stage, limit })?;
+    let rows =
+        rows::read(sink, &Want { key: args.key.clone(), stage: args.stage, limit, ..Want::default() })?;
     let mut stdout = out::stdout();
     if args.json {
         for row in &rows {

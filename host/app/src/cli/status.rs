@@ -2,15 +2,15 @@
 
 use std::io::Write;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::out::{self, BOLD, Failure};
 use super::run::listed;
 use super::sessions::{align_right, plain_table};
 use super::{ConfigFile, text};
 use crate::config::{Pipeline, Plan};
-use crate::meta::Meta;
 use crate::run;
+use crate::view::{CommittedView, PipelineView};
 use tidemill_engine::outbox::Stage;
 
 const EXAMPLES: &str = "\
@@ -32,89 +32,52 @@ pub(super) struct StatusArgs {
     pub(super) json: bool,
 }
 
-/// What is stored of a pipeline.
-struct Stored {
-    epoch: u64,
-    incarnation: u64,
-    meta: Meta,
-}
-
 /// Runs the command.
 pub(super) fn execute(args: &StatusArgs) -> Result<u8, Failure> {
     let plan = args.config.load()?;
-    let mut list: Vec<(&Pipeline, Option<Stored>)> = Vec::new();
-    for pipeline in &plan.pipelines {
-        let stored = run::peek(&plan, &pipeline.name)?.map(|(epoch, incarnation, meta)| Stored {
-            epoch,
-            incarnation,
-            meta,
-        });
-        list.push((pipeline, stored));
-    }
+    let list: Vec<PipelineView> =
+        plan.pipelines.iter().map(|p| stored(&plan, p)).collect::<Result<_, _>>()?;
     if args.json {
-        let pipelines: Vec<Value> = list.iter().map(|(p, s)| to_json(&plan, p, s.as_ref())).collect();
-        out::print_json(&json!({"pipelines": pipelines}))?;
+        out::print_json(&json!({"pipelines": list}))?;
         return Ok(0);
     }
     let mut stdout = out::stdout();
-    for (pipeline, stored) in &list {
-        match stored {
-            Some(stored) => show(&mut stdout, &plan, pipeline, stored)?,
-            None => writeln!(stdout, "{BOLD}{}{BOLD:#}: has never run", pipeline.name)?,
+    for view in &list {
+        let limit = plan.pipelines.iter().find(|p| p.name == view.pipeline).map(|p| p.limits.open_sessions);
+        match &view.committed {
+            Some(c) => show(&mut stdout, view, c, limit)?,
+            None => writeln!(stdout, "{BOLD}{}{BOLD:#}: has never run", view.pipeline)?,
         }
     }
     stdout.flush()?;
     Ok(0)
 }
 
-/// A sink with the epoch it has confirmed, and by how many it is behind the newest that has something to send.
-fn cursors<'a>(plan: &'a Plan, pipeline: &Pipeline, stored: &Stored) -> Vec<(&'a str, u64, u64)> {
-    let sinks = pipeline.to.iter().map(|t| t.sink).chain(pipeline.dead);
-    sinks
-        .filter_map(|i| plan.sinks.get(i))
-        .map(|s| {
-            let epoch = stored.meta.cursors.get(&s.name).map_or(0, |c| c.epoch);
-            (s.name.as_str(), epoch, stored.meta.outbox_epoch.saturating_sub(epoch))
-        })
-        .collect()
-}
-
-fn to_json(plan: &Plan, pipeline: &Pipeline, stored: Option<&Stored>) -> Value {
-    let Some(s) = stored else { return json!({"pipeline": pipeline.name, "ran": false}) };
-    let m = &s.meta;
-    let partitions: Vec<Value> = m
-        .sources
-        .iter()
-        .flat_map(|source| {
-            source.partitions.iter().enumerate().map(|(i, p)| {
-                json!({
-                    "source": source.name, "partition": i, "path": p.identity.path, "offset": p.offset,
-                    "max_time": stamp(p.time.max.ms()), "finished": p.time.finished, "idle": p.time.idle,
-                })
-            })
-        })
-        .collect();
-    let sinks: Vec<Value> = cursors(plan, pipeline, s)
-        .into_iter()
-        .map(|(name, epoch, behind)| json!({"sink": name, "epoch": epoch, "lag_epochs": behind}))
-        .collect();
-    json!({
-        "pipeline": pipeline.name, "ran": true, "epoch": s.epoch, "incarnation": s.incarnation,
-        "sealed_at": stamp(m.sealed_at_ms), "watermark": stamp(m.watermark.ms()), "finished": m.finished,
-        "counters": m.counters, "live_keys": m.live_keys, "suffix_bytes": m.suffix_bytes,
-        "partitions": partitions, "sinks": sinks, "hot_keys": m.hot_keys, "decisions": m.decisions,
-        "unresolved": m.unresolved, "lookups": m.lookups,
-        "suspended": m.suspended,
+/// A pipeline as its store has it.
+fn stored(plan: &Plan, pipeline: &Pipeline) -> Result<PipelineView, Failure> {
+    let view = PipelineView::new(&pipeline.name, "stored");
+    Ok(match run::peek(plan, &pipeline.name)? {
+        Some((epoch, incarnation, meta)) => view.committed(plan, pipeline, (epoch, incarnation, &meta)),
+        None => view,
     })
 }
 
-/// RFC 3339, or null where there is no instant.
-fn stamp(ms: i64) -> Option<String> {
-    jiff::Timestamp::from_millisecond(ms).ok().map(|t| t.to_string())
+/// An instant of a view, as tables show it.
+fn shown(instant: Option<&String>) -> String {
+    at(instant).map_or_else(|| "-".to_owned(), |t| text::instant(t.as_millisecond()))
 }
 
-fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Result<(), Failure> {
-    let (m, c) = (&s.meta, &s.meta.counters);
+fn at(instant: Option<&String>) -> Option<jiff::Timestamp> {
+    instant?.parse().ok()
+}
+
+fn show(
+    to: &mut impl Write,
+    view: &PipelineView,
+    m: &CommittedView,
+    open_sessions: Option<u64>,
+) -> Result<(), Failure> {
+    let c = &m.counters;
     let state = match (&m.suspended, m.finished) {
         (Some(_), _) => "SUSPENDED",
         (None, true) => "finished",
@@ -123,10 +86,10 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
     writeln!(
         to,
         "{BOLD}{}{BOLD:#}: epoch {}, incarnation {}, sealed {}, {state}",
-        pipeline.name,
-        text::count(s.epoch),
-        s.incarnation,
-        text::instant(m.sealed_at_ms)
+        view.pipeline,
+        text::count(m.epoch),
+        m.incarnation,
+        shown(m.sealed_at.as_ref())
     )?;
     if let Some(s) = &m.suspended {
         writeln!(
@@ -140,7 +103,8 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
         writeln!(to, "             first fault: {}", text::foreign(&s.first_fault, 1024))?;
         writeln!(to, "             digest {}", s.plugin.digest)?;
     }
-    writeln!(to, "  watermark  {}", text::time(m.watermark))?;
+    writeln!(to, "  watermark  {}", shown(m.watermark.as_ref()))?;
+    show_versions(to, m)?;
     writeln!(to, "  records    {}, events {}", text::count(c.records), text::count(c.events))?;
     let stages = Stage::ALL.into_iter().zip(c.fold.revisions).map(|(s, n)| (s.name(), n));
     writeln!(to, "  sessions   {}", listed(stages))?;
@@ -163,7 +127,7 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
         to,
         "  live keys  {} of at most {}, waiting events {} bytes",
         text::count(m.live_keys),
-        text::count(pipeline.limits.open_sessions),
+        open_sessions.map_or_else(|| "?".to_owned(), text::count),
         text::count(m.suffix_bytes)
     )?;
     if !m.hot_keys.is_empty() {
@@ -174,37 +138,54 @@ fn show(to: &mut impl Write, plan: &Plan, pipeline: &Pipeline, s: &Stored) -> Re
         writeln!(to, "  decided    {}: {}", text::instant(d.at_ms), d.what)?;
     }
     let mut partitions = plain_table(&["partition", "file", "next byte", "latest event", ""]);
-    for source in &m.sources {
-        for (i, p) in source.partitions.iter().enumerate() {
-            let state = if p.time.finished {
-                "at its end"
-            } else if p.time.idle {
-                "idle"
-            } else {
-                ""
-            };
-            partitions.add_row([
-                format!("{}:{i}", source.name),
-                text::foreign(&p.identity.path, 60),
-                text::count(p.offset),
-                text::time(p.time.max),
-                state.to_owned(),
-            ]);
-        }
+    for p in &m.partitions {
+        let state = if p.finished {
+            "at its end"
+        } else if p.idle {
+            "idle"
+        } else {
+            ""
+        };
+        partitions.add_row([
+            format!("{}:{}", p.source, p.partition),
+            text::foreign(&p.path, 60),
+            text::count(p.offset),
+            shown(p.max_time.as_ref()),
+            state.to_owned(),
+        ]);
     }
     align_right(&mut partitions, &[2]);
     writeln!(to, "{partitions}")?;
     let mut sinks = plain_table(&["sink", "confirmed when sealed", "epochs behind"]);
-    for (name, epoch, behind) in cursors(plan, pipeline, s) {
-        sinks.add_row([name.to_owned(), text::count(epoch), text::count(behind)]);
+    for s in &m.sinks {
+        sinks.add_row([s.sink.clone(), text::count(s.epoch), text::count(s.lag_epochs)]);
     }
     align_right(&mut sinks, &[1, 2]);
     writeln!(to, "{sinks}")?;
     show_lookups(to, m)
 }
 
+/// Which versions of the rule are live, and what a swap still waits for.
+fn show_versions(to: &mut impl Write, m: &CommittedView) -> Result<(), Failure> {
+    for d in &m.deployments {
+        let since =
+            d.from.as_ref().map_or_else(String::new, |t| format!(" from event time {}", shown(Some(t))));
+        writeln!(to, "  version    {}{since}, deployment {} by {}", d.plugin, d.number, d.by)?;
+    }
+    if let [_, newer] = m.deployments.as_slice()
+        && let (Some(from), Some(w)) = (at(newer.from.as_ref()), at(m.watermark.as_ref()))
+    {
+        let missing = text::duration(text::between(w.as_millisecond(), from.as_millisecond()));
+        writeln!(
+            to,
+            "             a swap: the newer one takes over when the watermark has come {missing} further"
+        )?;
+    }
+    Ok(())
+}
+
 /// What waits for lookups, and what these did.
-fn show_lookups(to: &mut impl Write, m: &Meta) -> Result<(), Failure> {
+fn show_lookups(to: &mut impl Write, m: &CommittedView) -> Result<(), Failure> {
     if m.unresolved > 0 {
         writeln!(to, "  {} wait for their lookups", text::counted(m.unresolved, "revision"))?;
     }

@@ -1,7 +1,5 @@
 //! Numbers, times and foreign text as a person reads them.
 
-use tidemill_engine::time::EventTime;
-
 /// `1234567` as `1,234,567`.
 pub(super) fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -53,11 +51,6 @@ pub(super) fn instant(ms: i64) -> String {
         i64::MAX => "the end".to_owned(),
         _ => jiff::Timestamp::from_millisecond(ms).map_or_else(|_| format!("{ms} ms"), |t| t.to_string()),
     }
-}
-
-/// The same of an event time.
-pub(super) fn time(t: EventTime) -> String {
-    instant(t.ms())
 }
 
 /// The host's clock, ms since the Unix epoch.

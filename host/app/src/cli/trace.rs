@@ -8,11 +8,11 @@ use tidemill_connect::source::file;
 
 use super::dead::position;
 use super::out::{self, BOLD, Failure};
-use super::rows::{self, Row, Want};
 use super::scan::{self, FOUND_MAX, Found, Target};
 use super::{ConfigFile, text};
 use crate::config::{IdSpec, Pipeline, Plan, SinkKind, Source, SourceKind};
 use crate::meta::{Meta, PartitionMeta};
+use crate::rows::{self, Row, Want};
 use crate::run;
 
 const EXAMPLES: &str = "\

@@ -6,6 +6,7 @@
 //! so that one mistake is one problem.
 
 mod diagnose;
+mod listener;
 pub(crate) mod lookup;
 mod pipeline;
 pub(crate) mod plan;
@@ -27,6 +28,8 @@ use self::references::{Names, Uses};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Where the admin API listens if nothing else is said.
+const LISTEN: &str = "127.0.0.1:7300";
 /// Bounds of `server.epoch`: shorter than a disk's sync makes no sense, longer makes restarts slow.
 const EPOCH_MS: std::ops::RangeInclusive<i64> = 10..=60_000;
 /// Few files, yet space comes back in small steps, and recovery holds no more than one segment in memory.
@@ -92,7 +95,7 @@ fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
     let names =
         Names { sources: names_of(&sources), sinks: names_of(&sinks), plugins, epoch_ms: server.epoch_ms };
     let sources: Vec<Option<Source>> =
-        sources.into_iter().map(|s| source::check_source(s, now_ms, p)).collect();
+        sources.into_iter().map(|s| source::check_source(s, now_ms, &server, p)).collect();
     let sinks: Vec<Option<Sink>> = sinks.into_iter().map(|s| sink::check_sink(s, p)).collect();
     let lookups: Vec<Option<Lookup>> = lookups.into_iter().map(|s| lookup::check_lookup(s, p)).collect();
     let mut uses = Uses::default();
@@ -142,20 +145,19 @@ fn named<'a>(field: Option<Field<'a>>, example: &str, p: &mut Problems) -> Vec<S
 
 fn check_server(field: Option<Field<'_>>, p: &mut Problems) -> Server {
     let mut server = Server {
-        listen: "127.0.0.1:7300".to_owned(),
+        listen: LISTEN.to_owned(),
+        listen_named: false,
+        hosts: Vec::new(),
+        tls: None,
+        tls_at: Spot::default(),
+        insecure: false,
         data_dir: PathBuf::from("./.tidemill"),
         data_dir_at: Spot::default(),
         epoch_ms: 1000,
         segment_bytes: SEGMENT_BYTES,
     };
     let Some(mut s) = field.and_then(|f| f.section("write [server]", p)) else { return server };
-    let insecure = s.get("insecure").and_then(|f| f.boolean(p)).unwrap_or(false);
-    if let Some(f) = s.get("tls") {
-        p.error(f.key_at, &f.path, "[server.tls] is not in this build yet".to_owned(), None);
-    }
-    if let Some(f) = s.get("listen") {
-        check_listen(&f, insecure, &mut server, p);
-    }
+    listener::check(&mut s, &mut server, p);
     if let Some(f) = s.get("data_dir")
         && let Some(dir) = f.text(p)
     {
@@ -187,28 +189,6 @@ fn check_server(field: Option<Field<'_>>, p: &mut Problems) -> Server {
     }
     s.finish(&[], p);
     server
-}
-
-fn check_listen(f: &Field<'_>, insecure: bool, server: &mut Server, p: &mut Problems) {
-    let Some(listen) = f.text(p) else { return };
-    listen.clone_into(&mut server.listen);
-    if address(f, p) == Some(false) && !insecure {
-        let port = listen.rsplit(':').next().unwrap_or_default();
-        let help = format!("write \"127.0.0.1:{port}\", or `insecure = true` if the network is yours alone");
-        f.wrong(format!("`{}` is beyond loopback, and there is no TLS in this build", f.shown()), help, p);
-    }
-}
-
-/// Whether a host:port is only for this machine; none if it is no host:port.
-fn address(f: &Field<'_>, p: &mut Problems) -> Option<bool> {
-    let text = f.text(p)?;
-    let Some((host, _)) = text.rsplit_once(':').filter(|(h, n)| !h.is_empty() && n.parse::<u16>().is_ok())
-    else {
-        f.wrong(format!("`{}` is not host:port", f.shown()), "write \"127.0.0.1:7300\"".to_owned(), p);
-        return None;
-    };
-    let ip: Option<std::net::IpAddr> = host.trim_matches(['[', ']']).parse().ok();
-    Some(host == "localhost" || ip.is_some_and(|a| a.is_loopback()))
 }
 
 fn duration(s: &mut Section<'_>, key: &'static str, default_ms: i64, p: &mut Problems) -> i64 {

@@ -15,6 +15,7 @@ use tidemill_engine::outbox::{Stage, Stages};
 
 use super::diagnose::{Problems, Spot};
 use super::lookup::Lookup;
+use crate::tls::TlsFiles;
 
 /// A whole config file, checked.
 #[derive(Debug, Clone)]
@@ -38,6 +39,16 @@ pub(crate) struct Plan {
 pub(crate) struct Server {
     /// host:port of the admin API.
     pub(crate) listen: String,
+    /// Whether the file names it: then it must be had.
+    pub(crate) listen_named: bool,
+    /// Names under which the admin API is asked, beside addresses and `localhost`.
+    pub(crate) hosts: Vec<String>,
+    /// What all listeners show; none: they speak plainly.
+    pub(crate) tls: Option<TlsFiles>,
+    /// Place of `tls`.
+    pub(crate) tls_at: Spot,
+    /// Whether to speak plainly beyond loopback.
+    pub(crate) insecure: bool,
     /// Where epoch segments are kept; relative to the current directory.
     pub(crate) data_dir: PathBuf,
     /// Place of `data_dir`, or of nothing if it is the default.

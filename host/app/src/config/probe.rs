@@ -3,6 +3,7 @@
 use super::diagnose::{Problems, Spot, nearest};
 use super::lookup;
 use super::plan::{Plan, SourceKind};
+use crate::tls::TlsFiles;
 use std::path::{Path, PathBuf};
 
 impl Plan {
@@ -13,6 +14,9 @@ impl Plan {
         let p = &mut problems;
         let dir = &self.server.data_dir;
         probe_directory(dir, true, self.server.data_dir_at, "server.data_dir", p);
+        if let Some(Err(e)) = self.server.tls.as_ref().map(TlsFiles::load) {
+            p.error(self.server.tls_at, "server.tls", e.to_string(), None);
+        }
         for source in &self.sources {
             if let SourceKind::File { pattern, at, .. } = &source.kind {
                 probe_pattern(pattern, *at, &format!("source.{}.path", source.name), p);

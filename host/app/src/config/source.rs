@@ -1,11 +1,13 @@
 //! `[source.NAME]`: where records come from, and what in them is key, time and id.
 
 use super::diagnose::{Problems, nearest};
+use super::listener::{address, check_plain};
 use super::plan::{
-    Format, Generator, Http, IdSpec, KeySpec, Secret, Source, SourceKind, TimeForm, TimeSpec, TimeUnit,
+    Format, Generator, Http, IdSpec, KeySpec, Secret, Server, Source, SourceKind, TimeForm, TimeSpec,
+    TimeUnit,
 };
 use super::raw::{self, Field, Section, Value};
-use super::{address, duration, last};
+use super::{duration, last};
 use std::collections::BTreeMap;
 
 /// Where client libraries put an event's id; without either it is the record's position.
@@ -32,12 +34,17 @@ const SOURCE_ONLY: [(&str, &str); 11] = [
     ("cors", "only kind = \"http\" has it"),
 ];
 
-pub(super) fn check_source(mut s: Section<'_>, now_ms: i64, p: &mut Problems) -> Option<Source> {
+pub(super) fn check_source(
+    mut s: Section<'_>,
+    now_ms: i64,
+    server: &Server,
+    p: &mut Problems,
+) -> Option<Source> {
     let name = last(&s.path).to_owned();
     let at = s.at;
     let kind = s.need("kind", "write `kind = \"file\"`, \"stdin\", \"http\" or \"generator\"", p);
     let kind = kind.and_then(|f| f.word(&["file", "stdin", "http", "generator"], &["kafka", "pubsub"], p));
-    let kind = check_source_kind(kind, &mut s, p);
+    let kind = check_source_kind(kind, &mut s, server, p);
     let generated = matches!(kind, Some(SourceKind::Generator(_)));
     let posted = matches!(kind, Some(SourceKind::Http(_)));
     let format = check_format(&mut s, generated, posted, p);
@@ -72,7 +79,12 @@ pub(super) fn check_source(mut s: Section<'_>, now_ms: i64, p: &mut Problems) ->
     })
 }
 
-fn check_source_kind(kind: Option<&str>, s: &mut Section<'_>, p: &mut Problems) -> Option<SourceKind> {
+fn check_source_kind(
+    kind: Option<&str>,
+    s: &mut Section<'_>,
+    server: &Server,
+    p: &mut Problems,
+) -> Option<SourceKind> {
     let Some(kind) = kind else {
         s.forgive(&SOURCE_ONLY.map(|(key, _)| key));
         return None;
@@ -93,13 +105,13 @@ fn check_source_kind(kind: Option<&str>, s: &mut Section<'_>, p: &mut Problems) 
             Some(SourceKind::File { pattern: pattern.to_owned(), at: path.node.at, follow })
         }
         "stdin" => Some(SourceKind::Stdin),
-        "http" => check_http(s, p).map(SourceKind::Http),
+        "http" => check_http(s, server, p).map(SourceKind::Http),
         "generator" => Some(SourceKind::Generator(check_generator(s, p))),
         _ => None,
     }
 }
 
-fn check_http(s: &mut Section<'_>, p: &mut Problems) -> Option<Http> {
+fn check_http(s: &mut Section<'_>, server: &Server, p: &mut Problems) -> Option<Http> {
     let listen = s.need("listen", "write `listen = \"127.0.0.1:7301\"`", p);
     let write_keys = s.get("write_keys").map_or_else(Vec::new, |f| {
         f.elements().iter().filter_map(|e| check_write_key(e, p)).collect::<Vec<_>>()
@@ -112,6 +124,8 @@ fn check_http(s: &mut Section<'_>, p: &mut Problems) -> Option<Http> {
     if !loopback && write_keys.is_empty() {
         let help = "write `write_keys = [\"${env:WEB_WRITE_KEY}\"]`, or listen on 127.0.0.1".to_owned();
         listen.wrong("beyond loopback anybody could write".to_owned(), help, p);
+    } else {
+        check_plain(&listen, loopback, server, p);
     }
     Some(Http { listen: listen.text(p)?.to_owned(), at: listen.node.at, write_keys, cors })
 }

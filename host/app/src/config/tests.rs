@@ -381,7 +381,13 @@ fn wrong_sinks_and_server() {
     );
     check("[source.web]", "[server]\nepoch = \"5ms\"\nlisten = \"0.0.0.0:1\"\n[source.web]",
         "2:9 server.epoch: `server.epoch` must lie between 10ms and 60s (\"1s\" is usual)
-         3:10 server.listen: `0.0.0.0:1` is beyond loopback, and there is no TLS in this build (write \"127.0.0.1:1\", or `insecure = true` if the network is yours alone)");
+         3:10 server.listen: `0.0.0.0:1` is beyond loopback, where anybody on the way can read along (write [server.tls] with `cert` and `key`, or \"127.0.0.1:1\"; or `insecure = true` in [server] if the network is yours alone)");
+    check(
+        "[source.web]",
+        "[server]\nhosts = [\"a.example\", \"https://b\"]\n[server.tls]\ncert = \"a.pem\"\n[source.web]",
+        "2:23 server.hosts: `https://b` is not the name of a host (write \"tidemill.example\", without scheme and port)
+         3:9 server.tls.key: `server.tls.key` is missing (write `key = \"host.key\"`: its private key)",
+    );
     check(
         "[source.web]",
         "[plugin.mine]\npath = \"x.wasm\"\n[source.web]",

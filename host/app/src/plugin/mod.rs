@@ -20,12 +20,15 @@ use crate::config::plan::{GapRule, Match, Pipeline, PluginUse};
 use crate::progress::Progress;
 use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tidemill_engine::gap::{self, Boundary, GapConfig};
 use tidemill_engine::rule::SessionRule;
-use tidemill_sandbox::{Cache, Component, ConfigureError, Engine, EngineError, FieldType, Plugin, World};
+use tidemill_sandbox::{
+    Cache, Component, ConfigureError, Engine, EngineError, FieldType, LoadError, Plugin, World,
+};
 
 /// The longest that one call of some hundred rows may take. Half of what stopping a runaway plugin may cost in all,
 /// and about a thousand times what such a call takes.
@@ -96,6 +99,34 @@ impl Sandbox {
         }
         // Without a place for compiled code a start takes longer, and nothing else.
         Ok(started.insert((Engine::new()?, Cache::open(&self.compiled).ok())).clone())
+    }
+}
+
+/// Why bytes cannot be used as a plugin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TryError {
+    /// The machine is at fault.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The component is, mostly.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+impl Sandbox {
+    /// A component out of these bytes, checked and compiled: not for a thread that has events or requests to work on.
+    ///
+    /// # Errors
+    /// If it cannot be used.
+    pub(crate) fn try_component(&self, bytes: &[u8]) -> Result<Component, TryError> {
+        let (engine, cache) = self.engine()?;
+        Ok(Component::load(&engine, bytes, cache.as_ref())?)
+    }
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sandbox").field("compiled", &self.compiled).finish_non_exhaustive()
     }
 }
 

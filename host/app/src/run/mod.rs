@@ -30,7 +30,7 @@ use crate::control::{Control, Handle};
 use crate::meta::{Counters, Meta};
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
-use crate::server::Server;
+use crate::server::{Say, Server, ServerError};
 use crate::store::StoreError;
 use crate::store::claim::Claim;
 use crate::store::log::EpochLog;
@@ -160,7 +160,7 @@ pub(crate) fn run(
     options: &RunOptions,
     progress: &[Arc<Progress>],
     stop: &Arc<AtomicBool>,
-    say: &dyn Fn(&str),
+    say: Say,
 ) -> Result<Vec<Summary>, RunError> {
     for name in &options.resend {
         if !plan.sinks.iter().any(|s| s.name == *name) {
@@ -170,9 +170,12 @@ pub(crate) fn run(
     let mut claim = Claim::take(&plan.server.data_dir)?;
     let incarnation = claim.next_incarnation()?;
     let claim = &claim;
-    let control = &Control::new(plan, progress);
-    let server = Server::start(plan).map_err(|e| RunError::Conflict(e.to_string()))?;
-    server.iter().flat_map(|s| &s.notes).for_each(|note| say(note));
+    let control = &Arc::new(Control::new(plan, progress));
+    let server = Server::start(plan, control, say).map_err(|e| match e {
+        ServerError::Address { .. } => RunError::Conflict(e.to_string()),
+        ServerError::Refused(_) => RunError::Refused(e.to_string()),
+        ServerError::Threads(_) => RunError::Failed(e.to_string()),
+    })?;
     let inlets = &Inlets::open(plan, options)?;
     if let Some(server) = &server {
         server.open(|source| inlets.log(source));

@@ -3,6 +3,7 @@
 //! The answer is 202 only once the records are durable. A client that gets no answer sends the same records again, with the
 //! same ids, and none counts twice.
 
+use super::access::bearer;
 use super::problem::Problem;
 use super::split::{Rejected, split};
 use crate::config::plan::Secret;
@@ -117,10 +118,7 @@ async fn keep(log: &IngestLog, records: Vec<Vec<u8>>) -> Result<(), Problem> {
 
 /// The inlet that a request's write key opens.
 fn inlet<'a>(inlets: &'a Inlets, headers: &HeaderMap) -> Result<&'a Arc<Inlet>, Problem> {
-    let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| {
-        let (scheme, key) = v.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-    });
+    let given = bearer(headers);
     // Every key is compared in the same time, so that none can be guessed piece by piece.
     let opens = |i: &Inlet| {
         let fits = |k: &Secret| given.is_some_and(|g| bool::from(k.reveal().as_bytes().ct_eq(g.as_bytes())));

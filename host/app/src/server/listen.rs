@@ -9,8 +9,10 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 
 /// Connections of one listener at a time; more wait in the system's queue. Each costs some 10 KiB.
 const CONNECTIONS_MAX: usize = 16_384;
@@ -42,7 +44,13 @@ impl Listening {
     }
 
     /// Serves until `stop` says so; then answers what has been asked, for a while.
-    pub(crate) async fn serve(self, router: Router, mut stop: watch::Receiver<bool>) {
+    /// With `tls`, only to clients that speak it.
+    pub(crate) async fn serve(
+        self,
+        router: Router,
+        tls: Option<TlsAcceptor>,
+        mut stop: watch::Receiver<bool>,
+    ) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -52,9 +60,20 @@ impl Listening {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (router, stop) = (router.clone(), stop.clone());
+                    let (router, tls, stop) = (router.clone(), tls.clone(), stop.clone());
+                    // Answers are small and awaited; without it they would wait for more to send.
+                    let _ = stream.set_nodelay(true);
                     tokio::spawn(async move {
-                        connection(stream, router, stop).await;
+                        match tls {
+                            None => connection(stream, router, stop).await,
+                            // A client that does not shake hands is gone: there is no way to tell it anything.
+                            Some(tls) => {
+                                let shaken = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await;
+                                if let Ok(Ok(stream)) = shaken {
+                                    connection(stream, router, stop).await;
+                                }
+                            }
+                        }
                         drop(place);
                     });
                 }
@@ -68,9 +87,11 @@ impl Listening {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
-    // Answers are small and awaited; without it they would wait for more to send.
-    let _ = stream.set_nodelay(true);
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).half_close(false);
     let mut served = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
@@ -80,4 +101,71 @@ async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver
         _ = stop.wait_for(|s| *s) => served.as_mut().graceful_shutdown(),
     }
     let _ = tokio::time::timeout(GOODBYE, served).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::{Certificates, TlsFiles};
+    use axum::body::Body;
+    use axum::http::Request;
+    use rustls::client::Resumption;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore};
+    use std::fs;
+    use tokio::net::TcpStream;
+    use tokio_rustls::TlsConnector;
+
+    /// A certificate in these files, and what a client must know to take it.
+    fn certificate(files: &TlsFiles) -> TlsConnector {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        fs::write(&files.cert, made.cert.pem()).unwrap();
+        fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(made.cert.der().to_vec())).unwrap();
+        let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        // A session that is resumed shows no certificate.
+        config.resumption = Resumption::disabled();
+        TlsConnector::from(Arc::new(config))
+    }
+
+    /// The status of the answer.
+    async fn ask(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> hyper::Result<u16> {
+        let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = Request::get("/").header("host", "localhost").body(Body::empty()).unwrap();
+        Ok(client.send_request(request).await?.status().as_u16())
+    }
+
+    async fn ask_with(address: SocketAddr, tls: &TlsConnector) -> Option<u16> {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let stream = tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.ok()?;
+        ask(stream).await.ok()
+    }
+
+    #[tokio::test]
+    async fn with_tls_only_who_speaks_it_is_answered_and_a_new_certificate_is_shown_without_a_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = TlsFiles { cert: dir.path().join("c.pem"), key: dir.path().join("c.key") };
+        let first = certificate(&files);
+        let certificates = Certificates::open(&files).unwrap();
+        let acceptor = TlsAcceptor::from(certificates.server_config().unwrap());
+        let listening = Listening::bind("127.0.0.1:0").await.unwrap();
+        let address = listening.address();
+        let (stop, stopping) = watch::channel(false);
+        let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
+        let serving = tokio::spawn(listening.serve(router, Some(acceptor), stopping));
+
+        assert_eq!(ask_with(address, &first).await, Some(200));
+        let plain = TcpStream::connect(address).await.unwrap();
+        assert!(ask(plain).await.is_err(), "answered without TLS");
+
+        let second = certificate(&files);
+        assert_eq!(ask_with(address, &second).await, None, "not yet");
+        assert!(certificates.refresh().unwrap());
+        assert_eq!(ask_with(address, &second).await, Some(200));
+        assert_eq!(ask_with(address, &first).await, None, "the old one is shown no more");
+        stop.send_replace(true);
+        serving.await.unwrap();
+    }
 }

@@ -1,31 +1,64 @@
 //! What the host answers over the network: one runtime of its own, apart from the threads that events pass through.
+//!
+//! Two kinds of listener, each with its own router and its own keys: those that take events (`ingest`), and the one that
+//! an operator asks (`admin`).
 
+mod access;
+mod admin;
 mod ingest;
 mod listen;
+mod metrics;
 mod problem;
 mod split;
 
+use self::access::Access;
+use self::admin::Admin;
 use self::ingest::Inlet;
 use self::listen::Listening;
+use self::metrics::HttpMetrics;
 use crate::config::plan::{Http, Plan, SourceKind};
+use crate::control::Control;
+use crate::store::token::TokenFile;
+use crate::tls::Certificates;
+use axum::middleware;
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tidemill_connect::source::ingest_log::IngestLog;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 /// Threads for requests: they wait for the disk, not for the processor.
 const THREADS: usize = 2;
+/// How often it is looked whether certificate or token have changed.
+const REFRESH: Duration = Duration::from_secs(1);
 
-/// Why nothing listens.
+/// Tells the user.
+pub(crate) type Say = &'static (dyn Fn(&str) + Sync);
+
+/// Why nothing listens, by what the caller must do.
 #[derive(Debug, thiserror::Error)]
-#[error("source `{source_name}` cannot listen on {address}: {error}")]
-pub(crate) struct CannotListen {
-    source_name: String,
-    address: String,
-    error: io::Error,
+pub(crate) enum ServerError {
+    /// Another program has the address.
+    #[error("{who} cannot listen on {address}: {error}")]
+    Address {
+        /// The listener.
+        who: String,
+        /// Where.
+        address: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The config or a file that it names is wrong.
+    #[error("{0}")]
+    Refused(String),
+    /// The system has no threads left.
+    #[error("no thread can be started for requests: {0}")]
+    Threads(io::Error),
 }
 
 /// The listeners. Dropping it stops them; requests at hand are answered first.
@@ -35,14 +68,29 @@ pub(crate) struct Server {
     stop: watch::Sender<bool>,
     serving: Vec<JoinHandle<()>>,
     inlets: Vec<Arc<Inlet>>,
-    /// What listens where, for the user.
-    pub(crate) notes: Vec<String>,
+    admin: Option<Arc<Admin>>,
+}
+
+/// What the listeners are made of.
+struct Parts<'a> {
+    plan: &'a Plan,
+    server: Server,
+    runtime: &'a Runtime,
+    certificates: Option<Arc<Certificates>>,
+    tls: Option<TlsAcceptor>,
+    http: Arc<HttpMetrics>,
+    stopping: watch::Receiver<bool>,
+    say: Say,
 }
 
 impl Server {
     /// Listens for everything that the plan names. Until [`open`](Server::open), what is posted is answered with 503. None
     /// if there is nothing to listen for.
-    pub(crate) fn start(plan: &Plan) -> Result<Option<Server>, CannotListen> {
+    pub(crate) fn start(
+        plan: &Plan,
+        control: &Arc<Control>,
+        say: Say,
+    ) -> Result<Option<Server>, ServerError> {
         let posted = plan.sources.iter().filter_map(|s| match &s.kind {
             SourceKind::Http(http) => Some((s.name.as_str(), http)),
             _ => None,
@@ -51,37 +99,40 @@ impl Server {
         for (name, http) in posted {
             by_address.entry(&http.listen).or_default().push((name, http));
         }
-        let Some(first) = by_address.values().flatten().next() else { return Ok(None) };
-        let cannot = |name: &str, http: &Http, error| CannotListen {
-            source_name: name.to_owned(),
-            address: http.listen.clone(),
-            error,
-        };
+        // A run over files ends by itself: it needs no port, unless somebody wants to look on.
+        let steered = plan.server.listen_named || plan.sources.iter().any(|s| s.is_live());
+        if by_address.is_empty() && !steered {
+            return Ok(None);
+        }
         more_descriptors();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("http")
             .enable_all()
             .build()
-            .map_err(|e| cannot(first.0, first.1, e))?;
+            .map_err(ServerError::Threads)?;
+        let refused = |e: &dyn std::fmt::Display| ServerError::Refused(e.to_string());
+        let certificates =
+            plan.server.tls.as_ref().map(Certificates::open).transpose().map_err(|e| refused(&e))?;
+        let config = certificates.as_ref().map(Certificates::server_config).transpose();
         let (stop, stopping) = watch::channel(false);
-        let mut server =
-            Server { runtime: None, stop, serving: Vec::new(), inlets: Vec::new(), notes: Vec::new() };
+        let server = Server { runtime: None, stop, serving: Vec::new(), inlets: Vec::new(), admin: None };
+        let mut parts = Parts {
+            plan,
+            server,
+            runtime: &runtime,
+            certificates,
+            tls: config.map_err(|e| refused(&e))?.map(TlsAcceptor::from),
+            http: Arc::new(HttpMetrics::new().map_err(|e| refused(&e))?),
+            stopping,
+            say,
+        };
         for sources in by_address.values() {
-            let Some((name, http)) = sources.first() else { continue };
-            let listening =
-                runtime.block_on(Listening::bind(&http.listen)).map_err(|e| cannot(name, http, e))?;
-            let inlets: Vec<Arc<Inlet>> =
-                sources.iter().map(|(name, http)| Arc::new(inlet(name, http))).collect();
-            for inlet in &inlets {
-                let address = listening.address();
-                let source = &inlet.source;
-                server.notes.push(format!("source `{source}` takes events at http://{address}/v1/events"));
-            }
-            server.inlets.extend(inlets.iter().cloned());
-            let router = ingest::router(Arc::new(inlets));
-            server.serving.push(runtime.spawn(listening.serve(router, stopping.clone())));
+            parts.listen_for_events(sources)?;
         }
+        let access = if steered { parts.listen_for_operators(control)? } else { None };
+        parts.refresh(access);
+        let mut server = parts.server;
         server.runtime = Some(runtime);
         Ok(Some(server))
     }
@@ -94,7 +145,113 @@ impl Server {
                 let _ = inlet.log.set(log);
             }
         }
+        if let Some(admin) = &self.admin {
+            admin.opened();
+        }
     }
+}
+
+impl Parts<'_> {
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    fn serve(&mut self, listening: Listening, router: axum::Router) {
+        let serving = listening.serve(router, self.tls.clone(), self.stopping.clone());
+        self.server.serving.push(self.runtime.spawn(serving));
+    }
+
+    /// A listener of one or several sources.
+    fn listen_for_events(&mut self, sources: &[(&str, &Http)]) -> Result<(), ServerError> {
+        let Some((name, http)) = sources.first() else { return Ok(()) };
+        let listening = self.runtime.block_on(Listening::bind(&http.listen)).map_err(|error| {
+            ServerError::Address { who: format!("source `{name}`"), address: http.listen.clone(), error }
+        })?;
+        let inlets: Vec<Arc<Inlet>> =
+            sources.iter().map(|(name, http)| Arc::new(inlet(name, http))).collect();
+        let (scheme, address) = (self.scheme(), listening.address());
+        for inlet in &inlets {
+            let source = &inlet.source;
+            (self.say)(&format!("source `{source}` takes events at {scheme}://{address}/v1/events"));
+        }
+        self.server.inlets.extend(inlets.iter().cloned());
+        let router = ingest::router(Arc::new(inlets))
+            .layer(middleware::from_fn_with_state((self.http.clone(), "ingest"), metrics::count));
+        self.serve(listening, router);
+        Ok(())
+    }
+
+    /// The admin listener; none if its address is taken and nobody has asked for that one.
+    fn listen_for_operators(
+        &mut self,
+        control: &Arc<Control>,
+    ) -> Result<Option<(TokenFile, Arc<Access>)>, ServerError> {
+        let wanted = &self.plan.server;
+        let listening = match self.runtime.block_on(Listening::bind(&wanted.listen)) {
+            Ok(listening) => listening,
+            Err(error) if wanted.listen_named => {
+                let (who, address) = ("the admin API".to_owned(), wanted.listen.clone());
+                return Err(ServerError::Address { who, address, error });
+            }
+            Err(error) => {
+                (self.say)(&format!(
+                    "there is no admin API: {} cannot be had ({error}); `listen` in [server] names another address",
+                    wanted.listen
+                ));
+                return Ok(None);
+            }
+        };
+        let file = TokenFile::of(&wanted.data_dir);
+        let (token, new) = file.read_or_make().map_err(|e| ServerError::Refused(e.to_string()))?;
+        let (scheme, address) = (self.scheme(), listening.address());
+        (self.say)(&format!("the admin API is at {scheme}://{address}"));
+        if new {
+            (self.say)(&format!(
+                "its token, shown this once (`tidemill token` prints it again): {}",
+                token.reveal()
+            ));
+        }
+        let hosts = wanted.hosts.iter().cloned().chain(host_of(&wanted.listen)).collect();
+        let access = Arc::new(Access::new(token, hosts, self.tls.is_some()));
+        let admin = Arc::new(Admin::new(Arc::new(self.plan.clone()), control.clone()));
+        self.server.admin = Some(admin.clone());
+        let router = admin::router(admin, access.clone(), self.http.clone());
+        self.serve(listening, router);
+        Ok(Some((file, access)))
+    }
+
+    /// Looks now and then whether certificate or token have changed.
+    fn refresh(&mut self, access: Option<(TokenFile, Arc<Access>)>) {
+        let (certificates, say, mut stopping) = (self.certificates.clone(), self.say, self.stopping.clone());
+        let look = move || {
+            match certificates.as_ref().map(|c| c.refresh()) {
+                Some(Ok(true)) => say("the certificate has changed, and the new one is shown from now on"),
+                Some(Err(e)) => {
+                    say(&format!("the certificate has changed, and the old one is still shown: {e}"));
+                }
+                Some(Ok(false)) | None => {}
+            }
+            // A token that cannot be read is none that anybody could have been given: the last one holds.
+            if let Some((file, access)) = &access
+                && let Ok(Some(token)) = file.read()
+            {
+                access.rotate(token);
+            }
+        };
+        let look = Arc::new(look);
+        self.server.serving.push(self.runtime.spawn(async move {
+            while tokio::time::timeout(REFRESH, stopping.wait_for(|s| *s)).await.is_err() {
+                let look = look.clone();
+                // It only ends early by a panic; the next look is as good.
+                let _ = tokio::task::spawn_blocking(move || look()).await;
+            }
+        }));
+    }
+}
+
+/// The name in an address that was written as one.
+fn host_of(listen: &str) -> Option<String> {
+    listen.parse::<SocketAddr>().is_err().then(|| listen.rsplit_once(':').map(|(host, _)| host.to_owned()))?
 }
 
 impl Drop for Server {

@@ -5,7 +5,7 @@
 //! second process could then lock a new file of that name. The register stands outside the epoch
 //! chain and only rises: going back to an older epoch never gives an old incarnation out again.
 
-use super::{StoreError, create_dir_durably, read_if_there, sync_dir};
+use super::{StoreError, create_dir_durably, read_if_there, replace};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
@@ -107,19 +107,7 @@ impl Claim {
     fn raise_incarnation(&mut self, last: u64) -> Result<u64, StoreError> {
         let next =
             last.checked_add(1).ok_or_else(|| self.damaged("the register stands at its greatest number"))?;
-        let temporary = self.data_dir.join("incarnation.tmp");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(StoreError::storage("create", &temporary))?;
-        file.write_all(format(next).as_bytes())
-            .and_then(|()| file.sync_all())
-            .map_err(StoreError::storage("write", &temporary))?;
-        fs::rename(&temporary, self.register()).map_err(StoreError::storage("rename", &temporary))?;
-        sync_dir(&self.data_dir)?;
+        replace(&self.register(), format(next).as_bytes())?;
         Ok(next)
     }
 }

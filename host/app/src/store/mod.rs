@@ -5,18 +5,22 @@
 //! DATA_DIR/incarnation                   the register of starts; only rises (claim.rs)
 //! DATA_DIR/pipelines/NAME/*.seg          segments of epoch records (log.rs)
 //! DATA_DIR/pipelines/NAME/COMMITTED      how far the log is known to be durable (log.rs)
+//! DATA_DIR/plugins/                      versions of plugins, by what they are (versions.rs)
+//! DATA_DIR/token                         what opens the admin API (token.rs)
 //! ```
 //!
-//! Here stand the errors, by what the caller must do, and the few file operations that both share.
+//! Here stand the errors, by what the caller must do, and the few file operations that all share.
 //! Invariant: a name in a directory counts as written only after that directory was synced.
 
 pub(crate) mod claim;
 pub(crate) mod log;
+pub(crate) mod token;
+pub(crate) mod versions;
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why the store cannot go on. None of these is worth a retry by the process itself.
@@ -161,4 +165,27 @@ fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>, StoreError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(StoreError::storage("read", file)(e)),
     }
+}
+
+/// Puts a whole file in place of what was there, for the owner only: after a crash it is the one or the other.
+fn replace(file: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".tmp");
+    let temporary = Path::new(&name);
+    // One that a crash has left may have another mode.
+    match fs::remove_file(temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(StoreError::storage("remove", temporary)(e));
+        }
+        _ => {}
+    }
+    let mut new = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(temporary)
+        .map_err(StoreError::storage("create", temporary))?;
+    new.write_all(bytes).and_then(|()| new.sync_all()).map_err(StoreError::storage("write", temporary))?;
+    fs::rename(temporary, file).map_err(StoreError::storage("rename", temporary))?;
+    sync_dir(parent_of(file))
 }

@@ -13,34 +13,34 @@ use tidemill_connect::ConnectError;
 use tidemill_connect::sink::sqlite::{Filter, OwnedRow, SqliteReader};
 use tidemill_engine::outbox::Stage;
 
-use super::out::Failure;
 use crate::config::{Pipeline, Plan, Sink, SinkKind};
 
-/// One session as it stands; the names of DESIGN 8.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Row {
+/// One session as it stands in a sink
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = Session)]
+pub(crate) struct Row {
     /// 32 hex digits.
-    pub(super) session_id: String,
+    pub(crate) session_id: String,
     /// As a reader sees it.
-    pub(super) key: String,
+    pub(crate) key: String,
     /// Time of the first event.
-    pub(super) start_ms: i64,
+    pub(crate) start_ms: i64,
     /// Time of the last event.
-    pub(super) end_ms: i64,
+    pub(crate) end_ms: i64,
     /// How many.
-    pub(super) events: u64,
+    pub(crate) events: u64,
     /// `early`, `final`, `corrected`, `retracted`.
-    pub(super) stage: String,
+    pub(crate) stage: String,
     /// With `epoch` the revision.
-    pub(super) incarnation: u64,
+    pub(crate) incarnation: u64,
     /// See `incarnation`.
-    pub(super) epoch: u64,
+    pub(crate) epoch: u64,
     /// Why it closed.
-    pub(super) reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// The rule.
-    pub(super) plugin: String,
+    pub(crate) plugin: String,
     /// The rule's own fields.
-    pub(super) fields: Value,
+    pub(crate) fields: Value,
 }
 
 impl From<OwnedRow> for Row {
@@ -61,31 +61,41 @@ impl From<OwnedRow> for Row {
     }
 }
 
-impl From<ConnectError> for Failure {
-    fn from(e: ConnectError) -> Failure {
-        let code = match e {
-            ConnectError::Config(_) => 4,
-            ConnectError::Conflict(_) => 6,
-            ConnectError::Failed(_) => 1,
-            ConnectError::Storage(_) => 5,
-        };
-        Failure::new(code, e.to_string(), None)
-    }
+/// Why nothing was read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RowsError {
+    /// The sink's own words for it.
+    #[error(transparent)]
+    Sink(#[from] ConnectError),
+    /// A file that cannot be read, or that holds something else.
+    #[error("{message}")]
+    Unreadable {
+        /// What is wrong.
+        message: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
+}
+
+fn unreadable(message: String) -> RowsError {
+    RowsError::Unreadable { message, help: None }
 }
 
 /// Which rows.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Want {
+pub(crate) struct Want {
+    /// Only of this pipeline, where a table says whose a row is.
+    pub(crate) pipeline: Option<String>,
     /// Only of this key.
-    pub(super) key: Option<String>,
+    pub(crate) key: Option<String>,
     /// Only of this stage; none: all but the retracted.
-    pub(super) stage: Option<Stage>,
+    pub(crate) stage: Option<Stage>,
     /// At most so many.
-    pub(super) limit: Option<u32>,
+    pub(crate) limit: Option<u32>,
 }
 
 /// The sinks of a plan that sessions can be read from, each once.
-pub(super) fn readable<'a>(plan: &'a Plan, pipelines: &[Pipeline]) -> Vec<&'a Sink> {
+pub(crate) fn readable<'a>(plan: &'a Plan, pipelines: &[Pipeline]) -> Vec<&'a Sink> {
     let mut seen: Vec<usize> = Vec::new();
     for target in pipelines.iter().flat_map(|p| &p.to) {
         if !seen.contains(&target.sink) {
@@ -96,13 +106,15 @@ pub(super) fn readable<'a>(plan: &'a Plan, pipelines: &[Pipeline]) -> Vec<&'a Si
 }
 
 /// The rows of a sink, latest start first.
-pub(super) fn read(sink: &Sink, want: &Want) -> Result<Vec<Row>, Failure> {
+pub(crate) fn read(sink: &Sink, want: &Want) -> Result<Vec<Row>, RowsError> {
     let mut rows = match &sink.kind {
         SinkKind::Sqlite { path, table } => from_sqlite(path, table, want)?,
         SinkKind::File { path } => from_lines(path, want)?,
         SinkKind::Stdout => {
-            let message = format!("sink `{}` writes to standard output: nothing of it is kept", sink.name);
-            return Err(Failure::new(4, message, None));
+            let name = &sink.name;
+            return Err(unreadable(format!(
+                "sink `{name}` writes to standard output: nothing of it is kept"
+            )));
         }
     };
     rows.sort_by(|a, b| (b.start_ms, &b.session_id).cmp(&(a.start_ms, &a.session_id)));
@@ -112,29 +124,28 @@ pub(super) fn read(sink: &Sink, want: &Want) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-fn from_sqlite(path: &Path, table: &str, want: &Want) -> Result<Vec<Row>, Failure> {
+fn from_sqlite(path: &Path, table: &str, want: &Want) -> Result<Vec<Row>, RowsError> {
     let reader = SqliteReader::open(path, table)?;
     let stages = want.stage.map_or(vec![Stage::Early, Stage::Final, Stage::Corrected], |s| vec![s]);
     let mut rows = Vec::new();
     for stage in stages {
         let filter = Filter {
+            pipeline: want.pipeline.clone(),
             key: want.key.clone(),
             stage: Some(stage),
             limit: want.limit,
             newest_first: true,
-            ..Filter::default()
         };
         rows.extend(reader.rows(&filter)?.into_iter().map(Row::from));
     }
     Ok(rows)
 }
 
-fn from_lines(path: &Path, want: &Want) -> Result<Vec<Row>, Failure> {
+fn from_lines(path: &Path, want: &Want) -> Result<Vec<Row>, RowsError> {
     let mut newest: HashMap<String, Row> = HashMap::new();
     each_line(path, |number, line| {
-        let row: Row = serde_json::from_str(line).map_err(|e| {
-            Failure::new(4, format!("{}:{number}: this is no session: {e}", path.display()), None)
-        })?;
+        let row: Row = serde_json::from_str(line)
+            .map_err(|e| unreadable(format!("{}:{number}: this is no session: {e}", path.display())))?;
         if want.key.as_ref().is_some_and(|k| *k != row.key) {
             return Ok(());
         }
@@ -156,21 +167,21 @@ fn from_lines(path: &Path, want: &Want) -> Result<Vec<Row>, Failure> {
 }
 
 /// Every whole line of a file with its number; one without a line end is still being written.
-pub(super) fn each_line(
+pub(crate) fn each_line(
     path: &Path,
-    mut each: impl FnMut(u64, &str) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let unreadable = |e: std::io::Error| {
+    mut each: impl FnMut(u64, &str) -> Result<(), RowsError>,
+) -> Result<(), RowsError> {
+    let cannot = |e: std::io::Error| {
         let help = (e.kind() == ErrorKind::NotFound)
             .then(|| "has the pipeline run? `tidemill run FILE.toml`".into());
-        Failure::new(4, format!("{} cannot be read: {e}", path.display()), help)
+        RowsError::Unreadable { message: format!("{} cannot be read: {e}", path.display()), help }
     };
-    let mut reader = BufReader::with_capacity(1 << 18, File::open(path).map_err(unreadable)?);
+    let mut reader = BufReader::with_capacity(1 << 18, File::open(path).map_err(cannot)?);
     let mut line = String::new();
     let mut number = 0;
     loop {
         line.clear();
-        if reader.read_line(&mut line).map_err(unreadable)? == 0 || !line.ends_with('\n') {
+        if reader.read_line(&mut line).map_err(cannot)? == 0 || !line.ends_with('\n') {
             return Ok(());
         }
         number += 1;
@@ -182,7 +193,7 @@ pub(super) fn each_line(
 }
 
 /// Every dead letter in a file. A line that is none is passed over: the file is there to be looked at.
-pub(super) fn each_letter(path: &Path, mut each: impl FnMut(Value)) -> Result<(), Failure> {
+pub(crate) fn each_letter(path: &Path, mut each: impl FnMut(Value)) -> Result<(), RowsError> {
     each_line(path, |_, line| {
         if let Ok(letter) = serde_json::from_str(line) {
             each(letter);
@@ -192,7 +203,7 @@ pub(super) fn each_letter(path: &Path, mut each: impl FnMut(Value)) -> Result<()
 }
 
 /// A text member of a dead letter; empty if it has none.
-pub(super) fn member<'a>(letter: &'a Value, name: &str) -> &'a str {
+pub(crate) fn member<'a>(letter: &'a Value, name: &str) -> &'a str {
     letter.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
