@@ -74,9 +74,14 @@ fn tell_json(plan: &Plan, problems: &Problems, changes: &[(String, Change)]) -> 
 fn changes(plan: &Plan, problems: &mut Problems) -> Result<Vec<(String, Change)>, Failure> {
     let mut free = Vec::new();
     for pipeline in &plan.pipelines {
-        let Some((_, _, meta)) = run::peek(plan, &pipeline.name)? else { continue };
+        let stored = run::peek(plan, &pipeline.name)?;
+        let newest = stored.as_ref().map(|(epoch, _, meta)| (*epoch, meta));
+        for (what, why) in run::foresee::foresee(plan, pipeline, newest) {
+            problems.error(pipeline.at, &what, why, None);
+        }
+        let Some((_, _, meta)) = stored else { continue };
         for change in config::compare(&meta.fingerprint, &config::fingerprint(pipeline, plan)) {
-            if change.kind != ChangeKind::Refused {
+            if !matches!(change.kind, ChangeKind::Refused | ChangeKind::Resend) {
                 free.push((pipeline.name.clone(), change));
             } else {
                 problems.error(pipeline.at, &change.what, change.message, None);

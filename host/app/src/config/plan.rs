@@ -594,6 +594,8 @@ pub(crate) enum ChangeKind {
     Free,
     /// Another version of the rule takes over from a place in event time on.
     Swap,
+    /// A sink would lack what was sent: only with `--resend`.
+    Resend,
     /// Would make stored sessions meaningless.
     Refused,
 }
@@ -633,7 +635,13 @@ pub(crate) fn compare(stored: &Value, new: &Value) -> Vec<Change> {
             changes.push(swap(pipeline, name, before, now));
         }
     });
-    for aspect in ["enrich", "lateness_ms", "early", "end_of_input", "dead"] {
+    difference(
+        &format!("pipeline.{pipeline}.dead"),
+        &stored["dead"]["name"],
+        &new["dead"]["name"],
+        &mut changes,
+    );
+    for aspect in ["enrich", "lateness_ms", "early", "end_of_input"] {
         let key = aspect.trim_end_matches("_ms");
         difference(&format!("pipeline.{pipeline}.{key}"), &stored[aspect], &new[aspect], &mut changes);
     }
@@ -645,13 +653,54 @@ pub(crate) fn compare(stored: &Value, new: &Value) -> Vec<Change> {
             ),
         )),
         (_, None) => changes.push(free(format!("sink.{name}"), format!("`{name}` gets nothing any more"))),
-        (Some(before), Some(now)) => difference(&format!("sink.{name}"), before, now, &mut changes),
+        (Some(before), Some(now)) => {
+            difference(&format!("sink.{name}.stages"), &before["stages"], &now["stages"], &mut changes);
+        }
     });
+    let sinks = new["sinks"].as_object().into_iter().flat_map(serde_json::Map::keys).map(String::as_str);
+    for name in sinks.chain(new["dead"]["name"].as_str()) {
+        if let Some(message) = moved(stored, new, name) {
+            changes.push(Change { what: format!("sink.{name}"), kind: ChangeKind::Resend, message });
+        }
+    }
     by_name(&stored["limits"], &new["limits"], |name, before, now| {
         let what = format!("pipeline.{pipeline}.limits.{name}");
         difference(&what, before.unwrap_or(&Value::Null), now.unwrap_or(&Value::Null), &mut changes);
     });
     changes
+}
+
+/// What to say if a sink of this name writes to another place than it did: what was sent before is not there.
+pub(crate) fn moved(stored: &Value, new: &Value, sink: &str) -> Option<String> {
+    let facts = |of: &Value| {
+        let dead = (of["dead"]["name"] == sink).then(|| of["dead"]["to"].clone());
+        of["sinks"].get(sink).cloned().or(dead)
+    };
+    let place = |facts: &Value| {
+        // `./s.db` is `s.db`, but what the file system makes of a path is not asked here.
+        let path: PathBuf = facts["path"].as_str().map(plain).unwrap_or_default();
+        (facts["kind"].clone(), path, facts["table"].clone())
+    };
+    let shown = |facts: &Value| match (facts["path"].as_str(), facts["table"].as_str()) {
+        (Some(path), Some(table)) => format!("table {table} of {path}"),
+        (Some(path), None) => path.to_owned(),
+        (None, _) => "standard output".to_owned(),
+    };
+    let (before, now) = (facts(stored)?, facts(new)?);
+    (place(&before) != place(&now)).then(|| {
+        format!(
+            "it wrote to {} and is now to write to {}, where what was sent before is missing: put the old place back, \
+             `--resend {sink}` sends again what is still kept, or give the new place a new name, and it gets what is \
+             committed from now on",
+            shown(&before),
+            shown(&now)
+        )
+    })
+}
+
+/// A path without its `.` parts.
+fn plain(path: &str) -> PathBuf {
+    Path::new(path).components().filter(|c| *c != std::path::Component::CurDir).collect()
 }
 
 /// Calls `each` for every name that either table has, in order.

@@ -1,8 +1,8 @@
 //! What can be known about the world without running: inputs that are missing, directories that cannot be written.
 
 use super::diagnose::{Problems, Spot, nearest};
-use super::lookup;
 use super::plan::{Plan, SourceKind};
+use super::{cycle, lookup};
 use crate::tls::TlsFiles;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,7 @@ impl Plan {
                 probe_output(path, sink.path_at, &format!("sink.{}.path", sink.name), p);
             }
         }
+        cycle::probe(self, p);
         problems.sort();
         problems
     }
@@ -88,7 +89,12 @@ fn probe_pattern(pattern: &str, at: Spot, key: &str, p: &mut Problems) {
         p.error(at, key, message, similar_file(pattern));
     }
     for path in &files {
-        if let Err(e) = std::fs::File::open(path) {
+        // Asked before opening: to open a named pipe waits for its writer.
+        if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+            let message = format!("`{}` is a pipe, socket or device, not a file", path.display());
+            let help = format!("read it as standard input: kind = \"stdin\", and `< {}`", path.display());
+            p.error(at, key, message, help);
+        } else if let Err(e) = std::fs::File::open(path) {
             p.error(at, key, format!("`{}` cannot be read: {e}", path.display()), None);
         }
         let plain = path.with_extension("");

@@ -455,7 +455,7 @@ fn changes(line: &str, by: &str) -> Vec<(String, ChangeKind)> {
 
 #[test]
 fn changes_are_named_by_what_they_mean() {
-    use ChangeKind::{Free, Refused, Swap};
+    use ChangeKind::{Free, Refused, Resend, Swap};
     type Line<'a> = (&'a str, &'a str, &'a [(&'a str, ChangeKind)]);
     let table: [Line<'_>; 9] = [
         ("", "", &[]),
@@ -473,7 +473,7 @@ fn changes_are_named_by_what_they_mean() {
             "lateness = \"1h\"\nearly = \"off\"\nto =",
             &[("pipeline.visits.lateness", Free), ("pipeline.visits.early", Free)],
         ),
-        ("\"out.jsonl\"", "\"new.jsonl\"", &[("sink.out", Free)]),
+        ("\"out.jsonl\"", "\"new.jsonl\"", &[("sink.out", Resend)]),
         ("to =", "limits.events_per_key = 5\nto =", &[("pipeline.visits.limits.events_per_key", Free)]),
     ];
     for (line, by, want) in table {

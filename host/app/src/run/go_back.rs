@@ -7,7 +7,7 @@
 use super::RunError;
 use super::pipeline::all_sinks;
 use crate::clock::now_ms;
-use crate::config::plan::{Pipeline, Plan};
+use crate::config::plan::{self, Pipeline, Plan};
 use crate::meta::{Decision, Meta};
 use crate::store::claim::Claim;
 use crate::store::log::{EpochLog, RecordRef, Survey};
@@ -25,6 +25,8 @@ pub(crate) struct GoBack<'a> {
     claim: Claim,
     dir: PathBuf,
     meta: Meta,
+    /// The newest that can be read.
+    newest: Meta,
     at: RecordRef,
     /// Of the whole log.
     pub(crate) survey: Survey,
@@ -43,6 +45,7 @@ impl<'a> GoBack<'a> {
         let mut first = 0;
         let mut can: Vec<u64> = Vec::new();
         let mut chosen = None;
+        let mut newest = None;
         let survey = EpochLog::survey(&dir, |record, at| {
             if first == 0 {
                 first = at.epoch;
@@ -50,6 +53,7 @@ impl<'a> GoBack<'a> {
             let text = record.section(Kind::Meta).unwrap_or_default();
             // A record of another version is no place to go back to.
             let Ok(meta) = serde_json::from_slice::<Meta>(text) else { return Ok(()) };
+            newest = Some(meta.clone());
             // Of a log whose front was trimmed, each key group must have an image in what is left.
             if first > 1 && !meta.images.iter().all(|i| *i >= first) {
                 return Ok(());
@@ -79,7 +83,8 @@ impl<'a> GoBack<'a> {
             let epoch = sink.witness().map_err(|e| RunError::of(&format!("sink `{name}`"), e))?;
             seen.push((name, epoch));
         }
-        Ok(GoBack { plan, pipeline, claim, dir, meta, at, survey, seen })
+        let newest = newest.unwrap_or_else(|| meta.clone());
+        Ok(GoBack { plan, pipeline, claim, dir, meta, newest, at, survey, seen })
     }
 
     /// The epoch to go back to.
@@ -118,6 +123,17 @@ impl<'a> GoBack<'a> {
     /// # Errors
     /// The log, or a sink that refuses; the same command may then be given again.
     pub(crate) fn carry_out(mut self) -> Result<Vec<(String, TakenBack)>, RunError> {
+        // A file that the pipeline did not have at the cut is emptied: it must have been the pipeline's since.
+        let fingerprint = plan::fingerprint(self.pipeline, self.plan);
+        for (name, sink) in all_sinks(self.plan, self.pipeline) {
+            let has = |meta: &Meta| {
+                let moved = plan::moved(&meta.fingerprint, &fingerprint, &name).is_some();
+                meta.cursors.get(&name).copied().filter(|_| !moved)
+            };
+            if has(&self.meta).is_none() {
+                sink.is_ours(has(&self.newest)).map_err(|e| RunError::of(&format!("sink `{name}`"), e))?;
+            }
+        }
         let incarnation = self.claim.next_incarnation()?;
         let to = self.at.epoch;
         let newest = self.newest().max(self.survey.marker_epoch);

@@ -12,6 +12,7 @@ mod commit;
 mod dedup;
 mod deliver;
 mod enrich;
+pub(crate) mod foresee;
 pub(crate) mod go_back;
 pub(crate) mod ingest;
 pub(crate) mod inlets;

@@ -224,13 +224,21 @@ fn recover(job: Job<'_>) -> Result<Recovered, RunError> {
 /// Opens and fences the sinks, and checks their cursors against the store's (DESIGN 4, "What wins").
 fn open_sinks(job: Job<'_>, r: &Recovered) -> Result<Vec<Opened>, RunError> {
     let Job { plan, pipeline, options, incarnation, .. } = job;
+    let fingerprint = plan::fingerprint(pipeline, plan);
     let mut opened = Vec::new();
     for (name, mut sink) in all_sinks(plan, pipeline) {
+        let of = |e| RunError::of(&format!("sink `{name}`"), e);
         let stored = r.meta.as_ref().and_then(|m| m.cursors.get(&name)).copied();
         let resend = options.resend.contains(&name);
         let start = Cursor { epoch: 0, length: 0 };
         let from = if resend { Some(start) } else { stored };
-        let own = sink.open(incarnation, from).map_err(|e| RunError::of(&format!("sink `{name}`"), e))?;
+        let moved = r.meta.as_ref().and_then(|m| plan::moved(&m.fingerprint, &fingerprint, &name));
+        match moved {
+            Some(moved) if !resend => return Err(RunError::Conflict(format!("sink `{name}`: {moved}"))),
+            _ if resend => sink.is_ours(stored.filter(|_| moved.is_none())).map_err(of)?,
+            _ => {}
+        }
+        let own = sink.open(incarnation, from).map_err(of)?;
         let cursor = match (own, stored) {
             (own, _) if resend => own.unwrap_or(start),
             (None, Some(stored)) => {
@@ -238,6 +246,12 @@ fn open_sinks(job: Job<'_>, r: &Recovered) -> Result<Vec<Opened>, RunError> {
                     "sink `{name}` has lost its cursor (it was known to have epoch {}); \
                      `--resend {name}` sends again what is still kept",
                     stored.epoch
+                )));
+            }
+            (Some(own), _) if own.epoch > r.log.last_epoch() && r.log.last_epoch() == 0 => {
+                return Err(RunError::Conflict(format!(
+                    "sink `{name}`: {}",
+                    of_another_state(plan, own.epoch)
                 )));
             }
             (Some(own), _) if own.epoch > r.log.last_epoch() => {
@@ -262,10 +276,30 @@ fn open_sinks(job: Job<'_>, r: &Recovered) -> Result<Vec<Opened>, RunError> {
     Ok(opened)
 }
 
+/// What to say of a sink with rows of this pipeline where the data directory knows nothing of it.
+pub(super) fn of_another_state(plan: &Plan, epoch: u64) -> String {
+    format!(
+        "it holds rows of this pipeline up to epoch {epoch}, but {} has no state of it: they come from another `data_dir`, \
+         or it was removed. Name that `data_dir` again, choose another place for the sink, or start over with --fresh, \
+         which deletes those rows",
+        plan.server.data_dir.display()
+    )
+}
+
+/// Deletes what the pipeline has written and what it knows. Nothing at all, if one of its files holds something else.
 fn start_over(job: Job<'_>) -> Result<(), RunError> {
     let Job { plan, pipeline, incarnation, dir, .. } = job;
+    // Of a log that cannot be read any more, nothing says which files are its own.
+    let meta = super::peek(plan, &pipeline.name).ok().flatten().map(|(_, _, meta)| meta);
+    let fingerprint = plan::fingerprint(pipeline, plan);
+    let of = |name: &str, e| RunError::of(&format!("--fresh: sink `{name}`"), e);
+    for (name, sink) in all_sinks(plan, pipeline) {
+        let known = meta.as_ref().filter(|m| plan::moved(&m.fingerprint, &fingerprint, &name).is_none());
+        let stored = known.and_then(|m| m.cursors.get(&name)).copied();
+        sink.is_ours(stored).map_err(|e| of(&name, e))?;
+    }
     for (name, mut sink) in all_sinks(plan, pipeline) {
-        let of = |e| RunError::of(&format!("--fresh: sink `{name}`"), e);
+        let of = |e| of(&name, e);
         sink.open(incarnation, Some(Cursor { epoch: 0, length: 0 })).map_err(of)?;
         sink.delete_all().map_err(of)?;
     }

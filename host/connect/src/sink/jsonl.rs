@@ -52,13 +52,9 @@ impl JsonlSink {
 
     /// Cuts the locked file back to the cursor, or says why the two contradict each other.
     fn cut_back(&self, file: &File, stored: Option<Cursor>) -> Result<(), ConnectError> {
-        let path = self.path.display();
         let length = file.metadata().map_err(|e| storage(&self.path, "read the length of", &e))?.len();
         match stored {
-            None if length > 0 => Err(ConnectError::Conflict(format!(
-                "{path} already holds {length} bytes that this pipeline did not write; move the file away, or start \
-                 with `--resend` and the sink's name once it is moved"
-            ))),
+            None if length > 0 => Err(foreign(&self.path, length)),
             Some(c) if c.length > length => Err(too_short(&self.path, length, c)),
             Some(c) if c.length < length => file
                 .set_len(c.length)
@@ -136,6 +132,34 @@ impl Sink for JsonlSink {
         }
     }
 
+    fn is_ours(&self, stored: Option<Cursor>) -> Result<(), ConnectError> {
+        let length = match std::fs::metadata(&self.path) {
+            Ok(m) => m.len(),
+            Err(e) if e.kind() == ErrorKind::NotFound => 0,
+            Err(e) => return Err(unusable(&self.path, &e)),
+        };
+        match stored {
+            // Nothing is there to be lost.
+            _ if length == 0 => Ok(()),
+            None => Err(foreign(&self.path, length)),
+            Some(c) if c.length > length => Err(too_short(&self.path, length, c)),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn probe(&self, stored: Option<Cursor>) -> Result<(), ConnectError> {
+        match std::fs::metadata(&self.path) {
+            Ok(m) if !m.is_file() => return Err(not_a_file(&self.path)),
+            Ok(_) => {}
+            Err(_) => {
+                if let Some(c) = stored.filter(|c| c.length > 0) {
+                    return Err(too_short(&self.path, 0, c));
+                }
+            }
+        }
+        self.is_ours(stored)
+    }
+
     fn take_back(
         &mut self,
         incarnation: u64,
@@ -210,12 +234,7 @@ fn options() -> OpenOptions {
 fn open_existing(path: &Path) -> Result<Option<File>, ConnectError> {
     // Asked first because opening a FIFO would wait for its reader.
     match std::fs::metadata(path) {
-        Ok(m) if !m.is_file() => {
-            return Err(ConnectError::Config(format!(
-                "{} is not a regular file; a file sink needs one, `kind = \"stdout\"` writes to a pipe",
-                path.display()
-            )));
-        }
+        Ok(m) if !m.is_file() => return Err(not_a_file(path)),
         _ => {}
     }
     match options().open(path) {
@@ -245,6 +264,21 @@ fn lock(file: &File, path: &Path) -> Result<(), ConnectError> {
             ConnectError::Config(format!("{} cannot be locked: {}", path.display(), io::Error::from(e)))
         }
     })
+}
+
+fn not_a_file(path: &Path) -> ConnectError {
+    ConnectError::Config(format!(
+        "{} is not a regular file; a file sink needs one, `kind = \"stdout\"` writes to a pipe",
+        path.display()
+    ))
+}
+
+fn foreign(path: &Path, length: u64) -> ConnectError {
+    ConnectError::Conflict(format!(
+        "{} already holds {length} bytes that this pipeline did not write; move the file away or choose another path, and \
+         start again (with `--resend` and the sink's name, if the sink had rows before)",
+        path.display()
+    ))
 }
 
 fn too_short(path: &Path, length: u64, c: Cursor) -> ConnectError {
@@ -396,6 +430,23 @@ mod tests {
         let c = s.deliver(&Outbox::new(1, 2, &rows(&[1]), b"{\"b\": 2}\n{}\n")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"{\"a\":1}\n{\"b\": 2}\n{}\n");
         assert_eq!(c, Cursor { epoch: 2, length: 20 });
+    }
+
+    #[test]
+    fn only_what_the_cursor_knows_is_ours_to_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.jsonl");
+        let s = JsonlSink::letters(path.clone());
+        let at = |length| Some(Cursor { epoch: 7, length });
+        assert!(s.is_ours(None).is_ok() && s.is_ours(at(9)).is_ok(), "nothing is there");
+        assert!(matches!(s.probe(at(9)), Err(ConnectError::Conflict(m)) if m.contains("holds 0 bytes")));
+        fs::write(&path, "precious\n").unwrap();
+        assert!(matches!(s.is_ours(None), Err(ConnectError::Conflict(m)) if m.contains("did not write")));
+        assert!(matches!(s.is_ours(at(10)), Err(ConnectError::Conflict(m)) if m.contains("holds 9 bytes")));
+        assert!(s.is_ours(at(9)).is_ok() && s.is_ours(at(5)).is_ok(), "a crash leaves more than the cursor");
+        assert_eq!(fs::read(&path).unwrap(), b"precious\n");
+        let device = JsonlSink::letters("/dev/null".into());
+        assert!(matches!(device.probe(None), Err(ConnectError::Config(m)) if m.contains("regular")));
     }
 
     #[test]

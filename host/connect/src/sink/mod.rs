@@ -37,6 +37,16 @@ pub trait Sink: Send {
         cut: u64,
         stored: Option<Cursor>,
     ) -> Result<TakenBack, ConnectError>;
+    /// Whether what the place holds may be cut or emptied: this pipeline wrote it, as `stored` says, the cursor that the
+    /// store has for this very place. Asked before anything is destroyed; changes nothing. A table knows whose each row is,
+    /// a file does not.
+    fn is_ours(&self, _stored: Option<Cursor>) -> Result<(), ConnectError> {
+        Ok(())
+    }
+    /// What `open` would refuse, as far as it shows without changing or creating anything.
+    fn probe(&self, stored: Option<Cursor>) -> Result<(), ConnectError> {
+        self.is_ours(stored)
+    }
     /// Writes one epoch and makes it durable; returns the cursor to keep.
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError>;
     /// Deletes every row of this pipeline (`--fresh`); `Err(Config)` where the sink cannot list them.

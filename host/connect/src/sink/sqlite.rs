@@ -137,6 +137,21 @@ impl SqliteSink {
         Ok(epoch.map(|e| e.max(0) as u64))
     }
 
+    /// The epoch of the cursor row; none if there is no such row, or it is marked as lost.
+    fn own_epoch(&self, db: &Connection) -> rusqlite::Result<Option<u64>> {
+        if kind_of(db, "tidemill_cursor")?.is_none() {
+            return Ok(None);
+        }
+        let epoch: Option<Option<i64>> = db
+            .query_row(
+                "SELECT epoch FROM tidemill_cursor WHERE pipeline = ?1 AND sink = ?2 AND table_name = ?3",
+                (&self.pipeline, &self.sink, &self.table),
+                |r| r.get(0),
+            )
+            .optional()?;
+        Ok(epoch.flatten().map(|e| e.max(0) as u64))
+    }
+
     /// The table's own cursor beside the store's. The table's is written only together with rows, so it may lie
     /// behind the epoch that the store knows, but not behind the last one that brought rows.
     fn against(&self, own: u64, stored: Option<Cursor>) -> Result<Cursor, ConnectError> {
@@ -219,18 +234,44 @@ impl Sink for SqliteSink {
         // Not read-only: after a crash the write-ahead log may have to be taken in first.
         let db = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(err)?;
         db.busy_timeout(self.busy_wait).map_err(err)?;
-        if kind_of(&db, "tidemill_cursor").map_err(err)?.is_none() {
-            return Ok(None);
+        self.own_epoch(&db).map_err(err)
+    }
+
+    fn probe(&self, stored: Option<Cursor>) -> Result<(), ConnectError> {
+        check_name(&self.table)?;
+        let err = |e| classify(&self.path, self.busy_wait, &e);
+        let mut own = None;
+        match std::fs::metadata(&self.path) {
+            Err(_) => {}
+            Ok(m) if !m.is_file() => {
+                return Err(ConnectError::Config(format!(
+                    "{} is not a regular file, and a database is one; choose another path",
+                    self.path.display()
+                )));
+            }
+            // An empty file is an empty database.
+            Ok(m) if m.len() == 0 => {}
+            Ok(_) => {
+                let db =
+                    Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(err)?;
+                db.busy_timeout(self.busy_wait).map_err(err)?;
+                if kind_of(&db, &self.table).map_err(err)?.is_some() {
+                    check_columns(&db, &self.path, &self.table, self.busy_wait)?;
+                }
+                own = self.own_epoch(&db).map_err(err)?;
+            }
         }
-        let epoch: Option<Option<i64>> = db
-            .query_row(
-                "SELECT epoch FROM tidemill_cursor WHERE pipeline = ?1 AND sink = ?2 AND table_name = ?3",
-                (&self.pipeline, &self.sink, &self.table),
-                |r| r.get(0),
-            )
-            .optional()
-            .map_err(err)?;
-        Ok(epoch.flatten().map(|e| e.max(0) as u64))
+        match stored {
+            Some(c) if own.is_none() && c.epoch > 0 => Err(ConnectError::Conflict(format!(
+                "{}: the cursor of table {} is gone, and with it the word that it has epoch {}; \
+                 `--resend {}` sends again what is still kept",
+                self.path.display(),
+                self.table,
+                c.epoch,
+                self.sink
+            ))),
+            _ => self.against(own.unwrap_or(0), stored).map(drop),
+        }
     }
 
     fn take_back(
