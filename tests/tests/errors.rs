@@ -171,3 +171,41 @@ fn a_locked_database_is_named_and_nothing_is_lost() {
     case.run().exits(0);
     same_sinks("after the lock", &expected("in.jsonl", &shop()), &case);
 }
+
+/// What is longer than a record may be is refused whole: its beginning alone might look like another record.
+#[test]
+fn a_record_that_is_too_long_is_a_letter_and_never_a_stump() {
+    const MAX: usize = 1 << 20;
+    type Long = fn(usize) -> String;
+    let stumps: [(Format, &str, Long); 3] = [
+        (Format::Tsv, "ts\tv\tuser\n", |cut| format!("1\t{}\talice", "x".repeat(MAX - cut))),
+        (Format::Csv, "ts,v,user\n", |cut| format!("1,{},alice", "x".repeat(MAX - cut))),
+        (Format::Json, "", |more| {
+            format!("{{\"user\":\"alice\",\"ts\":1,\"v\":\"{}\"}}", "x".repeat(MAX + more * 1000))
+        }),
+    ];
+    for (format, header, long) in stumps {
+        let good = match format {
+            Format::Tsv => "1\tv\tgood\n",
+            Format::Csv => "1,v,good\n",
+            _ => "{\"user\":\"good\",\"ts\":1}\n",
+        };
+        // The first two lose their key's end, the last its beginning too.
+        let records: Vec<String> = [4, 6, 3].map(long).into();
+        let text = format!("{header}{good}{}\n{good}{}\n{}\n{good}", records[0], records[1], records[2]);
+        let case = Case::new();
+        case.put("in.log", text.as_bytes());
+        case.configure(&Config::new(Source { format, ..source("in.log") }, gap()));
+        case.run().exits(0);
+        let rows: Vec<(String, u64)> =
+            current(&case.table()).into_iter().map(|r| (r.key, r.events)).collect();
+        assert_eq!(rows, [("good".to_owned(), 3)], "{format:?}");
+        let letters = case.letters();
+        assert_eq!(letters.len(), 3, "{format:?}");
+        for (letter, record) in letters.iter().zip(&records) {
+            assert_eq!(letter["reason"], "record_too_long", "{format:?}");
+            assert_eq!(letter["raw_bytes"], record.len(), "{format:?}");
+            assert!(letter["raw"] == record[..MAX], "{format:?}: raw is its beginning");
+        }
+    }
+}

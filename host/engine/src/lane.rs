@@ -287,6 +287,7 @@ impl Lane {
             digest: None,
             event: &[],
             raw: origin.raw.get(raw_at..raw_at + head.raw_len as usize),
+            raw_bytes: 0,
         }
         .write(&mut self.out.letters);
         true

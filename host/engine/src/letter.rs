@@ -38,6 +38,8 @@ pub struct RecordLetter<'a> {
     pub event: &'a [(&'a str, Cow<'a, str>)],
     /// The record.
     pub raw: Option<&'a [u8]>,
+    /// Its length in bytes, where `raw` is only its beginning; 0 where that is all of it.
+    pub raw_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -69,7 +71,7 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_base64: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    raw_bytes: Option<usize>,
+    raw_bytes: Option<u64>,
 }
 
 impl RecordLetter<'_> {
@@ -95,7 +97,10 @@ impl RecordLetter<'_> {
             event: self.event,
             raw: text.and_then(Result::ok),
             raw_base64: kept.filter(|_| text.is_some_and(|t| t.is_err())).map(base64),
-            raw_bytes: self.raw.map(<[u8]>::len).filter(|n| *n > LETTER_RAW_BYTES),
+            raw_bytes: self
+                .raw
+                .map(|r| self.raw_bytes.max(r.len() as u64))
+                .filter(|n| kept.is_some_and(|k| *n > k.len() as u64)),
         };
         push_line(&line, out);
     }

@@ -112,11 +112,14 @@ impl Scanner {
             self.slots.reset(self.layout.wanted.len());
             let decoded = self.decoder.decode(record, &mut self.slots);
             if let Target::Id(id) = target
-                && (decoded.is_err() || !self.has_id(record, id))
+                && (span.is_cut() || decoded.is_err() || !self.has_id(record, id))
             {
                 continue;
             }
             let event = match decoded {
+                _ if span.is_cut() => {
+                    Err(("record_too_long".to_owned(), format!("it has {} bytes", span.size)))
+                }
                 Ok(()) => self.event(record),
                 Err(m) => Err((m.reason.to_owned(), m.message)),
             };

@@ -229,6 +229,10 @@ impl Ingest {
             let record = block.record(*span);
             let position =
                 Position { source: self.numbers.0, partition: self.numbers.1, offset: span.offset };
+            if span.is_cut() {
+                self.refuse(&Refusal::TooLong(span.size), record, position, letters);
+                continue;
+            }
             match self.row(record, position, (span.at, span.len), at_once, out) {
                 Ok(()) => {}
                 Err(refusal) => self.refuse(&refusal, record, position, letters),
@@ -313,7 +317,7 @@ impl Ingest {
 
     /// The time of the first event that decodes, for reading ahead.
     pub(crate) fn first_time(&mut self, block: &Block) -> Option<EventTime> {
-        block.spans.iter().find_map(|s| {
+        block.spans.iter().filter(|s| !s.is_cut()).find_map(|s| {
             let record = block.record(*s);
             self.slots.reset(self.layout.wanted.len());
             self.decoder.decode(record, &mut self.slots).ok()?;
@@ -386,6 +390,12 @@ impl Ingest {
         let mut names: Vec<&str> = Vec::new();
         (letter.reason, letter.stage, text) = match why {
             Refusal::Malformed(m) => (m.reason, "decode", m.message.clone()),
+            Refusal::TooLong(bytes) => {
+                letter.raw_bytes = *bytes;
+                let max = tidemill_connect::source::framing::RECORD_BYTES_MAX;
+                let text = format!("the record has {bytes} bytes, and none longer than {max} is decoded");
+                ("record_too_long", "decode", text)
+            }
             Refusal::Missing(at) => {
                 names = self.layout.names(at);
                 ("missing_field", "decode", missing_message(&names))
@@ -470,6 +480,8 @@ fn value(declared: FieldType, kind: Kind, text: &[u8]) -> Option<ext::Value<'_>>
 
 enum Refusal {
     Malformed(Malformed),
+    /// Of so many bytes.
+    TooLong(u64),
     Missing(Vec<usize>),
     WrongType,
     Time(String),

@@ -16,8 +16,8 @@ use std::io;
 
 /// The longest record that is kept whole, in bytes. Click records are some hundred bytes, the fattest
 /// (a page's whole data layer in one event) some ten thousand. A mebibyte leaves room and yet bounds what a
-/// binary file, or a quote never closed, can take. Of a longer record the first mebibyte is handed out,
-/// which the decoder finds malformed, so that it ends as a dead letter with its position.
+/// binary file, or a quote never closed, can take. Of a longer record the first mebibyte is handed out, and its
+/// span says how long it was: such a stump must not be decoded, since some formats would find nothing wrong with it.
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// How much is asked for at once, in bytes: fits a core's second-level cache together with the tables of
@@ -65,6 +65,8 @@ pub struct Framer {
     /// Some: the unfinished record is too long; it stands at index 0, cut to `record_max`, and so many of
     /// its bytes have been dropped.
     dropped: Option<u64>,
+    /// The last of these was a carriage return, which belongs to the line end if that comes next.
+    dropped_cr: bool,
     /// Stream bytes taken from the source, plus the offset it started at.
     taken: u64,
     /// The source said `End`.
@@ -91,6 +93,7 @@ impl Framer {
             scanned: 0,
             quoted: false,
             dropped: None,
+            dropped_cr: false,
             taken: offset,
             ended: false,
             failed: None,
@@ -203,7 +206,9 @@ impl Framer {
                 return;
             };
             let end = self.scanned + i;
-            push(block, 0, self.record_max, self.base);
+            let cr = if end > self.record_max { block.bytes[end - 1] == b'\r' } else { self.dropped_cr };
+            let size = dropped + end as u64 - u64::from(cr);
+            push(block, 0, self.record_max, self.base, size);
             // What follows moves up to the part that is kept, and `base` moves with it.
             self.base += dropped + (end + 1 - self.record_max) as u64;
             block.bytes.drain(self.record_max..=end);
@@ -265,7 +270,8 @@ impl Framer {
         let len = block.bytes.len();
         if len > self.start {
             let offset = self.base + self.start as u64;
-            push(block, self.start, (len - self.start).min(self.record_max), offset);
+            let size = (len - self.start) as u64 + self.dropped.unwrap_or(0);
+            push(block, self.start, (len - self.start).min(self.record_max), offset, size);
         }
         (self.start, self.scanned, self.dropped) = (len, len, None);
         self.base = self.taken - len as u64;
@@ -275,6 +281,11 @@ impl Framer {
     fn settle(&mut self, block: &mut Block) {
         if self.header_wanted && !block.spans.is_empty() {
             let first = block.spans.remove(0);
+            if first.is_cut() {
+                block.spans.clear();
+                let why = format!("the header is longer than {} bytes", self.record_max);
+                self.failed = Some((io::ErrorKind::InvalidData, why));
+            }
             self.header = Some(block.record(first).to_vec());
             self.header_wanted = false;
         }
@@ -295,6 +306,9 @@ impl Framer {
         // One byte more may be the line end of a record of just this length.
         if self.dropped.is_some() || block.bytes.len() > self.record_max + 1 {
             let more = (block.bytes.len() - self.record_max) as u64;
+            if more > 0 {
+                self.dropped_cr = block.bytes.last() == Some(&b'\r');
+            }
             self.dropped = Some(self.dropped.unwrap_or(0) + more);
             block.bytes.truncate(self.record_max);
             self.scanned = self.record_max;
@@ -321,12 +335,13 @@ fn push_line(bytes: &[u8], spans: &mut Vec<Span>, start: usize, end: usize, max:
     let stop = if end > start && bytes[end - 1] == b'\r' { end - 1 } else { end };
     let len = (stop - start).min(max);
     if len > 0 {
-        spans.push(Span { at: start as u32, len: len as u32, offset: base + start as u64 });
+        let size = (stop - start) as u64;
+        spans.push(Span { at: start as u32, len: len as u32, offset: base + start as u64, size });
     }
 }
 
-fn push(block: &mut Block, at: usize, len: usize, offset: u64) {
-    block.spans.push(Span { at: at as u32, len: len as u32, offset });
+fn push(block: &mut Block, at: usize, len: usize, offset: u64, size: u64) {
+    block.spans.push(Span { at: at as u32, len: len as u32, offset, size });
 }
 
 /// Appends up to `max` bytes of a reader; fewer only at its end or before an error. Decoders give their

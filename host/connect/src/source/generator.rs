@@ -133,7 +133,7 @@ impl Partition for GeneratorPartition {
             self.writer.line(self.made, self.event_ms(), &mut text);
             let len = text.len() - at;
             // A block is far below 4 GiB.
-            block.spans.push(Span { at: at as u32, len: len as u32, offset: self.offset });
+            block.spans.push(Span { at: at as u32, len: len as u32, offset: self.offset, size: len as u64 });
             text.push('\n');
             self.advance(len);
         }

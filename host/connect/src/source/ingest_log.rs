@@ -467,7 +467,7 @@ impl IngestPartition {
                 return Err(damaged(&path, at + read as u64, "a record is damaged"));
             };
             let start = read + FRAME_HEAD_BYTES;
-            block.spans.push(Span { at: start as u32, len: len as u32, offset });
+            block.spans.push(Span { at: start as u32, len: len as u32, offset, size: len as u64 });
             read = start + len;
         }
         block.bytes.truncate(read);

@@ -19,6 +19,16 @@ pub struct Span {
     pub len: u32,
     /// Byte of the record's start in the partition, after decompression.
     pub offset: u64,
+    /// Length of the record in bytes; more than `len` if it was too long to be kept whole.
+    pub size: u64,
+}
+
+impl Span {
+    /// Whether only the record's beginning is in the block.
+    #[must_use]
+    pub fn is_cut(self) -> bool {
+        self.size > u64::from(self.len)
+    }
 }
 
 /// Whole records read from one partition. Reused: `clear` keeps the memory.

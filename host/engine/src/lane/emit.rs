@@ -112,6 +112,7 @@ impl Emit<'_> {
                 digest: self.versions.digest(version),
                 event: &fields,
                 raw: None,
+                raw_bytes: 0,
             }
             .write(self.letters);
             self.died(reason);
