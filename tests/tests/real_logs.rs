@@ -64,17 +64,11 @@ fn apache_by_host() {
     counted(&trial, &apache(trial.file), &counts, 10_000);
     let log = model::read(&[(&apache(trial.file), trial.file, &trial.plain)], &Gap::of_seconds(300, true));
     assert!(log.invalid.is_empty(), "every line is an event");
-    let mut greatest = i64::MIN;
-    let inversions = log.events.windows(2).filter(|w| w[1].time < w[0].time).count();
-    let behind = log.events.iter().filter(|e| {
-        greatest = greatest.max(e.time);
-        e.time < greatest
-    });
-    let out_of_order = behind.count().max(inversions);
-    assert!(
-        out_of_order > log.events.len() / 3,
-        "the log is out of order ({out_of_order}), and yet nothing is late"
-    );
+    let out_of_order = log.events.windows(2).filter(|w| w[1].time < w[0].time).count();
+    if trial.real {
+        assert_eq!(out_of_order, 4_915, "lines that stand before an earlier one, and yet nothing is late");
+    }
+    assert!(out_of_order > log.events.len() / 3, "{out_of_order} of {}", log.events.len());
 }
 
 #[test]
