@@ -129,18 +129,36 @@ impl Process {
         assert!(kill.is_ok_and(|s| s.success()), "it cannot be signalled");
     }
     /// Waits for its end; also its peak memory in bytes, as the kernel counts it (0 where it does not say).
-    pub fn outcome_and_peak(mut self, max: Duration) -> (Outcome, u64) {
-        let status = PathBuf::from(format!("/proc/{}/status", self.child.id()));
-        let mut peak = 0;
+    pub fn outcome_and_peak(self, max: Duration) -> (Outcome, u64) {
+        self.outcome_and_most("status", max, |text| {
+            let kib = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+            Some(kib.split_whitespace().next()?.parse::<u64>().ok()? << 10)
+        })
+    }
+    /// Waits for its end; also the processor time it took, in the kernel's ticks, of which a second has a hundred.
+    pub fn outcome_and_ticks(self, max: Duration) -> (Outcome, u64) {
+        self.outcome_and_most("stat", max, |text| {
+            // The name in brackets may hold anything; user and system time are fields 14 and 15.
+            let fields: Vec<&str> = text.rsplit(')').next()?.split_whitespace().collect();
+            Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+        })
+    }
+    /// Waits for its end, and reads a number from a file of the kernel about it that only rises. It is gone with the process:
+    /// the last look before its end counts.
+    fn outcome_and_most(
+        mut self,
+        file: &str,
+        max: Duration,
+        read: impl Fn(&str) -> Option<u64>,
+    ) -> (Outcome, u64) {
+        let path = PathBuf::from(format!("/proc/{}/{file}", self.child.id()));
+        let mut most = 0;
         wait_for("the end of the run", max, || {
-            // The peak only rises, and is gone with the process: the last look before its end counts.
-            let text = std::fs::read_to_string(&status).unwrap_or_default();
-            let kib = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-            let kib = kib.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok());
-            peak = peak.max(kib.unwrap_or(0) << 10);
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            most = most.max(read(&text).unwrap_or(0));
             self.ended().then_some(())
         });
-        (self.outcome(max), peak)
+        (self.outcome(max), most)
     }
     /// Its process id.
     #[must_use]

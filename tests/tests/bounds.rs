@@ -1,6 +1,6 @@
 //! Bounds: one key with more events inside the disorder than memory should hold, and many files read in step.
 //!
-//! The bug family: an event that is neither in a session nor in a letter, a hot key that spoils its neighbours, memory
+//! The bug family: work for each file that grows with the number of files, an event that is neither in a session nor in a letter, a hot key that spoils its neighbours, memory
 //! that grows with the input. `TIDEMILL_HOT_EVENTS` and `TIDEMILL_FILE_EVENTS` (default 300,000 each) set the size. Both
 //! are run by `builtin:gap` and by the component `gap-sessions`.
 
@@ -126,5 +126,39 @@ fn files_cut_by_hour_in_reverse_order_need_no_more_memory_than_one() {
         // Blocks of the files that are open come on top of what the input needs: 24 of 256 KiB and their batches.
         let slack = 24 << 20;
         assert!(by_hour <= one * 3 / 2 + slack, "{by_hour} bytes by hour, {one} in one file");
+    }
+}
+
+/// Ten events a file; what a file costs must not depend on how many there are.
+#[test]
+fn many_small_files_cost_each_what_few_cost() {
+    let gap = Gap::of_seconds(60, false);
+    let source = source("logs/*.jsonl", 10_000);
+    let ticks = |files: i64| {
+        let case = Case::new();
+        for n in 0..files {
+            let event = |e: i64| {
+                format!("{{\"id\":\"{n}-{e}\",\"user\":\"u{}\",\"ts\":{}}}\n", n % 50, START_MS + n * 100 + e)
+            };
+            case.put(&format!("logs/{n:05}.jsonl"), (0..10).map(event).collect::<String>().as_bytes());
+        }
+        let mut config = Config::new(source.clone(), gap.clone());
+        config.end_of_input = "hold".into();
+        case.configure(&config);
+        let (outcome, first) = case.start(&[], &[]).outcome_and_ticks(RUN_MAX);
+        outcome.exits(0);
+        assert_eq!(current(&case.table()).iter().map(|r| r.events).sum::<u64>(), files as u64 * 10);
+        // And again, when all of them are known.
+        let (outcome, again) = case.start(&[], &[]).outcome_and_ticks(RUN_MAX);
+        outcome.exits(0);
+        (first, again)
+    };
+    let (few, many) = (ticks(500), ticks(4_000));
+    eprintln!(
+        "500 files of ten events: {few:?} hundredths of a second, 4,000: {many:?} (first run, second run)"
+    );
+    // Eight times as many. What a start costs anyhow, and the clock's coarseness, is some ten ticks.
+    for (few, many) in [(few.0, many.0), (few.1, many.1)] {
+        assert!(many <= 2 * 8 * few + 20, "{many} ticks for 4,000 files, {few} for 500");
     }
 }

@@ -111,6 +111,122 @@ fn two_days_held_equal_one_run_over_both() {
     }
 }
 
+fn now_ms() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
+/// Bounded input is held against the clock at which it was there, not against the pipeline's first start.
+#[test]
+fn each_day_is_judged_by_its_own_clock() {
+    let mut config = Config::new(source("days/*.jsonl"), Gap::of_seconds(60, false));
+    config.end_of_input = "hold".into();
+    config.sources[0].more = "far_future = \"1s\"".into();
+    let case = Case::new();
+    case.configure(&config);
+    // Two events of now, and one that no clock allows.
+    let day = || {
+        let (now, ahead) = (now_ms(), now_ms() + 3_600_000);
+        format!(
+            "{{\"user\":\"a\",\"ts\":{now}}}\n{{\"user\":\"a\",\"ts\":{now}}}\n{{\"user\":\"far\",\"ts\":{ahead}}}\n"
+        )
+    };
+    let later = || {
+        let from = now_ms();
+        wait_for("more than `far_future` to pass", Duration::from_secs(10), || {
+            (now_ms() > from + 2_000).then_some(())
+        });
+    };
+    let mut days = 0;
+    let mut run = |what: &str, arguments: &[&str]| {
+        days += 1;
+        case.start(arguments, &[]).outcome(Duration::from_secs(60)).exits(0);
+        let events: u64 = current(&case.table()).iter().map(|r| r.events).sum();
+        assert_eq!(events, 2 * days, "{what}: {:?}", case.letters());
+        assert_eq!(case.letters().len() as u64, days, "{what}");
+        assert!(case.letters().iter().all(|l| l["reason"] == "far_future"), "{what}");
+    };
+    case.put("days/1.jsonl", day().as_bytes());
+    run("the first day", &[]);
+    later();
+    case.put("days/2.jsonl", day().as_bytes());
+    run("another file", &[]);
+    later();
+    let grown = std::fs::read_to_string(case.path("days/2.jsonl")).unwrap() + &day();
+    case.put("days/2.jsonl", grown.as_bytes());
+    run("a file that has grown", &[]);
+    // The same for a finished pipeline that is opened again.
+    let text = std::fs::read_to_string(case.path("pipeline.toml")).unwrap();
+    std::fs::write(case.path("pipeline.toml"), text.replace("\"hold\"", "\"close\"")).unwrap();
+    case.run().exits(0);
+    later();
+    case.put("days/3.jsonl", day().as_bytes());
+    run("after the end", &["--reopen"]);
+}
+
+/// Followed files have no end, and time goes on in them also when the one with the events is gone, or never was one.
+#[test]
+fn an_empty_live_file_does_not_keep_sessions_open() {
+    let gap = Gap::of_seconds(2, false);
+    let live = Source { more: "follow = true\nidle = \"500ms\"".into(), ..source("live.log") };
+    let history = Source { name: "old".into(), ..source("old.log") };
+    let lines: String =
+        (0..3).map(|n| format!("{{\"user\":\"u\",\"ts\":{}}}\n", 1_714_521_600_000i64 + n * 100)).collect();
+    for cut in [true, false] {
+        let mut config = Config::new(live.clone(), gap.clone());
+        config.epoch = "100ms".into();
+        let case = Case::new();
+        case.put("live.log", if cut { lines.as_bytes() } else { b"" });
+        if !cut {
+            config.sources.push(history.clone());
+            case.put("old.log", lines.as_bytes());
+        }
+        case.configure(&config);
+        let mut process = case.start(&[], &[]);
+        let seen = |stage: &'static str| {
+            let case = &case;
+            move || {
+                let rows = latest(whole_lines(case));
+                (rows.len() == 1 && rows[0].stage == stage && rows[0].row.events == 3).then_some(())
+            }
+        };
+        if cut {
+            wait_for("an early row", Duration::from_secs(10), seen("early"));
+            std::fs::File::options().write(true).open(case.path("live.log")).unwrap().set_len(0).unwrap();
+        }
+        // Idle, disorder and gap; the rest is for slow machines.
+        wait_for(
+            if cut { "final after a cut" } else { "final beside an empty file" },
+            Duration::from_secs(15),
+            seen("final"),
+        );
+        assert!(!process.ended());
+    }
+}
+
+/// Time while running counts, however often it is interrupted.
+#[test]
+fn a_session_ends_in_spite_of_restarts() {
+    let gap = Gap::of_seconds(6, false);
+    let live = Source { more: "follow = true\nidle = \"300ms\"".into(), ..source("live.log") };
+    let mut config = Config::new(live, gap);
+    config.epoch = "100ms".into();
+    let case = Case::new();
+    case.put("live.log", b"{\"user\":\"u\",\"ts\":1714521600000}\n");
+    case.configure(&config);
+    // Each too short by itself: gap and disorder are seven seconds.
+    const RUN: Duration = Duration::from_secs(2);
+    let mut runs = 0;
+    while !case.lines("rows.jsonl").iter().any(|s| s.stage == "final") {
+        runs += 1;
+        assert!(runs <= 8, "still open after {} runs of {RUN:?}", runs - 1);
+        let (process, begun) = (case.start(&[], &[]), Instant::now());
+        wait_for("its time", RUN * 2, || (begun.elapsed() >= RUN).then_some(()));
+        process.terminate();
+        process.outcome(Duration::from_secs(30)).exits(0);
+    }
+    assert!(runs >= 3, "final after {runs} runs: sooner than its gap");
+}
+
 #[test]
 fn stages_go_to_their_sinks() {
     let lines = Shop { seed: 6, events: 150_000, users: 2000, step_ms: 20, invalid_every: 0 }.lines();

@@ -23,7 +23,7 @@ pub(crate) const IMAGE_BLOCKS: usize = (KEY_GROUPS / IMAGE_GROUPS) as usize;
 pub(crate) struct Meta {
     /// What was run (`config::plan::fingerprint`).
     pub(crate) fingerprint: serde_json::Value,
-    /// Host clock at the pipeline's first start: bounded input is held against it (SEMANTICS 5).
+    /// Host clock at the pipeline's first start: a generator's own beginning.
     pub(crate) first_start_ms: i64,
     /// Host clock when the epoch was sealed.
     pub(crate) sealed_at_ms: i64,
@@ -158,6 +158,9 @@ pub(crate) struct PartitionMeta {
     pub(crate) offset: u64,
     /// Its progress in event time.
     pub(crate) time: PartitionTime,
+    /// Host clock when it was listed with what is to be read of it: bounded input is held against it (SEMANTICS 5), so that
+    /// what is read again after a crash is judged as before, and tomorrow's file by tomorrow's clock.
+    pub(crate) listed_at_ms: i64,
 }
 
 /// What happened.

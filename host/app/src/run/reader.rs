@@ -22,7 +22,7 @@ use crate::plugin::validate::Validators;
 use crate::plugin::{LoadedRule, Stages};
 use crate::schedule::Schedule;
 use crossbeam_channel::{Receiver, Sender};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -129,9 +129,15 @@ pub(crate) struct Reader<'a> {
     told: Vec<Told>,
     validators: Validators,
     parts: Vec<Part>,
+    /// Where in `parts` a partition is.
+    part_of: HashMap<PartitionKey, usize>,
+    /// Those that are open; some may have been closed since.
+    opened: Vec<usize>,
     source_names: Vec<String>,
     old_partitions: BTreeMap<u32, Vec<PartitionMeta>>,
     watermarks: Watermarks,
+    /// W of the last epoch that had to be written.
+    sealed_watermark: EventTime,
     first_start_ms: i64,
     records: u64,
     events: u64,
@@ -213,8 +219,11 @@ impl<'a> Reader<'a> {
             told: start.told(again),
             validators: stages.validators(job.progress).map_err(RunError::Failed)?,
             parts: Vec::new(),
+            part_of: HashMap::new(),
+            opened: Vec::new(),
             old_partitions: BTreeMap::new(),
-            watermarks: Watermarks::new(times.collect(), saved),
+            watermarks: Watermarks::new(times.collect(), saved, now),
+            sealed_watermark: saved,
             source_names,
             first_start_ms: stored.map_or(now, |m| m.first_start_ms),
             records: counters.records,
@@ -287,6 +296,8 @@ impl<'a> Reader<'a> {
             Err(_) => End::Stopped,
         };
         if !matches!(end, End::Hangup | End::Suspended) && !self.abandon && !stop.suspended() {
+            // Time that passed without an event is worth an epoch only here: the next start goes on from it.
+            self.changed |= self.watermarks.advance(now_ms()) > self.sealed_watermark;
             let closes = end == End::InputUsedUp && self.job.pipeline.end_of_input == EndOfInput::Close;
             if self.barrier(closes).is_err() {
                 return outcome.and(Ok(End::Hangup));
@@ -354,25 +365,21 @@ impl<'a> Reader<'a> {
     /// Reads one block of the partition that is furthest behind. `Some(false)`: nothing anywhere now.
     /// `None`: every partition has ended, or a thread has.
     fn read_some(&mut self) -> Result<Option<bool>, RunError> {
-        let max = |k| self.watermarks.get(k).map_or(EventTime::BEGINNING, |t| t.max);
-        let mut order: Vec<usize> =
-            (0..self.parts.len()).filter(|p| !self.is_finished(self.parts[*p].key)).collect();
-        order.sort_by_key(|p| max(self.parts[*p].key));
-        if order.is_empty() {
+        let mut at = self.watermarks.next_unfinished(None);
+        if at.is_none() {
             return Ok(None);
         }
-        for p in order {
-            if !self.watermarks.may_read(self.parts[p].key) {
-                continue;
-            }
-            match self.read_part(p)? {
-                Read::Data => return Ok(if self.send(p)? { Some(true) } else { None }),
-                Read::End => {
+        while let Some((_, key)) = at {
+            let p = self.part_of.get(&key).copied().filter(|_| self.watermarks.may_read(key));
+            match p.map(|p| self.read_part(p).map(|read| (p, read))).transpose()? {
+                Some((p, Read::Data)) => return Ok(if self.send(p)? { Some(true) } else { None }),
+                Some((p, Read::End)) => {
                     self.end_part(p);
                     return Ok(Some(true));
                 }
-                Read::Pending => {}
+                Some((_, Read::Pending)) | None => {}
             }
+            at = self.watermarks.next_unfinished(at);
         }
         Ok(Some(false))
     }
@@ -428,7 +435,7 @@ impl<'a> Reader<'a> {
         let watermark = self.watermarks.advance(now);
         let part = &mut self.parts[p];
         let source = &self.job.plan.sources[part.source];
-        let clock = if source.is_live() { now } else { self.first_start_ms };
+        let clock = if source.is_live() { now } else { part.listed_at_ms };
         let far = source.far_future_ms.map_or(EventTime::INFINITY, |f| EventTime::from_ms(clock).plus(f));
         let judge = Judge { frontier: watermark.minus(self.job.pipeline.lateness_ms), far_future: far };
         let (Some(block), Some(ingest)) = (self.blocks.last().cloned(), &mut part.ingest) else {
@@ -520,6 +527,9 @@ impl<'a> Reader<'a> {
             changed: self.changed || at_end,
             image,
         };
+        if self.changed || at_end {
+            self.sealed_watermark = watermark;
+        }
         self.changed = false;
         self.out.sealed.send(sealed).map_err(drop)
     }

@@ -58,6 +58,8 @@ pub(super) struct Part {
     pub(super) source_name: Arc<str>,
     pub(super) identity: PartitionIdentity,
     pub(super) offset: u64,
+    /// Host clock that bounded input is held against.
+    pub(super) listed_at_ms: i64,
     pub(super) reading: Option<Reading>,
     pub(super) ingest: Option<Ingest>,
     pub(super) looked_at_ms: i64,
@@ -71,6 +73,12 @@ pub(super) struct Part {
 
 fn stdin_identity() -> PartitionIdentity {
     PartitionIdentity { path: "-".into(), device: 0, inode: 0, head_hash: 0, head_len: 0 }
+}
+
+/// When a file was last written to, by the host's clock.
+fn written_ms(file: &PartitionIdentity) -> Option<i64> {
+    let written = std::fs::metadata(&file.path).ok()?.modified().ok()?;
+    i64::try_from(written.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis()).ok()
 }
 
 impl Reader<'_> {
@@ -111,7 +119,7 @@ impl Reader<'_> {
 
     fn known(&self, i: usize, same: impl Fn(&PartitionMeta) -> bool) -> Option<u32> {
         let (_, number) = self.source(i);
-        let taken = |n: usize| self.parts.iter().any(|p| p.key == (number, n as u32));
+        let taken = |n: usize| self.part_of.contains_key(&(number, n as u32));
         let old = self.old_partitions.get(&number)?;
         old.iter().enumerate().rposition(|(n, p)| !taken(n) && same(p)).map(|n| n as u32)
     }
@@ -125,7 +133,13 @@ impl Reader<'_> {
 
     pub(super) fn add_file(&mut self, i: usize, path: &Path, now: i64) -> Result<(), RunError> {
         let identity = file::identity(path).map_err(|e| self.failed(i, e))?;
-        let known = self.known(i, |p| file::same_file(&p.identity, path).unwrap_or(false));
+        // Cheap questions first: a source may have thousands of files.
+        let may_be = |p: &PartitionIdentity| {
+            (p.device, p.inode) == (identity.device, identity.inode) || p.path == identity.path
+        };
+        let same =
+            |p: &PartitionMeta| may_be(&p.identity) && file::same_file(&p.identity, path).unwrap_or(false);
+        let known = self.known(i, same);
         self.add(i, identity, known, now);
         Ok(())
     }
@@ -134,23 +148,22 @@ impl Reader<'_> {
     fn add(&mut self, i: usize, identity: PartitionIdentity, known: Option<u32>, now: i64) {
         let (source, number) = self.source(i);
         let old = self.old_partitions.entry(number).or_default();
-        let fresh = PartitionTime {
-            max: EventTime::BEGINNING,
-            live: source.is_live(),
-            finished: false,
-            idle: false,
-            last_record_ms: now,
-        };
+        let fresh = PartitionTime::fresh(source.is_live(), now);
         let n = known.unwrap_or(old.len() as u32);
         if known.is_none() {
-            old.push(PartitionMeta { identity: identity.clone(), offset: 0, time: fresh });
+            old.push(PartitionMeta { identity: identity.clone(), offset: 0, time: fresh, listed_at_ms: now });
         }
         let meta = &mut old[n as usize];
+        // All that was there is read, or somebody has written to it since: what is read now came later.
+        if meta.time.finished || written_ms(&identity).is_some_and(|at| at > meta.listed_at_ms) {
+            meta.listed_at_ms = now;
+        }
         meta.identity = identity.clone();
         // Whether there is more in it shows when it is read.
         let time = PartitionTime { finished: false, live: source.is_live(), ..meta.time };
         let name: Arc<str> = identity.path.as_str().into();
         self.watermarks.add((number, n), time, now);
+        self.part_of.insert((number, n), self.parts.len());
         self.parts.push(Part {
             key: (number, n),
             source: i,
@@ -158,6 +171,7 @@ impl Reader<'_> {
             source_name: source.name.as_str().into(),
             identity,
             offset: meta.offset,
+            listed_at_ms: meta.listed_at_ms,
             reading: None,
             ingest: None,
             looked_at_ms: now,
@@ -240,6 +254,9 @@ impl Reader<'_> {
         let part = &mut self.parts[p];
         part.reading = Some(reading);
         part.ingest = Some(ingest);
+        if !self.opened.contains(&p) {
+            self.opened.push(p);
+        }
         Ok(())
     }
 
@@ -261,14 +278,14 @@ impl Reader<'_> {
     }
 
     pub(super) fn close_one_too_many(&mut self) {
-        let open: Vec<usize> = (0..self.parts.len())
-            .filter(|p| matches!(&self.parts[*p].reading, Some(Reading::File(_))))
-            .collect();
-        if open.len() < OPEN_FILES_MAX {
+        let (parts, opened) = (&self.parts, &mut self.opened);
+        opened.retain(|p| parts[*p].reading.is_some());
+        let open = opened.iter().filter(|p| matches!(&parts[**p].reading, Some(Reading::File(_))));
+        if open.clone().count() < OPEN_FILES_MAX {
             return;
         }
-        let max = |p: &usize| self.watermarks.get(self.parts[*p].key).map(|t| t.max);
-        if let Some(furthest) = open.into_iter().max_by_key(max) {
+        let max = |p: &&usize| self.watermarks.get(parts[**p].key).map(|t| t.max);
+        if let Some(furthest) = open.max_by_key(max).copied() {
             self.parts[furthest].reading = None;
             self.parts[furthest].ingest = None;
         }
