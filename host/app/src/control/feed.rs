@@ -2,6 +2,7 @@
 //! nobody watches pays one look at a number an epoch.
 
 use super::lock;
+use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +14,7 @@ const ROWS_MAX: usize = 64;
 const ROWS_OF_EPOCH_MAX: usize = 16;
 
 /// A row as it was committed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct FeedRow {
     /// Rises with each row of the pipeline in this process.
     pub(crate) number: u64,
@@ -36,6 +37,7 @@ pub(crate) struct FeedRow {
     /// JSON object.
     pub(crate) fields: String,
     /// Which epoch.
+    #[serde(skip)]
     pub(crate) revision: Revision,
 }
 

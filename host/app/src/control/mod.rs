@@ -8,7 +8,7 @@ pub(crate) mod change;
 mod feed;
 mod operation;
 
-pub(crate) use self::feed::Feed;
+pub(crate) use self::feed::{Feed, FeedRow};
 pub(crate) use self::operation::{InForce, Operation, Standing};
 
 use crate::config::plan::{Pipeline, Plan};

@@ -3,11 +3,13 @@
 //! Invariants: every request passes here, for paths that do not exist too; a token is compared in the same time wherever it
 //! differs; nothing of it is ever shown but by `tidemill token` and once when it is made.
 
+use super::logins::Logins;
+use super::page;
 use super::problem::Problem;
 use crate::store::token::Token;
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::net::IpAddr;
@@ -19,7 +21,7 @@ const OPEN: [&str; 3] = ["/health", "/ready", "/openapi.json"];
 
 /// Whether a path needs no token.
 pub(crate) fn is_open(path: &str) -> bool {
-    OPEN.contains(&path)
+    OPEN.contains(&path) || page::OPEN.contains(&path)
 }
 
 /// What requests are held against.
@@ -28,24 +30,50 @@ pub(crate) struct Access {
     token: RwLock<Token>,
     /// Names under which the host is asked, beside addresses and `localhost`.
     hosts: Vec<String>,
+    /// Browsers that may look.
+    pub(crate) logins: Logins,
     /// With TLS a page that has another name pointed at us fails at the certificate.
     tls: bool,
 }
 
 impl Access {
     pub(crate) fn new(token: Token, hosts: Vec<String>, tls: bool) -> Access {
-        Access { token: RwLock::new(token), hosts, tls }
+        Access { token: RwLock::new(token), hosts, logins: Logins::default(), tls }
     }
 
     /// From now on another token is wanted.
     pub(crate) fn rotate(&self, token: Token) {
-        *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
+        let mut now = self.token.write().unwrap_or_else(PoisonError::into_inner);
+        if *now != token {
+            *now = token;
+            self.logins.forget();
+        }
     }
 
-    fn check(&self, path: &str, headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
+    /// Whether connections are by TLS.
+    pub(crate) fn tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Whether this is the token.
+    pub(crate) fn is_token(&self, given: &str) -> bool {
+        let token = self.token.read().unwrap_or_else(PoisonError::into_inner);
+        token.reveal().as_bytes().ct_eq(given.as_bytes()).into()
+    }
+
+    /// Whether a request may read: it brings the token, or the cookie of a browser that has logged in.
+    pub(crate) fn may_look(&self, headers: &HeaderMap) -> bool {
+        let cookies = headers.get_all(header::COOKIE).iter().filter_map(|c| c.to_str().ok());
+        bearer(headers).is_some_and(|given| self.is_token(given))
+            || cookies.into_iter().any(|c| self.logins.knows(c))
+    }
+
+    fn check(&self, method: &Method, headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
         let asked = self.host(headers, uri)?;
         same_origin(headers, &asked)?;
-        if is_open(path) { Ok(()) } else { self.authorized(headers) }
+        // Reading changes nothing, so a cookie is enough for it.
+        let reads = method.is_safe() && self.may_look(headers);
+        if reads || is_open(uri.path()) { Ok(()) } else { self.authorized(headers) }
     }
 
     /// The name under which the host was asked. A page whose name was pointed at this address after it was loaded (DNS
@@ -70,8 +98,7 @@ impl Access {
 
     fn authorized(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let given = bearer(headers);
-        let token = self.token.read().unwrap_or_else(PoisonError::into_inner);
-        if given.is_some_and(|g| bool::from(token.reveal().as_bytes().ct_eq(g.as_bytes()))) {
+        if given.is_some_and(|g| self.is_token(g)) {
             return Ok(());
         }
         let detail = if given.is_some() {
@@ -105,7 +132,7 @@ fn same_origin(headers: &HeaderMap, asked: &Authority) -> Result<(), Problem> {
 
 /// Lets nothing pass that may not.
 pub(crate) async fn guard(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
-    match access.check(request.uri().path(), request.headers(), request.uri()) {
+    match access.check(request.method(), request.headers(), request.uri()) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     }

@@ -7,7 +7,9 @@ mod access;
 mod admin;
 mod ingest;
 mod listen;
+mod logins;
 mod metrics;
+mod page;
 mod problem;
 mod split;
 
@@ -213,7 +215,7 @@ impl Parts<'_> {
         }
         let hosts = wanted.hosts.iter().cloned().chain(host_of(&wanted.listen)).collect();
         let access = Arc::new(Access::new(token, hosts, self.tls.is_some()));
-        let admin = Arc::new(Admin::new(Arc::new(self.plan.clone()), control.clone()));
+        let admin = Arc::new(Admin::new(Arc::new(self.plan.clone()), control.clone(), self.stopping.clone()));
         self.server.admin = Some(admin.clone());
         let router = admin::router(admin, access.clone(), self.http.clone());
         self.serve(listening, router);

@@ -41,6 +41,21 @@ pub(crate) enum TokenError {
     Store(#[from] StoreError),
 }
 
+/// A secret that nobody guesses, in hex.
+///
+/// # Errors
+/// If the system has no randomness.
+pub(crate) fn random() -> Result<String, TokenError> {
+    let mut random = [0; RANDOM_BYTES];
+    getrandom::fill(&mut random).map_err(|e| TokenError::Random(e.to_string()))?;
+    let mut text = String::with_capacity(2 * RANDOM_BYTES);
+    for byte in random {
+        // A string takes everything.
+        let _ = write!(text, "{byte:02x}");
+    }
+    Ok(text)
+}
+
 /// Where the token of a data directory stands.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenFile(PathBuf);
@@ -85,13 +100,7 @@ impl TokenFile {
     /// # Errors
     /// If it cannot be made or written.
     pub(crate) fn make(&self) -> Result<Token, TokenError> {
-        let mut random = [0; RANDOM_BYTES];
-        getrandom::fill(&mut random).map_err(|e| TokenError::Random(e.to_string()))?;
-        let mut text = PREFIX.to_owned();
-        for byte in random {
-            // A string takes everything.
-            let _ = write!(text, "{byte:02x}");
-        }
+        let text = format!("{PREFIX}{}", random()?);
         create_dir_durably(super::parent_of(&self.0))?;
         replace(&self.0, format!("{text}\n").as_bytes())?;
         Ok(Token(Secret::new(text)))

@@ -8,6 +8,7 @@ mod dead;
 mod deployments;
 mod describe;
 mod health;
+mod live;
 mod operations;
 mod pipelines;
 mod plugins;
@@ -15,6 +16,7 @@ mod sessions;
 
 use super::access::{self, Access};
 use super::metrics::{self, HttpMetrics};
+use super::page;
 use super::problem::Problem;
 use crate::config::plan::Plan;
 use crate::control::{Control, Refusal, RefusalKind};
@@ -23,7 +25,7 @@ use axum::http::StatusCode;
 use axum::{Router, middleware};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -32,6 +34,9 @@ const UPLOADS_MAX: usize = 2;
 
 /// Reads of tables and files at a time: a table without an index is read from end to end.
 const READERS_MAX: usize = 4;
+
+/// Pages that are told what happens as it happens.
+const WATCHERS_MAX: usize = 64;
 
 /// What the handlers share.
 pub(crate) struct Admin {
@@ -43,15 +48,20 @@ pub(crate) struct Admin {
     uploads: Semaphore,
     /// Whoever reads tables and files.
     reading: Semaphore,
+    /// Whoever looks on.
+    watchers: Arc<Semaphore>,
+    /// Says when the host ends.
+    stopping: watch::Receiver<bool>,
     /// Set once the store is recovered.
     opened: OnceLock<()>,
 }
 
 impl Admin {
-    pub(crate) fn new(plan: Arc<Plan>, control: Arc<Control>) -> Admin {
+    pub(crate) fn new(plan: Arc<Plan>, control: Arc<Control>, stopping: watch::Receiver<bool>) -> Admin {
         let versions = VersionStore::of(&plan.server.data_dir, control.plugins.clone());
         let (uploads, reading) = (Semaphore::new(UPLOADS_MAX), Semaphore::new(READERS_MAX));
-        Admin { plan, control, versions, uploads, reading, opened: OnceLock::new() }
+        let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
+        Admin { plan, control, versions, uploads, reading, watchers, stopping, opened: OnceLock::new() }
     }
 
     /// The store is recovered.
@@ -90,11 +100,14 @@ pub(crate) fn router(admin: Arc<Admin>, access: Arc<Access>, http: Arc<HttpMetri
         .routes(routes!(operations::show))
         .routes(routes!(sessions::list))
         .routes(routes!(dead::list))
+        .routes(routes!(live::live))
+        .with_state(admin)
+        .merge(OpenApiRouter::new().routes(routes!(page::make_link)).with_state(access.clone()))
         .split_for_parts();
     describe::finish(&mut document);
     router
-        .with_state(admin)
         .merge(describe::route(&document))
+        .merge(page::router(access.clone()))
         .fallback(|| async {
             Problem::not_found("there is nothing here; `/openapi.json` says what there is")
         })

@@ -39,7 +39,7 @@ impl Admin {
         })
     }
 
-    fn view(&self, handle: &Handle) -> PipelineView {
+    pub(super) fn view(&self, handle: &Handle) -> PipelineView {
         let state = handle.state();
         let mut view = PipelineView::new(&handle.name, state.word());
         if let State::Failed(why) = state {

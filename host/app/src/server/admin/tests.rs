@@ -49,7 +49,7 @@ pub(super) fn site() -> Site {
     let (lines, _) = progress::lines();
     let progress = ["visits", "orders"].map(|name| Arc::new(Progress::new(name, lines.clone())));
     let control = Arc::new(Control::new(&plan, &progress));
-    let admin = Arc::new(Admin::new(plan, control));
+    let admin = Arc::new(Admin::new(plan, control, tokio::sync::watch::channel(false).1));
     let access = Arc::new(Access::new(token.clone(), vec!["tidemill.example".into()], false));
     let router = router(admin.clone(), access.clone(), Arc::new(HttpMetrics::new().unwrap()));
     Site { router, token: token.reveal().to_owned(), admin, access, dir }
