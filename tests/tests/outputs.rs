@@ -191,3 +191,51 @@ fn a_pipe_in_place_of_a_file_is_refused_and_not_waited_for() {
     case.start(&[], &[]).outcome(max).exits(4).says("in.jsonl").says("stdin");
     check(&case).exits(4).says("stdin");
 }
+
+/// As the advice has it: another name, and another table and path.
+#[test]
+fn another_name_and_other_places_keep_both_apart() {
+    let case = ready();
+    case.run().exits(0);
+    let before = (case.table(), std::fs::read(case.path("rows.jsonl")).unwrap());
+    edit(&case, "key = \"k\"", "key = \"t\"");
+    case.run().exits(4).says("another name").says("another table or path");
+    edit(&case, "pipeline.visits", "pipeline.others");
+    check(&case).exits(4).says("rows.jsonl");
+    edit(&case, "/rows.jsonl", "/others.jsonl");
+    edit(&case, "/dead.jsonl", "/others-dead.jsonl");
+    edit(&case, "table = \"sessions\"", "table = \"others\"");
+    check(&case).exits(0);
+    case.run().exits(0);
+    assert!(before == (case.table(), std::fs::read(case.path("rows.jsonl")).unwrap()));
+    let lines = std::fs::read_to_string(case.path("others.jsonl")).unwrap();
+    assert!(!lines.is_empty() && lines.lines().all(|l| l.contains("\"pipeline\":\"others\"")), "{lines}");
+}
+
+/// One table may hold several pipelines' rows; whose they are is to be seen.
+#[test]
+fn rows_of_a_pipeline_that_is_gone_are_marked() {
+    let case = ready();
+    edit(&case, "to = [\"sessions\", \"rows\"]", "to = [\"sessions\"]");
+    case.run().exits(0);
+    edit(&case, "pipeline.visits", "pipeline.others");
+    edit(&case, "/dead.jsonl", "/others-dead.jsonl");
+    case.run().exits(0);
+    let mut command = Command::new(binary());
+    let out = command.arg("sessions").arg(case.path("pipeline.toml")).output().unwrap();
+    let said = [out.stdout, out.stderr].map(|b| String::from_utf8(b).unwrap()).concat();
+    assert!(
+        said.contains("visits") && said.contains("others") && said.contains("no pipeline `visits`"),
+        "{said}"
+    );
+}
+
+/// A pipe is another one at each run; whoever looks before running is told.
+#[test]
+fn check_says_that_a_pipe_cannot_be_read_again() {
+    let case = ready();
+    check(&case).exits(0);
+    assert!(!check(&case).said.contains("cannot be read again"));
+    case.configure(&config("-"));
+    check(&case).exits(0).says("standard input cannot be read again");
+}

@@ -86,12 +86,14 @@ impl Progress {
         }
     }
 
-    /// Says that the pipeline reads no more, in the word for that and in a line.
-    pub(crate) fn halt(&self, word: &str, text: String) {
+    /// Says that the pipeline reads no more, in the word for that and, where nobody else says it, in a line.
+    pub(crate) fn halt(&self, word: &str, text: Option<String>) {
         let mut halted = self.halted.lock().unwrap_or_else(PoisonError::into_inner);
         if halted.is_none() {
             *halted = Some(word.to_owned());
-            self.tell(Line { pipeline: self.pipeline.clone(), plugin: None, text });
+            if let Some(text) = text {
+                self.tell(Line { pipeline: self.pipeline.clone(), plugin: None, text });
+            }
         }
     }
 

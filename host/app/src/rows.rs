@@ -21,6 +21,8 @@ use crate::config::{Pipeline, Plan, Sink, SinkKind};
 pub(crate) struct Row {
     /// 32 hex digits.
     pub(crate) session_id: String,
+    /// Whose it is.
+    pub(crate) pipeline: String,
     /// As a reader sees it.
     pub(crate) key: String,
     /// Time of the first event.
@@ -47,6 +49,7 @@ impl From<OwnedRow> for Row {
     fn from(r: OwnedRow) -> Row {
         Row {
             session_id: r.session_id,
+            pipeline: r.pipeline,
             key: r.key,
             start_ms: r.start_ms,
             end_ms: r.end_ms,
@@ -214,7 +217,7 @@ mod tests {
 
     fn line(id: &str, key: &str, epoch: u64, stage: &str) -> String {
         format!(
-            r#"{{"session_id":"{id}","key":"{key}","start_ms":{epoch},"end_ms":9,"events":1,"stage":"{stage}","incarnation":1,"epoch":{epoch},"reason":null,"plugin":"builtin:gap@1","fields":{{}}}}"#
+            r#"{{"session_id":"{id}","pipeline":"p","key":"{key}","start_ms":{epoch},"end_ms":9,"events":1,"stage":"{stage}","incarnation":1,"epoch":{epoch},"reason":null,"plugin":"builtin:gap@1","fields":{{}}}}"#
         )
     }
 

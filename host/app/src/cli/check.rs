@@ -98,6 +98,12 @@ fn describe(plan: &Plan, pipeline: &Pipeline) -> Vec<String> {
     lines.extend(
         pipeline.from.iter().filter_map(|i| plan.sources.get(*i)).map(|s| format!("  {}", source(s))),
     );
+    if pipeline.from.iter().any(|i| plan.sources.get(*i).is_some_and(|s| s.kind == SourceKind::Stdin)) {
+        lines.push(
+            "  standard input cannot be read again: a kill loses what was read since the last epoch"
+                .to_owned(),
+        );
+    }
     let rule = match &pipeline.rule {
         Rule::Gap(rule) => {
             let gap = text::duration(rule.gap_ms.unsigned_abs());

@@ -262,7 +262,7 @@ mod tests {
         p.watermark_ms.store(1_431_857_103_000, Relaxed);
         p.sealed_at_ms.store(1_000, Relaxed);
         assert!(line(&p, None, 1_400).ends_with("watermark 2015-05-17T10:05:03Z, fresh 400ms"));
-        p.halt("SUSPENDED", "why".to_owned());
+        p.halt("SUSPENDED", Some("why".to_owned()));
         assert_eq!(line(&p, None, 1_400), "visits: SUSPENDED at 12,345 events, 7 sessions");
     }
 }

@@ -1,5 +1,6 @@
 //! `sessions`: what came out.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
@@ -72,6 +73,17 @@ pub(super) fn execute(args: &SessionsArgs) -> Result<u8, Failure> {
     }
     writeln!(stdout, "{}", table(&rows))?;
     stdout.flush()?;
+    let gone: BTreeSet<&str> = rows
+        .iter()
+        .map(|r| r.pipeline.as_str())
+        .filter(|name| plan.pipelines.iter().all(|p| p.name != *name))
+        .collect();
+    for name in gone {
+        let name = text::foreign(name, KEY_SHOWN);
+        out::note(format!(
+            "this config has no pipeline `{name}`; what it wrote stays until somebody deletes it"
+        ));
+    }
     if limit.is_some_and(|n| rows.len() >= n as usize) {
         out::note(format!("only the latest {}; --limit 0 shows all", rows.len()));
     }
@@ -112,10 +124,13 @@ fn takes_final(plan: &Plan, sink: &Sink) -> bool {
 
 /// Sessions as a table.
 pub(super) fn table(rows: &[Row]) -> Table {
-    let mut table =
-        plain_table(&["key", "start", "duration", "events", "stage", "reason", "revision", "session"]);
+    let head = ["key", "start", "duration", "events", "stage", "reason", "revision", "session", "pipeline"];
+    // Of one pipeline alone its name says nothing.
+    let several = rows.iter().any(|r| r.pipeline != rows[0].pipeline);
+    let columns = if several { head.len() } else { head.len() - 1 };
+    let mut table = plain_table(&head[..columns]);
     for row in rows {
-        table.add_row([
+        let cells = [
             text::foreign(&row.key, KEY_SHOWN),
             text::instant(row.start_ms),
             text::duration(text::between(row.start_ms, row.end_ms)),
@@ -124,7 +139,9 @@ pub(super) fn table(rows: &[Row]) -> Table {
             row.reason.clone().unwrap_or_else(|| "open".to_owned()),
             format!("{}/{}", row.incarnation, row.epoch),
             row.session_id.clone(),
-        ]);
+            text::foreign(&row.pipeline, KEY_SHOWN),
+        ];
+        table.add_row(&cells[..columns]);
     }
     align_right(&mut table, &[2, 3]);
     table
@@ -155,6 +172,7 @@ mod tests {
     fn a_table_of_sessions() {
         let row = Row {
             session_id: "00ff".to_owned(),
+            pipeline: "p".to_owned(),
             key: "u\x1b1".to_owned(),
             start_ms: 1_431_857_103_000,
             end_ms: 1_431_857_223_000,
@@ -166,7 +184,11 @@ mod tests {
             plugin: String::new(),
             fields: serde_json::Value::Null,
         };
+        let other = Row { pipeline: "before".to_owned(), ..row.clone() };
+        let both = table(&[row.clone(), other]).to_string();
+        assert!(both.contains("pipeline") && both.contains("before"), "{both}");
         let shown = table(&[row]).to_string();
+        assert!(!shown.contains("pipeline"), "{shown}");
         assert!(shown.contains("u\\u{1b}1") && shown.contains("2m") && shown.contains("1,200"), "{shown}");
         assert!(shown.contains("open") && shown.contains("1/5"), "{shown}");
         assert_eq!(shown.lines().count(), 3, "{shown}");

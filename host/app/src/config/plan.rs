@@ -642,8 +642,7 @@ pub(crate) fn compare(stored: &Value, new: &Value) -> Vec<Change> {
         &mut changes,
     );
     for aspect in ["enrich", "lateness_ms", "early", "end_of_input"] {
-        let key = aspect.trim_end_matches("_ms");
-        difference(&format!("pipeline.{pipeline}.{key}"), &stored[aspect], &new[aspect], &mut changes);
+        difference(&format!("pipeline.{pipeline}.{aspect}"), &stored[aspect], &new[aspect], &mut changes);
     }
     by_name(&stored["sinks"], &new["sinks"], |name, before, now| match (before, now) {
         (None, _) => changes.push(free(
@@ -722,34 +721,36 @@ fn source_changes(pipeline: &str, name: &str, before: &Value, now: &Value, chang
             // Neither the secret nor its trace belongs on a screen.
             "key_hmac" => "the hashing of keys".to_owned(),
             "generator" => "what the generator makes".to_owned(),
-            _ => format!("`{what}` from {} to {}", shown(&before[aspect]), shown(&now[aspect])),
+            _ => {
+                format!("`{what}` from {} to {}", shown(aspect, &before[aspect]), shown(aspect, &now[aspect]))
+            }
         };
         let message = format!(
             "{was} cannot change under stored sessions: `--fresh` starts `{pipeline}` over, \
-             or rename it and both stay apart"
+             or give the pipeline another name and its sinks another table or path, and both stay apart"
         );
         changes.push(Change { what, kind: ChangeKind::Refused, message });
     }
     if before["fields"] != now["fields"] {
         let message = format!(
             "where the rule's fields are in `{name}` goes from {} to {}: stored events were read the old way; `--fresh` starts \
-             `{pipeline}` over, or rename it and both stay apart",
-            shown(&before["fields"]),
-            shown(&now["fields"])
+             `{pipeline}` over, or give the pipeline another name and its sinks another table or path, and both stay apart",
+            shown("fields", &before["fields"]),
+            shown("fields", &now["fields"])
         );
         changes.push(Change { what: format!("source.{name}.fields"), kind: ChangeKind::Refused, message });
     }
-    difference(&format!("source.{name}.disorder"), &before["disorder_ms"], &now["disorder_ms"], changes);
+    difference(&format!("source.{name}.disorder_ms"), &before["disorder_ms"], &now["disorder_ms"], changes);
 }
 
 fn swap(pipeline: &str, name: &str, before: Option<&Value>, now: Option<&Value>) -> Change {
-    let value = |v: Option<&Value>| shown(v.unwrap_or(&Value::Null));
-    let name = name.trim_end_matches("_ms");
+    let value = |v: Option<&Value>| shown(name, v.unwrap_or(&Value::Null));
+    let key = name.trim_end_matches("_ms");
     Change {
-        what: format!("pipeline.{pipeline}.session.{name}"),
+        what: format!("pipeline.{pipeline}.session.{key}"),
         kind: ChangeKind::Swap,
         message: format!(
-            "`{name}` of the session rule goes from {} to {}: the next start swaps it, for events after all that were read",
+            "`{key}` of the session rule goes from {} to {}: the next start swaps it, for events after all that were read",
             value(before),
             value(now)
         ),
@@ -760,16 +761,70 @@ fn free(what: String, message: String) -> Change {
     Change { what, kind: ChangeKind::Free, message }
 }
 
-fn difference(what: &str, before: &Value, now: &Value, changes: &mut Vec<Change>) {
+/// A difference that takes effect at once; a fact that is a duration has a name with its unit.
+fn difference(fact: &str, before: &Value, now: &Value, changes: &mut Vec<Change>) {
     if before != now {
-        changes
-            .push(free(what.to_owned(), format!("`{what}` goes from {} to {}", shown(before), shown(now))));
+        let what = fact.trim_end_matches("_ms");
+        let message = format!("`{what}` goes from {} to {}", shown(fact, before), shown(fact, now));
+        changes.push(free(what.to_owned(), message));
     }
 }
 
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "nothing".to_owned(),
-        other => other.to_string(),
+/// A fact as the config has it.
+fn shown(fact: &str, value: &Value) -> String {
+    match (value, value.as_u64(), value.as_object()) {
+        (Value::Null, ..) => "nothing".to_owned(),
+        (_, Some(ms), _) if fact.ends_with("_ms") => duration(ms),
+        (.., Some(table)) if !table.is_empty() => {
+            let one = |(name, value): (&String, &Value)| {
+                format!("{} = {}", name.trim_end_matches("_ms"), shown(name, value))
+            };
+            format!("{{ {} }}", table.iter().map(one).collect::<Vec<_>>().join(", "))
+        }
+        (other, ..) => other.to_string(),
+    }
+}
+
+/// A duration as one writes it: in the largest unit that it is a whole number of.
+fn duration(ms: u64) -> String {
+    let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
+    let (n, unit) = units.into_iter().find(|(n, _)| ms >= *n && ms.is_multiple_of(*n)).unwrap_or((1, "ms"));
+    format!("\"{}{unit}\"", ms / n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_are_shown_as_the_config_has_them() {
+        for (fact, value, expected) in [
+            ("gap_ms", json!(5000), "\"5s\""),
+            ("source.web.disorder_ms", json!(90_000), "\"90s\""),
+            ("x_ms", json!(1_800_000), "\"30m\""),
+            ("x_ms", json!(7_200_000), "\"2h\""),
+            ("x_ms", json!(1500), "\"1500ms\""),
+            ("x_ms", json!(0), "\"0ms\""),
+            ("events", json!(5000), "5000"),
+            ("early", json!({"every_ms": 20_000}), "{ every = \"20s\" }"),
+            ("key", json!(["a", "b"]), "[\"a\",\"b\"]"),
+            ("max_ms", Value::Null, "nothing"),
+        ] {
+            assert_eq!(shown(fact, &value), expected, "{fact}");
+        }
+    }
+
+    #[test]
+    fn a_sink_has_moved_if_its_place_is_another() {
+        let of = |sinks: Value| json!({"sinks": sinks, "dead": {"name": "dead", "to": {"kind": "file", "path": "d"}}});
+        let file = |path: &str| of(json!({"s": {"kind": "file", "path": path, "stages": ["final"]}}));
+        let table = |t: &str| of(json!({"s": {"kind": "sqlite", "path": "a", "table": t}}));
+        assert_eq!(moved(&file("a"), &file("./a"), "s"), None);
+        assert!(moved(&file("a"), &file("b"), "s").is_some_and(|m| m.contains("--resend s")));
+        assert!(moved(&table("t"), &table("u"), "s").is_some_and(|m| m.contains("table u of a")));
+        assert!(moved(&file("a"), &table("t"), "s").is_some());
+        assert_eq!(moved(&file("a"), &file("a"), "new"), None, "there was none");
+        let other = json!({"sinks": {}, "dead": {"name": "dead", "to": {"kind": "file", "path": "e"}}});
+        assert!(moved(&file("a"), &other, "dead").is_some());
     }
 }

@@ -204,10 +204,11 @@ pub(crate) fn run(
                     };
                     let r = supervise::run(job);
                     if let Err(e) = &r {
-                        // The whole of it is said when the process ends.
+                        // The whole of it is said when the process ends, which for one pipeline is now.
                         let text = e.to_string();
-                        progress
-                            .halt("FAILED", format!("failed: {}", text.lines().next().unwrap_or_default()));
+                        let line = || format!("failed: {}", text.lines().next().unwrap_or_default());
+                        let others = plan.pipelines.len() > 1 && !e.stops_all();
+                        progress.halt("FAILED", others.then(line));
                         if e.stops_all() {
                             stop.store(true, Ordering::Relaxed);
                         }

@@ -123,9 +123,11 @@ fn make_sink(s: &SinkPlan, pipeline: &str, stages: Option<Stages>) -> Box<dyn Si
             s.name.clone(),
             st.unwrap_or(Stages::ALL),
         )),
-        (SinkKind::File { path }, Some(st)) => Box::new(JsonlSink::sessions(path.clone(), st)),
+        (SinkKind::File { path }, Some(st)) => {
+            Box::new(JsonlSink::sessions(path.clone(), pipeline.to_owned(), st))
+        }
         (SinkKind::File { path }, None) => Box::new(JsonlSink::letters(path.clone())),
-        (SinkKind::Stdout, Some(st)) => Box::new(StdoutSink::new(st)),
+        (SinkKind::Stdout, Some(st)) => Box::new(StdoutSink::new(pipeline.to_owned(), st)),
         (SinkKind::Stdout, None) => Box::new(StdoutSink::letters()),
     }
 }
@@ -481,7 +483,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
         let suspended = stages.budget.suspended();
         if let (Some(s), Ok(ended)) = (&suspended, &mut ended) {
             ended.mark(|| Meta::nothing(fingerprint, now_ms()), &cursors, s.clone())?;
-            progress.halt("SUSPENDED", suspended_line(s));
+            progress.halt("SUSPENDED", Some(suspended_line(s)));
         }
         let delivered: Vec<Result<(), RunError>> = deliveries.into_iter().map(join).collect();
         let folded: Vec<Result<(), RunError>> = lane_threads.into_iter().map(join).collect();

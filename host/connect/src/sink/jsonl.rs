@@ -17,9 +17,9 @@ use tidemill_engine::outbox::{Outbox, Stages};
 /// How far from its end a file is searched for its last line: well above a key, escaped, and a row's fields.
 const LINE_BYTES_MAX: u64 = 4 << 20;
 
-#[derive(Clone, Copy)]
 enum Kind {
-    Sessions(Stages),
+    /// Whose they are, and which.
+    Sessions(String, Stages),
     Letters,
 }
 
@@ -34,10 +34,10 @@ pub struct JsonlSink {
 }
 
 impl JsonlSink {
-    /// A file of the session revisions with these stages; the names are those of the SQLite table.
+    /// A file of a pipeline's session revisions with these stages; the names are those of the SQLite table.
     #[must_use]
-    pub fn sessions(path: PathBuf, stages: Stages) -> JsonlSink {
-        JsonlSink::new(path, Kind::Sessions(stages))
+    pub fn sessions(path: PathBuf, pipeline: String, stages: Stages) -> JsonlSink {
+        JsonlSink::new(path, Kind::Sessions(pipeline, stages))
     }
 
     /// A file of dead letters, byte for byte as the epoch holds them.
@@ -89,8 +89,10 @@ impl JsonlSink {
 
     fn append(&mut self, mut file: &File, outbox: &Outbox<'_>) -> Result<u64, ConnectError> {
         let path = &self.path;
-        let written = match self.kind {
-            Kind::Sessions(stages) => line::each_block(outbox, stages, &mut self.buf, |b| file.write_all(b)),
+        let written = match &self.kind {
+            Kind::Sessions(pipeline, stages) => {
+                line::each_block(outbox, pipeline, *stages, &mut self.buf, |b| file.write_all(b))
+            }
             Kind::Letters => file.write_all(outbox.letters()).map(|()| outbox.letters().len() as u64),
         }
         .map_err(|e| storage(path, "write to", &e))?;
@@ -99,8 +101,8 @@ impl JsonlSink {
     }
 
     fn has_work(&self, outbox: &Outbox<'_>) -> bool {
-        match self.kind {
-            Kind::Sessions(stages) => outbox.sessions(stages).next().is_some(),
+        match &self.kind {
+            Kind::Sessions(_, stages) => outbox.sessions(*stages).next().is_some(),
             Kind::Letters => !outbox.letters().is_empty(),
         }
     }
@@ -125,8 +127,8 @@ impl Sink for JsonlSink {
     }
 
     fn witness(&self) -> Result<Option<u64>, ConnectError> {
-        match self.kind {
-            Kind::Sessions(_) => last_epoch(&self.path).map_err(|e| unusable(&self.path, &e)),
+        match &self.kind {
+            Kind::Sessions(..) => last_epoch(&self.path).map_err(|e| unusable(&self.path, &e)),
             // Letters do not name their epoch.
             Kind::Letters => Ok(None),
         }
@@ -350,7 +352,7 @@ mod tests {
     fn what_came_after_a_cut_is_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.jsonl");
-        let mut s = JsonlSink::sessions(path.clone(), Stages::ALL);
+        let mut s = JsonlSink::sessions(path.clone(), "p".into(), Stages::ALL);
         s.open(1, None).unwrap();
         let one = s.deliver(&Outbox::new(1, 1, &rows(&[1]), b"")).unwrap();
         let two = s.deliver(&Outbox::new(1, 2, &rows(&[2]), b"")).unwrap();
@@ -365,7 +367,7 @@ mod tests {
     fn the_last_whole_line_shows_what_was_committed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.jsonl");
-        let mut s = JsonlSink::sessions(path.clone(), Stages::ALL);
+        let mut s = JsonlSink::sessions(path.clone(), "p".into(), Stages::ALL);
         assert_eq!(s.witness().unwrap(), None);
         assert!(!path.exists(), "a question creates nothing");
         s.open(1, None).unwrap();
@@ -384,7 +386,7 @@ mod tests {
     fn what_a_crash_left_behind_the_cursor_vanishes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.jsonl");
-        let mut s = JsonlSink::sessions(path.clone(), Stages::ALL);
+        let mut s = JsonlSink::sessions(path.clone(), "p".into(), Stages::ALL);
         assert_eq!(s.open(1, None).unwrap(), None);
         let one = s.deliver(&Outbox::new(1, 1, &rows(&[1, 2]), b"")).unwrap();
         assert_eq!(one, Cursor { epoch: 1, length: fs::metadata(&path).unwrap().len() });
@@ -393,7 +395,7 @@ mod tests {
         drop(s);
         // Epoch 2 reached the file, its cursor not the store; and the crash tore a third.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"torn").unwrap();
-        let mut s = JsonlSink::sessions(path.clone(), Stages::ALL);
+        let mut s = JsonlSink::sessions(path.clone(), "p".into(), Stages::ALL);
         assert_eq!(s.open(2, Some(one)).unwrap(), Some(one));
         assert_eq!(ids(&path), ["01", "02"]);
         assert_eq!(s.deliver(&Outbox::new(1, 1, &rows(&[1, 2]), b"")).unwrap(), one);
@@ -411,7 +413,7 @@ mod tests {
     fn an_epoch_of_many_blocks_is_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.jsonl");
-        let mut s = JsonlSink::sessions(path.clone(), Stages::ALL);
+        let mut s = JsonlSink::sessions(path.clone(), "p".into(), Stages::ALL);
         s.open(1, None).unwrap();
         let many: Vec<u8> = (0..20_000_u32).map(|i| (i % 251) as u8).collect();
         let c = s.deliver(&Outbox::new(1, 1, &rows(&many), b"")).unwrap();

@@ -104,10 +104,12 @@ fn put_fields(out: &mut Vec<u8>, fields: &str) {
 }
 
 /// Appends one revision with its line end.
-pub(crate) fn put_session(out: &mut Vec<u8>, revision: Revision, row: &SessionRow<'_>) {
+pub(crate) fn put_session(out: &mut Vec<u8>, pipeline: &str, revision: Revision, row: &SessionRow<'_>) {
     out.extend_from_slice(b"{\"session_id\":\"");
     out.extend_from_slice(&hex_id(row.id));
-    out.extend_from_slice(b"\",\"key\":");
+    out.extend_from_slice(b"\",\"pipeline\":");
+    put_text(out, pipeline);
+    out.extend_from_slice(b",\"key\":");
     put_text(out, row.key);
     out.extend_from_slice(b",\"start_ms\":");
     put_i64(out, row.start.ms());
@@ -137,6 +139,7 @@ pub(crate) fn put_session(out: &mut Vec<u8>, revision: Revision, row: &SessionRo
 /// returns the bytes handed over.
 pub(crate) fn each_block<E>(
     outbox: &Outbox<'_>,
+    pipeline: &str,
     stages: Stages,
     buf: &mut Vec<u8>,
     mut write: impl FnMut(&[u8]) -> Result<(), E>,
@@ -144,7 +147,7 @@ pub(crate) fn each_block<E>(
     buf.clear();
     let mut total = 0;
     for (revision, row) in outbox.sessions(stages) {
-        put_session(buf, revision, &row);
+        put_session(buf, pipeline, revision, &row);
         if buf.len() >= WRITE_BYTES {
             write(buf)?;
             total += buf.len() as u64;
@@ -194,11 +197,11 @@ mod tests {
                 stage: Stage::ALL[stage], reason: reason.as_deref(), plugin: &plugin, fields: &fields,
             };
             let mut out = Vec::new();
-            put_session(&mut out, Revision { incarnation: rev.0, epoch: rev.1 }, &row);
+            put_session(&mut out, "p\"q", Revision { incarnation: rev.0, epoch: rev.1 }, &row);
             prop_assert_eq!(out.iter().position(|b| *b == b'\n'), Some(out.len() - 1));
             let v: serde_json::Value = serde_json::from_slice(&out).unwrap();
             prop_assert_eq!(v, serde_json::json!({
-                "session_id": tidemill_engine::outbox::hex(&id), "key": key, "start_ms": start, "end_ms": end,
+                "session_id": tidemill_engine::outbox::hex(&id), "pipeline": "p\"q", "key": key, "start_ms": start, "end_ms": end,
                 "events": events, "stage": row.stage.name(), "incarnation": rev.0, "epoch": rev.1,
                 "reason": reason, "plugin": plugin, "fields": { "f": field },
             }));

@@ -11,17 +11,17 @@ use tidemill_engine::outbox::{Outbox, Stages};
 /// Writes JSON lines, in the form of the JSON-lines file, to standard output.
 pub struct StdoutSink {
     out: Box<dyn Write + Send>,
-    /// `None`: dead letters.
-    stages: Option<Stages>,
+    /// Whose sessions, and which; `None`: dead letters.
+    sessions: Option<(String, Stages)>,
     cursor: Cursor,
     buf: Vec<u8>,
 }
 
 impl StdoutSink {
-    /// A sink for the revisions with these stages.
+    /// A sink for a pipeline's revisions with these stages.
     #[must_use]
-    pub fn new(stages: Stages) -> StdoutSink {
-        StdoutSink::over(Box::new(std::io::stdout()), Some(stages))
+    pub fn new(pipeline: String, stages: Stages) -> StdoutSink {
+        StdoutSink::over(Box::new(std::io::stdout()), Some((pipeline, stages)))
     }
 
     /// A sink for dead letters.
@@ -30,8 +30,8 @@ impl StdoutSink {
         StdoutSink::over(Box::new(std::io::stdout()), None)
     }
 
-    fn over(out: Box<dyn Write + Send>, stages: Option<Stages>) -> StdoutSink {
-        StdoutSink { out, stages, cursor: Cursor::default(), buf: Vec::new() }
+    fn over(out: Box<dyn Write + Send>, sessions: Option<(String, Stages)>) -> StdoutSink {
+        StdoutSink { out, sessions, cursor: Cursor::default(), buf: Vec::new() }
     }
 }
 
@@ -54,8 +54,10 @@ impl Sink for StdoutSink {
             return Ok(self.cursor);
         }
         let out = &mut self.out;
-        let written = match self.stages {
-            Some(stages) => line::each_block(outbox, stages, &mut self.buf, |b| out.write_all(b)).map(drop),
+        let written = match &self.sessions {
+            Some((pipeline, stages)) => {
+                line::each_block(outbox, pipeline, *stages, &mut self.buf, |b| out.write_all(b)).map(drop)
+            }
             None => out.write_all(outbox.letters()),
         };
         written.and_then(|()| out.flush()).map_err(|e| match e.kind() {
@@ -133,8 +135,8 @@ mod tests {
     #[test]
     fn writes_the_stages_asked_for_once_an_epoch() {
         let out = Shared::default();
-        let mut s =
-            StdoutSink::over(Box::new(out.clone()), Some(Stages::of(&[Stage::Final, Stage::Retracted])));
+        let stages = Stages::of(&[Stage::Final, Stage::Retracted]);
+        let mut s = StdoutSink::over(Box::new(out.clone()), Some(("p".into(), stages)));
         assert_eq!(s.open(1, None).unwrap(), None);
         let rows = rows();
         for epoch in [1, 1, 2] {
@@ -154,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_closed_pipe_is_named() {
-        let mut s = StdoutSink::over(Box::new(Closed), Some(Stages::ALL));
+        let mut s = StdoutSink::over(Box::new(Closed), Some(("p".into(), Stages::ALL)));
         match s.deliver(&Outbox::new(1, 1, &rows(), b"")) {
             Err(ConnectError::Failed(m)) => assert_eq!(m, "stdout was closed"),
             other => panic!("{other:?}"),
