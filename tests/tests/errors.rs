@@ -4,11 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use tidemill_tests::model::{self, Format, Gap, Row, Source, Unit};
 use tidemill_tests::traffic::{Shop, file_of};
 use tidemill_tests::trials::pack;
-use tidemill_tests::{Case, Config, RUN_MAX, current, same_sinks, same_table, wait_for};
+use tidemill_tests::{Case, Config, Outcome, RUN_MAX, binary, current, same_sinks, same_table, wait_for};
 
 fn source(path: &str) -> Source {
     Source::file("web", path, Format::Json, "user", "ts", Unit::Millis)
@@ -208,4 +209,66 @@ fn a_record_that_is_too_long_is_a_letter_and_never_a_stump() {
             assert!(letter["raw"] == record[..MAX], "{format:?}: raw is its beginning");
         }
     }
+}
+
+/// `sessionize` with these arguments in the case's folder; its folders for the time being are in `tmp`.
+fn sessionize(case: &Case, arguments: &[&str]) -> Outcome {
+    std::fs::create_dir_all(case.path("tmp")).unwrap();
+    let mut command = Command::new(binary());
+    command.arg("sessionize").args(arguments).current_dir(case.path("")).env("TMPDIR", case.path("tmp"));
+    let out = command.stdin(Stdio::null()).output().unwrap();
+    let said = [out.stdout, out.stderr].map(|b| String::from_utf8(b).unwrap()).concat();
+    assert_eq!(std::fs::read_dir(case.path("tmp")).unwrap().count(), 0, "something is left behind");
+    Outcome { code: out.status.code(), said }
+}
+
+#[test]
+fn sessionize_shows_what_it_could_read() {
+    let case = Case::new();
+    let whole = pack(&shop());
+    case.put("in.jsonl.gz", &whole[..whole.len() * 7 / 10]);
+    let flags = ["in.jsonl.gz", "--key", "user", "--time", "ts", "--unit", "ms", "--gap", "60s"];
+    let outcome = sessionize(&case, &flags);
+    outcome.exits(1).says("the longest sessions").says("stopped before the end").says("nothing is kept");
+    assert!(!outcome.said.contains("goes on from there"), "{}", outcome.said);
+    assert_eq!(outcome.said.matches("cannot be read beyond").count(), 1, "said twice: {}", outcome.said);
+    case.put("empty.log", b"");
+    sessionize(&case, &["empty.log"]).exits(4).says("is empty");
+}
+
+#[test]
+fn a_failed_run_says_once_why() {
+    let case = Case::new();
+    let whole = pack(&shop());
+    case.put("in.jsonl.gz", &whole[..whole.len() * 7 / 10]);
+    case.configure(&Config::new(source("in.jsonl.gz"), gap()));
+    let outcome = case.run();
+    outcome.exits(1);
+    assert_eq!(outcome.said.matches("cannot be read beyond").count(), 1, "{}", outcome.said);
+}
+
+#[test]
+fn an_output_is_not_offered_in_place_of_a_missing_input() {
+    let case = Case::new();
+    case.put("rows.jsonl", b"");
+    case.configure(&Config::new(source("row.jsonl"), gap()));
+    let outcome = case.run();
+    outcome.exits(4).says("row.jsonl");
+    assert!(!outcome.said.contains("did you mean"), "{}", outcome.said);
+}
+
+#[test]
+fn a_byte_order_mark_and_padding_cost_no_record() {
+    let line = "{\"user\":\"u\",\"ts\":1000}\n";
+    let case = Case::new();
+    case.put("in.jsonl", format!("\u{feff}{line}{line}").as_bytes());
+    case.configure(&Config::new(source("in.jsonl"), gap()));
+    case.run().exits(0);
+    assert_eq!(case.letters(), Vec::<serde_json::Value>::new());
+    assert_eq!(current(&case.table())[0].events, 2);
+    let case = Case::new();
+    case.put("in.jsonl.gz", &[pack(line.as_bytes()), vec![0; 5000]].concat());
+    case.configure(&Config::new(source("in.jsonl.gz"), gap()));
+    case.run().exits(0);
+    assert_eq!(current(&case.table())[0].events, 1);
 }

@@ -3,13 +3,14 @@
 //! It is no way of its own: a config is made from the flags and run as any other, in a directory that is removed.
 
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io::Write;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use super::histogram::Histogram;
@@ -19,7 +20,7 @@ use super::sessions::{align_right, plain_table};
 use super::{guess, text};
 use crate::config::{self, Format};
 use crate::meta::Counters;
-use crate::run::{Outcome, RunOptions};
+use crate::run::{self, Outcome, RunOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,10 +70,20 @@ pub(super) struct SessionizeArgs {
 }
 
 /// A directory of our own that goes away with this value.
-struct Scratch(PathBuf);
+struct Scratch {
+    path: PathBuf,
+    /// Locked as long as somebody uses the directory: a process that was killed has left one that is not.
+    _lock: File,
+}
+
+/// The file that is locked.
+const LOCK: &str = "lock";
+/// A directory younger than this may be about to be locked.
+const SCRATCH_LEFT_MIN: Duration = Duration::from_secs(60);
 
 impl Scratch {
     fn new() -> Result<Scratch, Failure> {
+        sweep(&std::env::temp_dir());
         let nanos = jiff::Timestamp::now().as_nanosecond();
         let dir = std::env::temp_dir().join(format!("tidemill-{}-{nanos}", std::process::id()));
         // Keys are people: nobody else may read them. An existing directory is somebody else's and refused.
@@ -80,14 +91,40 @@ impl Scratch {
             let help = "TMPDIR names the place for temporary files".to_owned();
             Failure::new(5, format!("{} cannot be created: {e}", dir.display()), help)
         })?;
-        Ok(Scratch(dir))
+        let failed = |e| Failure::new(5, format!("{} cannot be used: {e}", dir.display()), None);
+        let lock = File::create_new(dir.join(LOCK)).map_err(failed)?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|e| failed(e.into()))?;
+        Ok(Scratch { path: dir, _lock: lock })
+    }
+}
+
+/// Removes what processes that were killed have left.
+fn sweep(temporary: &Path) {
+    let own = rustix::process::geteuid().as_raw();
+    for entry in std::fs::read_dir(temporary).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let digits = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit());
+        let numbers = name.to_str().and_then(|n| n.strip_prefix("tidemill-")?.split_once('-'));
+        let ours = numbers.is_some_and(|(pid, nanos)| digits(pid) && digits(nanos));
+        // A link is never followed.
+        let Ok(meta) = entry.path().symlink_metadata() else { continue };
+        let old =
+            meta.modified().ok().and_then(|at| at.elapsed().ok()).is_some_and(|age| age >= SCRATCH_LEFT_MIN);
+        if !ours || !old || !meta.is_dir() || meta.uid() != own {
+            continue;
+        }
+        let lock = File::open(entry.path().join(LOCK));
+        if lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()) {
+            // What cannot be removed now is tried again the next time.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What cannot be removed now is left to whoever cleans the temporary directory.
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.path);
     }
 }
 
@@ -126,7 +163,7 @@ pub(super) fn execute(args: &SessionizeArgs) -> Result<u8, Failure> {
     let shape = shape(args, &log)?;
     let scratch = Scratch::new()?;
     let plan = config::parse(
-        &config_text(args, &log, &shape, &scratch.0),
+        &config_text(args, &log, &shape, &scratch.path),
         Path::new("(the flags)"),
         text::now_ms(),
     )?;
@@ -134,21 +171,36 @@ pub(super) fn execute(args: &SessionizeArgs) -> Result<u8, Failure> {
     if probed.has_errors() {
         return Err(Failure::Config(probed));
     }
-    let mut summaries = run_watched(&plan, &RunOptions::default(), false, false)?;
-    let Some(summary) = summaries.pop() else {
-        return Err(Failure::new(1, "the run came back without a result", None));
+    let run = run_watched(&plan, &RunOptions::default(), false, false);
+    // Of a log that breaks off, all that could be read is worth a look.
+    let (counters, stopped, failed) = match run {
+        Ok(mut summaries) => {
+            let Some(summary) = summaries.pop() else {
+                return Err(Failure::new(1, "the run came back without a result", None));
+            };
+            (summary.counters, matches!(summary.outcome, Outcome::Stopped), None)
+        }
+        Err(Failure::Told { code: 1, message, .. }) => {
+            let Some((_, _, meta)) = run::peek(&plan, "sessions")? else {
+                return Err(Failure::new(1, message, None));
+            };
+            let help = "this is of what could be read; nothing is kept of it".to_owned();
+            (meta.counters, true, Some(Failure::new(1, message, help)))
+        }
+        Err(other) => return Err(other),
     };
-    let mut report = read(&scratch.0.join("sessions.db"), args.top)
+    let mut report = read(&scratch.path.join("sessions.db"), args.top)
         .map_err(|e| Failure::new(5, format!("the sessions cannot be read back: {e}"), None))?;
-    report.counters = summary.counters;
-    report.stopped = matches!(summary.outcome, Outcome::Stopped);
+    report.counters = counters;
+    report.stopped = stopped;
     report.wall_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     if args.json {
         out::print_json(&to_json(args, &shape, &report))?;
     } else {
-        show(args, &shape, &report, &scratch.0.join("dead.jsonl"))?;
+        show(args, &shape, &report, &scratch.path.join("dead.jsonl"))?;
     }
-    Ok(0)
+    // On the JSON that was printed nothing may follow.
+    failed.map_or(Ok(0), |f| Ok(f.tell(false)))
 }
 
 /// A file's own name is no pattern, even if it looks like one.
@@ -166,6 +218,10 @@ fn shape(args: &SessionizeArgs, log: &str) -> Result<Shape, Failure> {
         _ => Format::Combined,
     });
     let Some(format) = told.or_else(|| head.first().and_then(|first| guess::format(first))) else {
+        if log != "-" && head.is_empty() {
+            let message = format!("{log} is empty: there is nothing to make sessions of");
+            return Err(Failure::new(4, message, None));
+        }
         let what = if log == "-" {
             "standard input cannot be looked at beforehand"
         } else {
@@ -386,6 +442,31 @@ mod tests {
     struct Only {
         #[command(flatten)]
         args: SessionizeArgs,
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_is_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str, old: bool| {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            let lock = File::create(path.join(LOCK)).unwrap();
+            let at = std::time::SystemTime::now() - SCRATCH_LEFT_MIN * if old { 2 } else { 0 };
+            File::open(&path).unwrap().set_modified(at).unwrap();
+            lock
+        };
+        make("tidemill-1-2", true);
+        let held = make("tidemill-3-4", true);
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        make("tidemill-5-6", false);
+        make("tidemill-mine", true);
+        sweep(dir.path());
+        let mut left: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["tidemill-3-4", "tidemill-5-6", "tidemill-mine"]);
     }
 
     #[test]

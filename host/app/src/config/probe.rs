@@ -17,13 +17,16 @@ impl Plan {
         if let Some(Err(e)) = self.server.tls.as_ref().map(TlsFiles::load) {
             p.error(self.server.tls_at, "server.tls", e.to_string(), None);
         }
+        // What the pipelines write is no input that somebody could have meant.
+        let written: Vec<&Path> = self.sinks.iter().filter_map(|s| s.kind.path()).collect();
+        let similar = |pattern: &str| similar_file(pattern, &written);
         for source in &self.sources {
             if let SourceKind::File { pattern, at, .. } = &source.kind {
-                probe_pattern(pattern, *at, &format!("source.{}.path", source.name), p);
+                probe_pattern(pattern, *at, &format!("source.{}.path", source.name), similar, p);
             }
         }
         for lookup in &self.lookups {
-            lookup::probe(lookup, similar_file, p);
+            lookup::probe(lookup, similar, p);
         }
         for sink in &self.sinks {
             if let Some(path) = sink.kind.path() {
@@ -70,7 +73,13 @@ fn probe_output(path: &Path, at: Spot, key: &str, p: &mut Problems) {
     }
 }
 
-fn probe_pattern(pattern: &str, at: Spot, key: &str, p: &mut Problems) {
+fn probe_pattern(
+    pattern: &str,
+    at: Spot,
+    key: &str,
+    similar: impl Fn(&str) -> Option<String>,
+    p: &mut Problems,
+) {
     let Ok(found) = glob::glob(pattern) else { return };
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in found {
@@ -86,7 +95,7 @@ fn probe_pattern(pattern: &str, at: Spot, key: &str, p: &mut Problems) {
         let glob = pattern.contains(['*', '?', '[']);
         let message =
             if glob { format!("no file matches `{pattern}`") } else { format!("`{pattern}` does not exist") };
-        p.error(at, key, message, similar_file(pattern));
+        p.error(at, key, message, similar(pattern));
     }
     for path in &files {
         // Asked before opening: to open a named pipe waits for its writer.
@@ -108,11 +117,16 @@ fn probe_pattern(pattern: &str, at: Spot, key: &str, p: &mut Problems) {
 }
 
 /// A file beside the missing one with nearly its name, or where relative paths begin.
-fn similar_file(pattern: &str) -> Option<String> {
+fn similar_file(pattern: &str, written: &[&Path]) -> Option<String> {
     let path = Path::new(pattern);
     let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let names: Vec<String> =
-        std::fs::read_dir(dir).ok()?.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    let is_written = |name: &std::ffi::OsStr| written.iter().any(|w| w.file_name() == Some(name));
+    let names: Vec<String> = std::fs::read_dir(dir)
+        .ok()?
+        .flatten()
+        .filter(|e| !is_written(&e.file_name()))
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect();
     let near = nearest(path.file_name()?.to_str()?, names.iter().map(String::as_str));
     match near {
         Some(name) => Some(format!("did you mean \"{}\"?", path.with_file_name(name).display())),

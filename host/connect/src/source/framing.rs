@@ -28,6 +28,9 @@ pub const CHUNK_BYTES: usize = 256 << 10;
 /// each following one is four times as big, up to [`CHUNK_BYTES`].
 const CHUNK_BYTES_FIRST: usize = 16 << 10;
 
+/// What some programs write before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// A block may grow beyond this only while it holds a long record.
 const BLOCK_BYTES_KEPT: usize = 3 * CHUNK_BYTES;
 
@@ -122,7 +125,7 @@ impl Framer {
     /// part of the first column's name.
     #[must_use]
     pub fn header(&self) -> Option<&[u8]> {
-        self.header.as_deref().map(|h| h.strip_prefix(b"\xef\xbb\xbf").unwrap_or(h))
+        self.header.as_deref().map(|h| h.strip_prefix(BYTE_ORDER_MARK).unwrap_or(h))
     }
 
     /// Offset behind the last byte taken from the source.
@@ -288,6 +291,21 @@ impl Framer {
             }
             self.header = Some(block.record(first).to_vec());
             self.header_wanted = false;
+        }
+        // The same mark before a first record, which keeps its place.
+        if let Some(first) = block.spans.first_mut().filter(|s| s.offset == 0)
+            && block.bytes[first.at as usize..].starts_with(BYTE_ORDER_MARK)
+        {
+            let mark = BYTE_ORDER_MARK.len() as u32;
+            *first = Span {
+                at: first.at + mark,
+                len: first.len.saturating_sub(mark),
+                size: first.size.saturating_sub(u64::from(mark)),
+                ..*first
+            };
+            if first.len == 0 {
+                block.spans.remove(0);
+            }
         }
         if block.spans.first().is_some_and(|s| s.offset < self.resume_at) {
             let resume_at = self.resume_at;

@@ -74,6 +74,19 @@ fn empty_lines_are_no_records() {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_part_of_the_first_record() {
+    let records =
+        |text: &str| drain(&mut Framer::new(Framing::Lines, 0).with_sizes(2, 1 << 10), text.as_bytes()).0;
+    let bom = "\u{feff}";
+    assert_eq!(
+        records(&format!("{bom}ab\n{bom}c\n")),
+        [(0, b"ab".to_vec(), 2), (6, format!("{bom}c").into_bytes(), 4),]
+    );
+    assert_eq!(records(&format!("{bom}\na\n")), [(4, b"a".to_vec(), 1)]);
+    assert_eq!(records(bom), []);
+}
+
+#[test]
 fn quotes_hide_line_ends_in_csv_only() {
     let text = "a,\"x\ny\"\r\nb,\"say \"\"\n\"\"\",2\nc\n";
     check(Framing::Csv, text, &[(0, "a,\"x\ny\""), (9, "b,\"say \"\"\n\"\"\",2"), (25, "c")]);
