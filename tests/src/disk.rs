@@ -15,7 +15,7 @@ impl Tmpfs {
         if Tmpfs::call(&dir, &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]) {
             return Some(Tmpfs(dir));
         }
-        eprintln!("tidemill-tests: mount refused, so the full disk is not tested here");
+        crate::report!("mount refused, so the full disk is not tested here");
         None
     }
 

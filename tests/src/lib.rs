@@ -24,7 +24,7 @@ pub use config::{Config, Plugin, Session};
 use model::{Place, Row};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -82,6 +82,23 @@ pub fn wait_for<T>(what: &str, max: Duration, mut poll: impl FnMut() -> Option<T
         // Only the pace of polling: two cores are shared with the process that is waited for.
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Says what a test has counted or measured, or left out, on standard error and, for whoever runs the whole suite, in the
+/// file that `TIDEMILL_REPORT` names.
+pub fn report(line: &str) {
+    eprintln!("{line}");
+    if let Some(path) = std::env::var_os("TIDEMILL_REPORT") {
+        // One write, since other tests append too.
+        let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
+        file.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+}
+
+/// The same with `format!`.
+#[macro_export]
+macro_rules! report {
+    ($($text:tt)*) => { $crate::report(&format!($($text)*)) };
 }
 
 /// What a run left behind.

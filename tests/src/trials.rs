@@ -43,7 +43,7 @@ fn folder(name: &str) -> Option<PathBuf> {
     let folder =
         std::env::var_os("TIDEMILL_TRIALS").map(|d| PathBuf::from(d).join(name)).filter(|d| d.is_dir());
     if folder.is_none() {
-        eprintln!("tidemill-tests: no {name} in TIDEMILL_TRIALS; made-up data with its quirks instead");
+        crate::report!("no {name} in TIDEMILL_TRIALS; made-up data with its quirks instead");
     }
     // A test may run in a folder of its own.
     folder.map(|f| f.canonicalize().unwrap())

@@ -75,11 +75,15 @@ fn a_hot_key_over_its_cap_loses_nothing_and_spoils_nobody() {
         let (rows, letters, large) = hot_run(&session, &bytes, above);
         assert_eq!(letters, 0);
         assert_eq!(rows.iter().filter(|r| r.key == "hot").map(|r| r.events).sum::<u64>(), events);
-        eprintln!(
+        tidemill_tests::report!(
             "hot key, {events} events, {session:?}: peak {} MiB at a cap of {cap}, {} MiB above it",
             small >> 20,
             large >> 20
         );
+        // As the README has it: three times what the events take (of which an id of this length has 16 bytes), and the
+        // epochs under way.
+        let stated = |events: u64| 3 * events * (32 + 16) + (512 << 20);
+        assert!(small <= stated(cap) && large <= stated(events), "{small} and {large} bytes");
     }
 }
 
@@ -118,7 +122,7 @@ fn files_cut_by_hour_in_reverse_order_need_no_more_memory_than_one() {
         let floor = files_run(&session, &few, &gap);
         let (one, by_hour) =
             (files_run(&session, &whole, &gap) - floor, files_run(&session, &cut, &gap) - floor);
-        eprintln!(
+        tidemill_tests::report!(
             "{events} events, {session:?}: {} KiB above a small run's in one file, {} KiB by hour",
             one >> 10,
             by_hour >> 10
@@ -154,7 +158,7 @@ fn many_small_files_cost_each_what_few_cost() {
         (first, again)
     };
     let (few, many) = (ticks(500), ticks(4_000));
-    eprintln!(
+    tidemill_tests::report!(
         "500 files of ten events: {few:?} hundredths of a second, 4,000: {many:?} (first run, second run)"
     );
     // Eight times as many. What a start costs anyhow, and the clock's coarseness, is some ten ticks.

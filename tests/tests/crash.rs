@@ -12,7 +12,6 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
 use tidemill_tests::disk::Tmpfs;
 use tidemill_tests::model::{self, Format, Gap, Log, Match, Row, Source, Unit};
 use tidemill_tests::traffic::{Rng, Shop, delayed, file_of};
@@ -93,8 +92,8 @@ fn shim() -> &'static Path {
 enum Fault {
     /// Once it has committed and this many further events are in its rows.
     Events(u64),
-    /// This long after its start, wherever it is: in recovery, most likely.
-    Soon(Duration),
+    /// In recovery: when a file with this end to its name is about to be opened for the first time.
+    InRecovery(&'static str),
     /// Before the n-th sync of a segment, which is then cut back to its synced length, or to half of what follows.
     BeforeSync { call: u64, half: bool },
     /// After the n-th sync: committed, not delivered.
@@ -167,15 +166,15 @@ fn strike(case: &Case, follower: &mut Follower, fault: Fault) -> bool {
     let preload = ("LD_PRELOAD", shim().to_str().unwrap().to_owned());
     match fault {
         Fault::Events(more) => case.killed_after(follower, more),
-        Fault::Soon(delay) => {
-            let mut process = case.start(&[], &[]);
-            // The moment itself is what is drawn at random.
-            std::thread::sleep(delay);
-            if process.ended() {
-                process.outcome(RUN_MAX).exits(0);
-                return false;
-            }
-            process.kill();
+        Fault::InRecovery(end) => {
+            let before: Vec<_> = case.segments().iter().map(|p| p.metadata().unwrap().len()).collect();
+            let outcome = case.start(&[], &[preload, ("FAULT_OPEN", end.into())]).outcome(RUN_MAX);
+            assert_eq!(outcome.code, None, "recovery opened no {end}: {}", outcome.said);
+            let after: Vec<_> = case.segments().iter().map(|p| p.metadata().unwrap().len()).collect();
+            assert!(
+                !before.is_empty() && before == after,
+                "killed in recovery, and yet an epoch was written"
+            );
             true
         }
         Fault::BeforeSync { call, half } => {
@@ -250,7 +249,7 @@ fn crash_loop(name: &str, session: &Session, wanted: u64, draw: &impl Fn(&mut Rn
         case.run().exits(0);
         check(&what, &case);
     }
-    eprintln!("{name}: {done} kills in {rounds} rounds, seed {seed}, {} events", events());
+    tidemill_tests::report!("{name}: {done} kills in {rounds} rounds, seed {seed}, {} events", events());
 }
 
 #[test]
@@ -277,7 +276,9 @@ fn killed_again_during_recovery() {
     let fault = |r: &mut Rng, n: u64| match n % 4 {
         0 => Fault::Events(r.below(events() / 8)),
         1 => Fault::AfterSync { call: 1 },
-        _ => Fault::Soon(Duration::from_micros(r.below(15_000))),
+        2 => Fault::InRecovery(".seg"),
+        // The sinks are opened once the log has been read; each has its place in the order.
+        _ => Fault::InRecovery(["/COMMITTED", "/rows.jsonl", "/dead.jsonl"][r.below(3) as usize]),
     };
     crash_loops("again during recovery", kills().max(8), fault);
 }

@@ -134,7 +134,7 @@ fn what_was_acknowledged_survives_kills_and_counts_once() {
         }
     }
     assert_eq!(killed, kills);
-    eprintln!("{} requests, {killed} kills, {repeated} repeated", requests.len());
+    tidemill_tests::report!("{} requests, {killed} kills, {repeated} repeated", requests.len());
     let file = file_of(&lines);
     let source = as_file();
     let want = model::sessions(&model::read(&[(&source, "-", &file)], &gap), &BTreeSet::new(), &gap);

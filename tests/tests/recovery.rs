@@ -202,7 +202,7 @@ fn killed_while_images_rotate_recovery_stays_short() {
     }
     case.run().exits(0);
     let newest = status(&case)["epoch"].as_u64().unwrap();
-    eprintln!(
+    tidemill_tests::report!(
         "image rotation: {kills} kills, at most {most} segments, {newest} epochs, kept from {}",
         oldest()
     );

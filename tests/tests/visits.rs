@@ -139,7 +139,7 @@ fn visits(what: &str, seed: u64, delay_ms: i64, lateness_ms: i64) {
     assert!(back.merged > 0 && back.discarded > 0, "{what}: {back:?} prove nothing");
     let corrected = lines.iter().filter(|s| s.stage == "corrected").count();
     assert!(lateness_ms == 0 || corrected > 0, "{what}: nothing was corrected");
-    eprintln!(
+    tidemill_tests::report!(
         "{what}: {} events, {killed} kills, {} sessions, {} discarded, {} late, {corrected} corrected; taken back: {back:?}",
         log.events.len(),
         kept.len(),

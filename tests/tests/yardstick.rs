@@ -30,9 +30,7 @@ fn programs() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let Some(source) = std::env::var_os("TIDEMILL_YARDSTICK").map(PathBuf::from) else {
-            eprintln!(
-                "tidemill-tests: no TIDEMILL_YARDSTICK; a model of its job over made-up clicks instead"
-            );
+            tidemill_tests::report!("no TIDEMILL_YARDSTICK; a model of its job over made-up clicks instead");
             return None;
         };
         let (copy, target) = (target_dir().join("yardstick-src"), target_dir().join("yardstick"));
@@ -253,7 +251,7 @@ fn the_whole_job_with_plugins() {
         }
         let rows = renamed(&case);
         same_table(&what, &truth.rows, &rows);
-        eprintln!("{what}: {} sessions, lines left out: {reasons:?}", rows.len());
+        tidemill_tests::report!("{what}: {} sessions, lines left out: {reasons:?}", rows.len());
         if let Some(programs) = programs() {
             case.put("renamed.jsonl", (rows.join("\n") + "\n").as_bytes());
             let sum = |name: &str| {
@@ -262,7 +260,7 @@ fn the_whole_job_with_plugins() {
             };
             let (ours, oracle) = (sum("renamed.jsonl"), sum("oracle.jsonl"));
             assert_eq!(ours, oracle, "{what}: check");
-            eprintln!("  check says of both: {}", ours.trim_end());
+            tidemill_tests::report!("  check says of both: {}", ours.trim_end());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: all set-up and every test, one step after the other.
 
 use crate::steps::{self, Failure, cargo, say, seconds, target_dir};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,26 @@ pub(crate) fn run() -> Result<(), Failure> {
     result
 }
 
+/// Where the tests find real logs, and where they take the yardstick from. Without them they make up their own data; with a
+/// path that leads nowhere they would do so too, and pass for what they are not.
+const FOLDERS: [(&str, &str); 2] = [
+    ("TIDEMILL_TRIALS", "the tests make up their own logs"),
+    ("TIDEMILL_YARDSTICK", "nothing is compared with the yardstick"),
+];
+
+fn folders(get: impl Fn(&str) -> Option<PathBuf>) -> Result<Vec<String>, Failure> {
+    FOLDERS
+        .iter()
+        .map(|(name, without)| match get(name) {
+            None => Ok(format!("{name} is not set: {without}")),
+            Some(path) if path.exists() => Ok(format!("{name} is {}", path.display())),
+            Some(path) => Err(Failure::usage(&format!("{name}={}: there is no such path", path.display()))),
+        })
+        .collect()
+}
+
 fn all(list: &mut Steps) -> Result<(), Failure> {
+    folders(|name| std::env::var_os(name).map(PathBuf::from))?.iter().for_each(|line| say(line));
     if !has_target() {
         let mut add = Command::new("rustup");
         add.args(["target", "add", PURE_TARGET]);
@@ -42,7 +62,16 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
         &mut cargo(&["build", LOCKED, ALL, "--all-targets", PROFILE]),
     )?;
     let binary = target_dir().join("trial").join("tidemill");
-    list.step("every test", cargo(&["test", LOCKED, ALL, PROFILE]).env("TIDEMILL_BIN", binary))
+    // What the tests count and measure is part of what they show, and their harness keeps it to itself.
+    let found = target_dir().join("tests-report.txt");
+    steps::doing("the tests' report cannot be written", std::fs::write(&found, ""))?;
+    let mut tests = cargo(&["test", LOCKED, ALL, PROFILE]);
+    let passed = list.step("every test", tests.env("TIDEMILL_BIN", binary).env("TIDEMILL_REPORT", &found));
+    say("\nwhat the tests found:");
+    steps::doing("the tests' report cannot be read", std::fs::read_to_string(&found))?
+        .lines()
+        .for_each(|line| say(&format!("  {line}")));
+    passed
 }
 
 /// Whether the tool chain has the target's library already; rustup may be out of reach.
@@ -74,5 +103,18 @@ impl Steps {
         }
         let verdict = if passed { "all passed" } else { "stopped at the step after these" };
         say(&format!("{verdict}, {} in all", seconds(self.begun.elapsed())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_not_there_is_refused() {
+        let lines = folders(|name| (name == "TIDEMILL_TRIALS").then(|| env!("CARGO_MANIFEST_DIR").into()));
+        assert!(lines.is_ok_and(|l| l[0].contains("xtask") && l[1].contains("is not set")));
+        let wrong = folders(|_| Some("/nonexistent".into()));
+        assert!(wrong.is_err_and(|e| e.code == 2 && e.message.contains("TIDEMILL_TRIALS=/nonexistent")));
     }
 }

@@ -3,12 +3,15 @@
  *
  * FAULT_BEFORE=n  before the n-th call; FAULT_NOTE names the file that then gets two lines: the segment's path, and
  *                 its length when this process last synced it (-1: never), for the harness to cut it back to.
- * FAULT_AFTER=n   after the n-th call, when its epoch is committed and not yet delivered. */
+ * FAULT_AFTER=n   after the n-th call, when its epoch is committed and not yet delivered.
+ * FAULT_OPEN=end  before a file is opened whose path ends so: of the log and of the sinks, which are read and opened
+ *                 before anything else happens, that is in the midst of recovery. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,6 +72,23 @@ static int on_sync(int fd, int (*real)(int)) {
     if (mine == number("FAULT_AFTER")) die();
     pthread_mutex_unlock(&lock);
     return result;
+}
+
+static void on_open(const char *path) {
+    const char *end = getenv("FAULT_OPEN");
+    size_t n = strlen(path), m = end ? strlen(end) : 0;
+    if (m > 0 && n >= m && strcmp(path + n - m, end) == 0) die();
+}
+
+int open64(const char *path, int flags, ...) {
+    static int (*real)(const char *, int, mode_t);
+    if (!real) real = (int (*)(const char *, int, mode_t))dlsym(RTLD_NEXT, "open64");
+    va_list more;
+    va_start(more, flags);
+    mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
+    va_end(more);
+    on_open(path);
+    return real(path, flags, mode);
 }
 
 int fdatasync(int fd) {
