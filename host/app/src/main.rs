@@ -6,6 +6,7 @@ mod config;
 #[allow(dead_code, reason = "the admin API, which comes next, asks for it")]
 mod control;
 mod meta;
+mod meters;
 #[allow(dead_code, reason = "see `control`")]
 mod plugin;
 #[allow(dead_code, reason = "see `control`")]

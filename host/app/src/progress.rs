@@ -1,6 +1,7 @@
 //! What a run shows while it goes on: numbers that the pipeline's threads set and that anyone may read, and lines of its
 //! plugins.
 
+use crate::meters::Meters;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -57,6 +58,8 @@ pub(crate) struct Progress {
     pub(crate) sealed_at_ms: AtomicI64,
     /// Lines of its plugins that nobody was shown.
     pub(crate) lines_dropped: AtomicU64,
+    /// What is measured while it runs.
+    pub(crate) meters: Meters,
     /// Why it reads no more, once it is suspended or has failed.
     halted: Mutex<Option<String>>,
     lines: Sender<Line>,
@@ -81,6 +84,7 @@ impl Progress {
             epoch: AtomicU64::new(0),
             sealed_at_ms: AtomicI64::new(0),
             lines_dropped: AtomicU64::new(0),
+            meters: Meters::new(pipeline),
             halted: Mutex::default(),
             lines,
         }

@@ -4,6 +4,7 @@
 //! so: a deployment that is to have another chance gets a budget of its own.
 
 use crate::config::plan::FaultLimits;
+use crate::meters::PluginMeter;
 use crate::progress::Progress;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -178,11 +179,22 @@ pub(crate) struct Warden {
     pub(crate) who: Arc<Identity>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) progress: Arc<Progress>,
+    /// Its calls are counted here.
+    pub(crate) meter: Arc<PluginMeter>,
 }
 
 impl Warden {
+    pub(crate) fn new(who: &Arc<Identity>, budget: &Arc<Budget>, progress: &Arc<Progress>) -> Warden {
+        let meter = progress.meters.plugin(&who.name);
+        Warden { who: who.clone(), budget: budget.clone(), progress: progress.clone(), meter }
+    }
+
     /// A call failed. Whether nothing more is to be asked.
     pub(crate) fn failed(&self, fault: &sandbox::Fault) -> bool {
+        self.meter.faults.fetch_add(1, Ordering::Relaxed);
+        if matches!(fault.kind, FaultKind::Deadline(_)) {
+            self.meter.deadline_stops.fetch_add(1, Ordering::Relaxed);
+        }
         self.budget.failed(&self.who, fault, Instant::now());
         matches!(fault.kind, FaultKind::Host(_)) || self.budget.is_spent()
     }

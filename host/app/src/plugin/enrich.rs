@@ -9,6 +9,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 use std::ops::Range;
+use std::time::Instant;
 use tidemill_connect::lookup::{Answer, bounds};
 use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
 use tidemill_contract::rows::{self, answer};
@@ -168,7 +169,9 @@ impl Enricher {
         }
         let part = &subjects[which.clone()];
         self.write(part);
+        let begun = Instant::now();
         let answer = self.instance.call(call, self.writer.end(), CALL_DEADLINE).map(<[u64]>::to_vec);
+        self.warden.meter.called(begun);
         let (message, row) = match answer {
             Ok(words) => match read(self, &words, part, out) {
                 Ok(()) => return Ok(()),

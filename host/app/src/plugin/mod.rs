@@ -211,7 +211,7 @@ impl Stages {
     }
 
     fn warden(&self, who: &Arc<Identity>, progress: &Arc<Progress>) -> Warden {
-        Warden { who: who.clone(), budget: self.budget.clone(), progress: progress.clone() }
+        Warden::new(who, &self.budget, progress)
     }
 
     /// The validators, for one reader.

@@ -4,7 +4,7 @@ use super::CALL_DEADLINE;
 use super::budget::Warden;
 use super::frames::{Column, TurnFrames, read_results, read_states};
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tidemill_contract::rows::progress;
 use tidemill_engine::metrics::Metric;
 use tidemill_engine::rule::{
@@ -42,7 +42,10 @@ impl PluginRule {
         let inputs: usize = turns.turns[which.clone()].iter().map(|t| t.inputs.len as usize).sum();
         let deadline = deadline(inputs);
         let frame = self.frames.write(turns, which.clone());
-        let fault = match self.instance.fold(frame, deadline) {
+        let begun = Instant::now();
+        let answer = self.instance.fold(frame, deadline);
+        self.warden.meter.called(begun);
+        let fault = match answer {
             Ok(words) => match read_results(words, turns, which.clone(), out) {
                 Ok(()) => return,
                 Err(e) => Fault::unknown(format!("the answer is no frame of results: {e}")),

@@ -6,6 +6,7 @@
 use super::CALL_DEADLINE;
 use super::budget::{Identity, Warden};
 use super::frames::{Column, push_cells};
+use std::time::Instant;
 use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
 use tidemill_contract::rows;
 use tidemill_engine::event::{RowHead, Rows};
@@ -141,7 +142,10 @@ impl Stage {
             return Ok(());
         }
         self.write(lanes, part);
-        let (message, row) = match self.instance.validate(self.writer.end(), CALL_DEADLINE) {
+        let begun = Instant::now();
+        let answer = self.instance.validate(self.writer.end(), CALL_DEADLINE);
+        self.warden.meter.called(begun);
+        let (message, row) = match answer {
             Ok(words) => match read(words, part, &self.reasons, &mut self.totals, out) {
                 Ok(()) => return Ok(()),
                 Err(e) => (format!("the answer is no frame of verdicts: {e}"), None),

@@ -93,12 +93,7 @@ impl LoadedRule {
 
     /// Who answers for what it does; none for a built-in rule.
     pub(crate) fn warden(&self, budget: &Arc<Budget>, progress: &Arc<Progress>) -> Option<Warden> {
-        let warden = |who: &Arc<Identity>| Warden {
-            who: who.clone(),
-            budget: budget.clone(),
-            progress: progress.clone(),
-        };
-        self.who().map(warden)
+        self.who().map(|who| Warden::new(who, budget, progress))
     }
 
     /// Gives its fields their places in the layout.
@@ -127,7 +122,7 @@ impl LoadedRule {
             }
             Session::Plugin(plugin, who) => {
                 let instance = plugin.instance().map_err(|f| f.to_string())?;
-                let warden = Warden { who: who.clone(), budget: budget.clone(), progress: progress.clone() };
+                let warden = Warden::new(who, budget, progress);
                 Ok(Box::new(Contained::new(PluginRule::new(instance, warden.clone(), &slots), warden)))
             }
         }

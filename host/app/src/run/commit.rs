@@ -246,7 +246,9 @@ impl Committer<'_> {
             (Kind::Resolved, leaving.resolved.as_slice()),
         ];
         sections.extend(resolved.into_iter().filter(|(_, s)| !s.is_empty()));
+        let begun = Instant::now();
         let at = self.log.append(self.incarnation, epoch, &sections)?;
+        self.progress.meters.committed(begun, at.len);
         self.progress_of(&meta, epoch);
         let incarnation = self.incarnation;
         self.handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));

@@ -463,6 +463,8 @@ impl<'a> Reader<'a> {
         let part = &self.parts[p];
         let (source_name, name) = (part.source_name.clone(), part.name.clone());
         self.show(watermark);
+        let queue = self.out.lanes.iter().map(Sender::len).max().unwrap_or(0);
+        self.job.progress.meters.lane_queue.store(queue as u64, Ordering::Relaxed);
         for (lane, rows) in self.out.lanes.iter().zip(&mut self.intake.lanes) {
             if rows.heads.is_empty() {
                 continue;

@@ -215,9 +215,10 @@ impl Parts<'_> {
         }
         let hosts = wanted.hosts.iter().cloned().chain(host_of(&wanted.listen)).collect();
         let access = Arc::new(Access::new(token, hosts, self.tls.is_some()));
-        let admin = Arc::new(Admin::new(Arc::new(self.plan.clone()), control.clone(), self.stopping.clone()));
+        let (http, stopping) = (self.http.clone(), self.stopping.clone());
+        let admin = Arc::new(Admin::new(Arc::new(self.plan.clone()), control.clone(), http, stopping));
         self.server.admin = Some(admin.clone());
-        let router = admin::router(admin, access.clone(), self.http.clone());
+        let router = admin::router(admin, access.clone());
         self.serve(listening, router);
         Ok(Some((file, access)))
     }

@@ -9,13 +9,14 @@ mod deployments;
 mod describe;
 mod health;
 mod live;
+mod metrics;
 mod operations;
 mod pipelines;
 mod plugins;
 mod sessions;
 
 use super::access::{self, Access};
-use super::metrics::{self, HttpMetrics};
+use super::metrics::{self as requests, HttpMetrics};
 use super::page;
 use super::problem::Problem;
 use crate::config::plan::Plan;
@@ -46,6 +47,7 @@ pub(crate) struct Admin {
     /// Versions of plugins.
     versions: VersionStore,
     uploads: Semaphore,
+    http: Arc<HttpMetrics>,
     /// Whoever reads tables and files.
     reading: Semaphore,
     /// Whoever looks on.
@@ -57,11 +59,16 @@ pub(crate) struct Admin {
 }
 
 impl Admin {
-    pub(crate) fn new(plan: Arc<Plan>, control: Arc<Control>, stopping: watch::Receiver<bool>) -> Admin {
+    pub(crate) fn new(
+        plan: Arc<Plan>,
+        control: Arc<Control>,
+        http: Arc<HttpMetrics>,
+        stopping: watch::Receiver<bool>,
+    ) -> Admin {
         let versions = VersionStore::of(&plan.server.data_dir, control.plugins.clone());
         let (uploads, reading) = (Semaphore::new(UPLOADS_MAX), Semaphore::new(READERS_MAX));
         let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-        Admin { plan, control, versions, uploads, reading, watchers, stopping, opened: OnceLock::new() }
+        Admin { plan, control, versions, uploads, http, reading, watchers, stopping, opened: OnceLock::new() }
     }
 
     /// The store is recovered.
@@ -78,11 +85,13 @@ impl fmt::Debug for Admin {
 }
 
 /// What the admin listener answers.
-pub(crate) fn router(admin: Arc<Admin>, access: Arc<Access>, http: Arc<HttpMetrics>) -> Router {
+pub(crate) fn router(admin: Arc<Admin>, access: Arc<Access>) -> Router {
+    let http = admin.http.clone();
     let (router, mut document) = OpenApiRouter::with_openapi(describe::document())
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
         .routes(routes!(health::version))
+        .routes(routes!(metrics::metrics))
         .routes(routes!(plugins::list))
         .routes(routes!(plugins::of_name))
         .routes(routes!(plugins::show))
@@ -116,7 +125,7 @@ pub(crate) fn router(admin: Arc<Admin>, access: Arc<Access>, http: Arc<HttpMetri
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail)
         })
         .layer(middleware::from_fn_with_state(access, access::guard))
-        .layer(middleware::from_fn_with_state((http, "admin"), metrics::count))
+        .layer(middleware::from_fn_with_state((http, "admin"), requests::count))
 }
 
 /// Does work that blocks on a thread for that.

@@ -14,8 +14,8 @@ use tidemill_sandbox::bounds::COMPONENT_BYTES_MAX;
 use tower::ServiceExt;
 
 pub(super) struct Site {
-    router: Router,
-    token: String,
+    pub(super) router: Router,
+    pub(super) token: String,
     pub(super) admin: Arc<Admin>,
     access: Arc<Access>,
     dir: tempfile::TempDir,
@@ -49,9 +49,10 @@ pub(super) fn site() -> Site {
     let (lines, _) = progress::lines();
     let progress = ["visits", "orders"].map(|name| Arc::new(Progress::new(name, lines.clone())));
     let control = Arc::new(Control::new(&plan, &progress));
-    let admin = Arc::new(Admin::new(plan, control, tokio::sync::watch::channel(false).1));
+    let http = Arc::new(HttpMetrics::new().unwrap());
+    let admin = Arc::new(Admin::new(plan, control, http, tokio::sync::watch::channel(false).1));
     let access = Arc::new(Access::new(token.clone(), vec!["tidemill.example".into()], false));
-    let router = router(admin.clone(), access.clone(), Arc::new(HttpMetrics::new().unwrap()));
+    let router = router(admin.clone(), access.clone());
     Site { router, token: token.reveal().to_owned(), admin, access, dir }
 }
 
@@ -59,7 +60,7 @@ pub(super) fn site() -> Site {
 type Answer = (u16, HeaderMap, Value);
 
 impl Site {
-    fn send(&self, request: Request<Body>) -> Answer {
+    pub(super) fn send(&self, request: Request<Body>) -> Answer {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let response = self.router.clone().oneshot(request).await.unwrap();
