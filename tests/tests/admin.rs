@@ -18,6 +18,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// Two pipelines over what is posted.
 fn configure(case: &Case, session: &str) {
+    configure_at(case, session, "127.0.0.1:0");
+}
+
+fn configure_at(case: &Case, session: &str, listen: &str) {
     let path = |name: &str| Value::from(case.path(name).to_str().unwrap()).to_string();
     let pipeline = |name: &str| {
         format!(
@@ -29,7 +33,7 @@ fn configure(case: &Case, session: &str) {
         )
     };
     let text = format!(
-        "[server]\ndata_dir = {}\nlisten = \"127.0.0.1:0\"\nepoch = \"50ms\"\n\
+        "[server]\ndata_dir = {}\nlisten = \"{listen}\"\nepoch = \"50ms\"\n\
          [source.web]\nkind = \"http\"\nlisten = \"127.0.0.1:0\"\nwrite_keys = [\"{WRITE_KEY}\"]\n\
          key = \"user\"\ntime = {{ field = \"ts\", unit = \"ms\" }}\nid = \"id\"\ndisorder = \"1s\"\nfar_future = \"off\"\n\
          {}{}[plugin.gap-sessions]\npath = {}\nconfig = {{ gap = \"30s\" }}\n",
@@ -295,6 +299,17 @@ fn a_version_is_deployed_and_taken_back_by_whoever_has_seen_what_it_follows() {
     let pending = put("*", &wish("drain")).is(409).json();
     assert_eq!(pending["type"], "/problems/swap_pending");
     assert!(pending["missing_ms"].as_i64().unwrap() > 0, "{pending}");
+    let metrics = host.with("GET", "/metrics", &[], b"").is(200).body;
+    let metrics = String::from_utf8(metrics).unwrap();
+    for line in [
+        "tidemill_swaps_total{pipeline=\"visits\"} 1",
+        "tidemill_live_versions{pipeline=\"visits\"} 2",
+        "tidemill_swaps_total{pipeline=\"orders\"} 0",
+        "tidemill_events_total{pipeline=\"visits\"} 1",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "no {line} in\n{metrics}");
+    }
+    assert!(!metrics.contains("ann"), "a key\n{metrics}");
     // The other pipeline has not noticed.
     assert_eq!(host.get("/api/v1/pipelines/orders/deployment")["number"], 0);
     let back = host.with("POST", "/api/v1/pipelines/visits/rollback", &[], b"").is(202);
@@ -351,4 +366,66 @@ fn pipelines_pause_and_resume_and_tell_of_sessions_and_dead_letters() {
     let seen = host.with("GET", "/api/v1/operations", &[], b"").is(200);
     host.with("GET", "/api/v1/operations", &[("if-none-match", &seen.header("etag").unwrap())], b"").is(304);
     host.ends();
+}
+
+/// `tidemill` with this config: exit code, standard output, standard error.
+fn command(case: &Case, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(binary());
+    let output = command.args(arguments).arg(case.path("pipeline.toml")).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn commands_do_what_the_curl_that_they_print_does() {
+    let case = Case::new();
+    // A port that was free just now: commands find the host by its config.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    configure_at(
+        &case,
+        "{ plugin = \"builtin:gap\", config = { gap = \"30s\" } }",
+        &format!("127.0.0.1:{port}"),
+    );
+    let component = plugins::plugin("gap-sessions");
+    let component = component.to_str().unwrap();
+    let deploy = [
+        "deploy",
+        "visits",
+        component,
+        "--policy",
+        "drain",
+        "--with",
+        "{\"gap\": \"30s\"}",
+        "-m",
+        "it's due",
+    ];
+    let (code, _, said) = command(&case, &deploy);
+    assert!(code == 6 && said.contains("no host answers"), "{code} {said}");
+    let host = start(&case);
+    host.post(&event(1, "ann", START_MS));
+    host.wait("/api/v1/pipelines/visits", "/counters/events", &json!(1));
+    let (code, told, said) = command(&case, &deploy);
+    assert!(code == 0 && told.contains("visits: deployment 1 is in force"), "{code} {told} {said}");
+    assert!(!said.contains(&host.token) && said.contains("$(tidemill token"), "{said}");
+    assert_eq!(host.get("/api/v1/pipelines/visits/deployment")["message"], "it's due");
+    let (code, told, _) = command(&case, &["status"]);
+    assert!(code == 0 && told.contains("running") && told.contains("gap-sessions@"), "{told}");
+    // What was printed is run as it stands, by a shell: by now it follows a deployment that is in force no more.
+    let line = said.lines().filter_map(|l| l.split_once(": curl")).next_back().unwrap().1;
+    let folder = binary().parent().unwrap().display();
+    let script = format!("PATH={folder}:$PATH; curl -s{line}");
+    let curl = Command::new("sh").args(["-c", &script]).output();
+    let answer: Value = serde_json::from_slice(&curl.unwrap().stdout).unwrap();
+    assert_eq!(answer["type"], "/problems/stale", "{answer}");
+    let (code, _, said) = command(&case, &deploy);
+    assert!(code == 6 && said.contains("two versions are live"), "{code} {said}");
+    let (code, told, said) = command(&case, &["rollback", "visits"]);
+    assert!(code == 0 && told.contains("deployment 0 is in force"), "{code} {told} {said}");
+    host.ends();
+    let (_, told, _) = command(&case, &["status", "--json"]);
+    let stored: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(
+        (&stored["pipelines"][0]["state"], &stored["pipelines"][0]["counters"]["events"]),
+        (&json!("stored"), &json!(1))
+    );
 }

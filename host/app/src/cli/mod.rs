@@ -4,7 +4,10 @@
 //! prints, never while a pipeline runs (a sink may write there); a closed stdout ends any command quietly.
 
 mod check;
+mod client;
+mod completions;
 mod dead;
+mod deploy;
 mod guess;
 mod histogram;
 mod measure;
@@ -58,10 +61,13 @@ enum Command {
     Dead(dead::DeadArgs),
     Status(status::StatusArgs),
     Recover(recover::RecoverArgs),
+    Deploy(deploy::DeployArgs),
+    Rollback(deploy::RollbackArgs),
     Trace(trace::TraceArgs),
     Measure(measure::MeasureArgs),
     Sessionize(sessionize::SessionizeArgs),
     Token(token::TokenArgs),
+    Completions(completions::CompletionsArgs),
     Plugin(plugin::PluginArgs),
 }
 
@@ -75,10 +81,12 @@ impl Command {
             Command::Dead(a) => a.json,
             Command::Status(a) => a.json,
             Command::Recover(a) => a.json,
+            Command::Deploy(a) => a.json,
+            Command::Rollback(a) => a.json,
             Command::Trace(a) => a.json,
             Command::Sessionize(a) => a.json,
             Command::Plugin(a) => a.tells_errors_as_json(),
-            Command::Sessions(_) | Command::Measure(_) | Command::Token(_) => false,
+            Command::Sessions(_) | Command::Measure(_) | Command::Token(_) | Command::Completions(_) => false,
         }
     }
 
@@ -94,6 +102,9 @@ impl Command {
             Command::Measure(a) => measure::execute(a),
             Command::Sessionize(a) => sessionize::execute(a),
             Command::Token(a) => token::execute(a),
+            Command::Completions(a) => completions::execute(a),
+            Command::Deploy(a) => deploy::deploy(a),
+            Command::Rollback(a) => deploy::rollback(a),
             Command::Plugin(a) => plugin::execute(a),
         }
     }

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde_json::json;
 
+use super::client::{Ask, Host};
 use super::out::{self, BOLD, Failure};
 use super::run::listed;
 use super::sessions::{align_right, plain_table};
@@ -20,8 +21,8 @@ Examples:
 
 /// Show how far each pipeline is
 ///
-/// Reads the newest committed epoch, also while a run goes on. A sink's cursor is as known when that epoch was
-/// sealed: while a pipeline runs, its sinks are further.
+/// Asks the host that runs the config, if one answers; else reads the newest committed epoch. A sink's cursor is as known
+/// when that epoch was sealed: while a pipeline runs, its sinks are further.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct StatusArgs {
@@ -35,8 +36,10 @@ pub(super) struct StatusArgs {
 /// Runs the command.
 pub(super) fn execute(args: &StatusArgs) -> Result<u8, Failure> {
     let plan = args.config.load()?;
-    let list: Vec<PipelineView> =
-        plan.pipelines.iter().map(|p| stored(&plan, p)).collect::<Result<_, _>>()?;
+    let list = match Host::of(&plan, args.config.path())? {
+        Some(host) => running(&host)?,
+        None => plan.pipelines.iter().map(|p| stored(&plan, p)).collect::<Result<_, _>>()?,
+    };
     if args.json {
         out::print_json(&json!({"pipelines": list}))?;
         return Ok(0);
@@ -51,6 +54,13 @@ pub(super) fn execute(args: &StatusArgs) -> Result<u8, Failure> {
     }
     stdout.flush()?;
     Ok(0)
+}
+
+/// The pipelines as the host that runs them shows them.
+fn running(host: &Host) -> Result<Vec<PipelineView>, Failure> {
+    let mut body = host.ask(&Ask::get("/api/v1/pipelines"))?.body;
+    serde_json::from_value(body["pipelines"].take())
+        .map_err(|e| Failure::new(1, format!("the host is of another version: {e}"), None))
 }
 
 /// A pipeline as its store has it.
@@ -78,10 +88,12 @@ fn show(
     open_sessions: Option<u64>,
 ) -> Result<(), Failure> {
     let c = &m.counters;
-    let state = match (&m.suspended, m.finished) {
-        (Some(_), _) => "SUSPENDED",
-        (None, true) => "finished",
-        (None, false) => "not finished",
+    let state = match (view.state.as_str(), &m.suspended, m.finished) {
+        ("suspended", ..) | ("stored", Some(_), _) => "SUSPENDED",
+        ("failed", ..) => "FAILED",
+        (_, _, true) => "finished",
+        ("stored", None, false) => "not finished",
+        (live, ..) => live,
     };
     writeln!(
         to,
@@ -91,6 +103,9 @@ fn show(
         m.incarnation,
         shown(m.sealed_at.as_ref())
     )?;
+    if let Some(why) = &view.failure {
+        writeln!(to, "  failed     {}", text::foreign(why, 1024))?;
+    }
     if let Some(s) = &m.suspended {
         writeln!(
             to,

@@ -157,11 +157,14 @@ mod tests {
         let serving = tokio::spawn(listening.serve(router, Some(acceptor), stopping));
 
         assert_eq!(ask_with(address, &first).await, Some(200));
+        let ours = || TlsConnector::from(crate::tls::client_config(&files).unwrap());
+        assert_eq!(ask_with(address, &ours()).await, Some(200), "a command takes the host's own certificate");
         let plain = TcpStream::connect(address).await.unwrap();
         assert!(ask(plain).await.is_err(), "answered without TLS");
 
         let second = certificate(&files);
         assert_eq!(ask_with(address, &second).await, None, "not yet");
+        assert_eq!(ask_with(address, &ours()).await, None, "and no other");
         assert!(certificates.refresh().unwrap());
         assert_eq!(ask_with(address, &second).await, Some(200));
         assert_eq!(ask_with(address, &first).await, None, "the old one is shown no more");

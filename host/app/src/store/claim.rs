@@ -55,6 +55,13 @@ impl Claim {
         Ok(Claim { data_dir: data_dir.to_owned(), _lock: lock })
     }
 
+    /// Whether a living process has the directory.
+    pub(crate) fn is_taken(data_dir: &Path) -> bool {
+        let lock = File::open(data_dir.join("LOCK"));
+        // Whoever can lock it, if only for this moment, knows that nobody else has.
+        lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
+    }
+
     /// Where the log of a pipeline stands. The name is one that the config check has accepted.
     pub(crate) fn pipeline_dir(&self, name: &str) -> PathBuf {
         self.data_dir.join("pipelines").join(name)
@@ -143,7 +150,9 @@ mod tests {
         );
         assert_eq!(error.exit_code(), 6);
         assert!(error.to_string().contains(&std::process::id().to_string()));
+        assert!(Claim::is_taken(&dir));
         drop(first);
+        assert!(!Claim::is_taken(&dir) && !Claim::is_taken(tmp.path()));
         Claim::take(&dir).unwrap();
     }
 

@@ -41,7 +41,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
 /// Bytes of a JSON body: a config, and what stands around it.
 const JSON_BYTES_MAX: usize = CONFIG_BYTES_MAX + (64 << 10);
 
-/// A JSON body; without one, what is the default.
+/// A JSON body; without one, or with null, what is the default.
 pub(crate) struct JsonOr<T>(pub(crate) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for JsonOr<T> {
@@ -55,7 +55,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for JsonOr<T>
         if none(headers) {
             return Ok(JsonOr(T::default()));
         }
-        Json::from_request(request, state).await.map(|Json(t)| JsonOr(t))
+        Json::<Option<T>>::from_request(request, state).await.map(|Json(t)| JsonOr(t.unwrap_or_default()))
     }
 }
 
