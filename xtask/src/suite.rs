@@ -15,6 +15,12 @@ const PROFILE: &str = "--profile=trial";
 const ALL: &str = "--workspace";
 const LOCKED: &str = "--locked";
 
+/// Programs that some tests want and can do without: name, the variable that names another, what is left out.
+const OPTIONAL: [(&str, &str, &str); 2] = [
+    ("schemathesis", "TIDEMILL_SCHEMATHESIS", "the admin API against its document"),
+    ("promtool", "TIDEMILL_PROMTOOL", "the metrics as a collector reads them"),
+];
+
 /// Runs the steps; stops at the first failure.
 pub(crate) fn run() -> Result<(), Failure> {
     let mut list = Steps { begun: Instant::now(), done: Vec::new() };
@@ -61,6 +67,11 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
         "the binary under test, and the tests",
         &mut cargo(&["build", LOCKED, ALL, "--all-targets", PROFILE]),
     )?;
+    for (name, variable, what) in OPTIONAL {
+        if std::env::var_os(variable).is_none() && steps::tool(name).arg("--version").output().is_err() {
+            say(&format!("\nskipping {what}: there is no {name}, and {variable} names none"));
+        }
+    }
     let binary = target_dir().join("trial").join("tidemill");
     // What the tests count and measure is part of what they show, and their harness keeps it to itself.
     let found = target_dir().join("tests-report.txt");

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tidemill_engine::versions::Policy;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// What becomes of sessions that are open when a version comes into force
 #[derive(Clone, Copy, Default, Deserialize, ToSchema)]
@@ -69,6 +69,15 @@ pub(super) struct Back {
     /// What for; at most 4,096 bytes.
     #[serde(default)]
     message: String,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it is described, and read by `expected`")]
+pub(super) struct BackHeader {
+    /// The ETag of the deployment that is to be taken back; checked if it is there.
+    #[param(rename = "If-Match", required = false)]
+    if_match: String,
 }
 
 /// Deployments of a pipeline
@@ -205,7 +214,7 @@ pub(super) async fn show(
     put, path = "/api/v1/pipelines/{name}/deployment", tag = "deployments",
     params(
         ("name" = String, Path, description = "The pipeline's name"),
-        ("If-Match" = Option<String>, Header, description = "The ETag of the deployment that this one is to follow; needed"),
+        ("If-Match" = String, Header, description = "The ETag of the deployment that this one is to follow; `*` for any"),
     ),
     request_body(content = Wanted, content_type = "application/json"),
     responses(
@@ -267,7 +276,7 @@ fn same_config(handle: &Handle, plugin: &str) -> serde_json::Map<String, serde_j
     post, path = "/api/v1/pipelines/{name}/rollback", tag = "deployments",
     params(
         ("name" = String, Path, description = "The pipeline's name"),
-        ("If-Match" = Option<String>, Header, description = "The ETag of the deployment that is to be taken back; checked if it is there"),
+        BackHeader,
     ),
     request_body(content = Option<Back>, content_type = "application/json"),
     responses(

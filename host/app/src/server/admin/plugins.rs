@@ -80,6 +80,15 @@ pub(super) struct UploadQuery {
     message: Option<String>,
 }
 
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it is described, and read by `digests`")]
+pub(super) struct DigestHeader {
+    /// RFC 9530: `sha-256=:BASE64:` of the body; checked if it is there.
+    #[param(rename = "Content-Digest", required = false)]
+    content_digest: String,
+}
+
 /// What is wrong with a component
 #[derive(Serialize, ToSchema)]
 struct Wrong {
@@ -112,7 +121,7 @@ pub(super) fn upload_route() -> OpenApiRouter<Arc<Admin>> {
 #[utoipa::path(
     post, path = "/api/v1/plugins", tag = "plugins", params(
         UploadQuery,
-        ("Content-Digest" = Option<String>, Header, description = "RFC 9530: `sha-256=:BASE64:` of the body; checked if it is there"),
+        DigestHeader,
     ),
     request_body(content = inline(Vec<u8>), content_type = "application/wasm"),
     responses(
