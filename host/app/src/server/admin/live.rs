@@ -107,13 +107,23 @@ impl Watch {
     }
 }
 
+/// One event of the stream
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "it is described, and made by axum")]
+struct LiveEvent {
+    /// `status` or `row`.
+    event: String,
+    /// JSON: what has changed.
+    data: String,
+}
+
 /// Pipelines and rows as they change
 ///
 /// Server-sent events: `status` once a second, with every pipeline as it stands; `row` for each of the last rows that were
 /// committed while somebody looks on (of a busy pipeline a sample).
 #[utoipa::path(
     get, path = "/api/v1/live", tag = "pipelines", responses(
-        (status = 200, description = "It goes on until either side ends it", content_type = "text/event-stream", body = String),
+        (status = 200, description = "It goes on until either side ends it", content_type = "text/event-stream", body = LiveEvent),
         (status = 429, description = "Too many look on", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
