@@ -54,9 +54,13 @@ fn every_answer_is_one_that_the_document_names() {
     let Some(mut fuzz) = program("TIDEMILL_SCHEMATHESIS", "schemathesis") else { return };
     let case = Case::new();
     let (process, api) = host(&case);
+    // It keeps notes where it runs.
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemathesis");
+    for name in ["hooks.py", "schemathesis.toml"] {
+        case.put(name, &std::fs::read(folder.join(name)).unwrap());
+    }
     let output = fuzz
-        .current_dir(&folder)
+        .current_dir(case.path(""))
         .env("SCHEMATHESIS_HOOKS", "hooks")
         .env("PYTHONPATH", ".")
         .env("PYTHONDONTWRITEBYTECODE", "1")
