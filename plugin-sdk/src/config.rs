@@ -4,6 +4,15 @@ use crate::Duration;
 use serde_json::{Map, Value, json};
 
 /// What is wrong with a config.
+///
+/// ```
+/// use tidemill_plugin_sdk::{ConfigError, Duration};
+/// fn configure(gap: Duration) -> Result<(), Vec<ConfigError>> {
+///     if gap < Duration::seconds(1) { return Err(ConfigError::at("/gap", "at least 1s is wanted").into()) }
+///     Ok(())
+/// }
+/// assert_eq!(configure(Duration::from_millis(5)).unwrap_err()[0].to_string(), "/gap: at least 1s is wanted");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// A JSON pointer to the field, `""` for the whole.
@@ -65,6 +74,13 @@ pub trait Config: Sized {
 }
 
 /// Reads a config from its JSON text.
+///
+/// ```
+/// use tidemill_plugin_sdk::config;
+/// let gaps: Vec<u32> = config::read("[5, 10]").unwrap();
+/// assert_eq!(gaps, [5, 10]);
+/// assert_eq!(config::read::<Vec<u32>>("[5, -1]").unwrap_err()[0].path, "/1");
+/// ```
 ///
 /// # Errors
 /// Everything that is wrong with it.

@@ -32,6 +32,46 @@ impl Timers {
 }
 
 /// What a rule may know of the session and the event at hand, and what it may do: set timers, count, leave notes.
+///
+/// ```
+/// use tidemill_plugin_sdk::prelude::*;
+/// use tidemill_plugin_sdk::scenario::Scenario;
+/// struct Visits;
+/// #[derive(State)] struct Visit { user: String }
+/// const LONG: Metric = Metric::counter("long", "Visits of more than two pages");
+/// const PAGES: Metric = Metric::histogram("pages", "Pages a visit", &[1.0, 5.0, 20.0]);
+/// #[event] struct Event { url: Text }
+/// #[derive(Reason, Clone, Copy)] enum Why { Silence, Day }
+/// #[derive(Timer, Clone, Copy)] enum Due { Silence, Midnight }
+/// impl Sessionizer for Visits {
+///     type Config = (); type Event = Event; type State = Visit; type Reason = Why; type Timer = Due;
+///     const METRICS: &'static [Metric] = &[LONG, PAGES];
+///     fn configure((): ()) -> Result<Self, Vec<ConfigError>> { Ok(Visits) }
+///     fn open(&self, cx: &mut Context<Self>, _: &Event) -> Visit {
+///         let day = 86_400_000;
+///         cx.set_timer_at(Due::Midnight, Time::from_millis((cx.now().millis() / day + 1) * day));
+///         Visit { user: cx.key().to_owned() }
+///     }
+///     fn on_event(&self, cx: &mut Context<Self>, _: &mut Visit, event: &Event) -> Decision<Why> {
+///         match event.url() {
+///             "/player" => cx.cancel_timer(Due::Silence),          // listens, and is silent
+///             _ => cx.set_timer(Due::Silence, Duration::minutes(30)),
+///         }
+///         if cx.events() == 3 { cx.count(LONG, 1) }
+///         let (first, since, due) = (cx.is_first(), cx.now() - cx.start(), cx.timer(Due::Silence));
+///         cx.note(|| format!("first: {first}, {since} after the first, silence is due at {due:?}"));
+///         keep()
+///     }
+///     fn on_timer(&self, cx: &mut Context<Self>, _: &mut Visit, due: Due) -> Decision<Why> {
+///         cx.observe(PAGES, cx.events() as f64);
+///         close(match due { Due::Silence => Why::Silence, Due::Midnight => Why::Day })
+///     }
+///     fn output(&self, visit: &Visit) -> Fields { fields! { user: visit.user } }
+/// }
+/// let mut s = Scenario::<Visits>::new("{}");
+/// s.key("alice").at("20:00", fields! { url: "/" }).at("20:10", fields! { url: "/player" }).advance_to("1d 00:00");
+/// s.expect(r#"20:00:00 .. 20:10:00  2 events  day  {"user":"alice"}"#);
+/// ```
 #[derive(Debug)]
 pub struct Context<R: Sessionizer> {
     pub(crate) now: i64,

@@ -3,6 +3,23 @@
 use std::borrow::Cow;
 
 /// What becomes of the session, and of the event at hand.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Decision, Reason, close, discard, keep, reject, split};
+/// #[derive(Reason, Clone, Copy, Debug, PartialEq)]
+/// enum Why { Purchase, Campaign, Robot, BadUrl }
+/// fn decide(kind: &str, url: &str) -> Decision<Why> {
+///     match kind {
+///         "purchase" => close(Why::Purchase),
+///         "landing" => split(Why::Campaign),
+///         "crawl" => discard(Why::Robot),
+///         _ if url.is_empty() => reject(Why::BadUrl),
+///         _ => keep(),
+///     }
+/// }
+/// assert_eq!(decide("purchase", "/thanks"), Decision::Close(Why::Purchase));
+/// assert_eq!(decide("page_view", ""), Decision::Reject(Why::BadUrl));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Decision<R> {
@@ -19,23 +36,48 @@ pub enum Decision<R> {
 }
 
 /// The event belongs to the session, which stays open.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Decision, keep};
+/// assert_eq!(keep::<()>(), Decision::Keep);
+/// ```
 pub fn keep<R>() -> Decision<R> {
     Decision::Keep
 }
 /// The event is the session's last; in a timer or at the end: the session is over.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Decision, close};
+/// assert_eq!(close("paid"), Decision::Close("paid"));
+/// ```
 pub fn close<R>(reason: R) -> Decision<R> {
     Decision::Close(reason)
 }
 /// The session ended before this event, which opens the next: [`open`](crate::Sessionizer::open), then
 /// [`on_event`](crate::Sessionizer::on_event) see it again. On a session's first event it means [`keep`].
+///
+/// ```
+/// use tidemill_plugin_sdk::{Decision, split};
+/// assert_eq!(split("campaign"), Decision::Split("campaign"));
+/// ```
 pub fn split<R>(reason: R) -> Decision<R> {
     Decision::Split(reason)
 }
 /// What was gathered is no session: it becomes a dead letter, this event included.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Decision, discard};
+/// assert_eq!(discard("robot"), Decision::Discard("robot"));
+/// ```
 pub fn discard<R>(reason: R) -> Decision<R> {
     Decision::Discard(reason)
 }
 /// The event becomes a dead letter, and the state is as it was before it.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Decision, reject};
+/// assert_eq!(reject("bad_url"), Decision::Reject("bad_url"));
+/// ```
 pub fn reject<R>(reason: R) -> Decision<R> {
     Decision::Reject(reason)
 }
@@ -73,6 +115,12 @@ impl<R: crate::Reason> From<R> for Rejected<R> {
 }
 
 /// Goes on if `good`; else rejects with a message, which is made only then.
+///
+/// ```
+/// use tidemill_plugin_sdk::ensure;
+/// assert!(ensure(2 > 1, "small", || "never made").is_ok());
+/// assert_eq!(ensure(1 > 2, "small", || format!("{} is not", 1)).unwrap_err().message, "1 is not");
+/// ```
 ///
 /// # Errors
 /// If not `good`.

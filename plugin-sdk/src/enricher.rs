@@ -68,6 +68,28 @@ pub trait Enricher: Sized + 'static {
 }
 
 /// A session to enrich.
+///
+/// ```
+/// use tidemill_plugin_sdk::prelude::*;
+/// use tidemill_plugin_sdk::scenario::Lookups;
+/// struct Campaigns;
+/// #[derive(Lookup, Clone, Copy)] enum Table { Campaign }
+/// impl Enricher for Campaigns {
+///     type Config = (); type Lookup = Table; type Reason = ();
+///     fn configure((): ()) -> Result<Self, Vec<ConfigError>> { Ok(Campaigns) }
+///     fn requests(&self, session: &Session, ask: &mut Requests<Table>) {
+///         // Of a session that is still open, nothing is known yet.
+///         if !session.reason().is_empty() { ask.lookup(Table::Campaign, session.text("campaign")) }
+///     }
+///     fn apply(&self, _: &mut Enriching<Self>, s: &Session, _: &Answers<Table>) -> Result<Fields, Rejected<()>> {
+///         let pages = s.field("pages").and_then(|p| p.as_f64()).unwrap_or(0.0);
+///         Ok(fields! { who: s.key(), took: s.last() - s.start(), pages_an_event: pages / s.events() as f64 })
+///     }
+/// }
+/// let e = Lookups::<Campaigns>::new("{}");
+/// let found = e.enrich("alice", fields! { pages: 1, campaign: "spring" });
+/// assert_eq!(found.to_json(), r#"{"who":"alice","took":0,"pages_an_event":1}"#);
+/// ```
 #[derive(Debug)]
 pub struct Session {
     block: Block,
@@ -117,6 +139,16 @@ impl Session {
 }
 
 /// Where an enricher says what it wants to know.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Lookup, Requests, Session};
+/// #[derive(Lookup, Clone, Copy)]
+/// enum Table { Visitor, Campaign }
+/// fn requests(session: &Session, ask: &mut Requests<Table>) {
+///     ask.lookup(Table::Visitor, session.key());
+///     ask.lookup(Table::Campaign, session.text("campaign"));   // nothing, if it has none
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Requests<L: Lookup> {
     session: u32,
@@ -140,6 +172,29 @@ impl<L: Lookup> Requests<L> {
 }
 
 /// What was found for a session.
+///
+/// ```
+/// use tidemill_plugin_sdk::prelude::*;
+/// use tidemill_plugin_sdk::scenario::Lookups;
+/// struct Campaigns;
+/// #[derive(Lookup, Clone, Copy)] enum Table { Campaign }
+/// impl Enricher for Campaigns {
+///     type Config = (); type Lookup = Table; type Reason = ();
+///     fn configure((): ()) -> Result<Self, Vec<ConfigError>> { Ok(Campaigns) }
+///     fn requests(&self, session: &Session, ask: &mut Requests<Table>) {
+///         ask.lookup(Table::Campaign, session.text("campaign"));
+///     }
+///     fn apply(&self, _: &mut Enriching<Self>, _: &Session, found: &Answers<Table>) -> Result<Fields, Rejected<()>> {
+///         let budget = found.field(Table::Campaign, "budget").and_then(|b| b.as_i64());
+///         let known = found.row(Table::Campaign).is_some();
+///         Ok(fields! { channel: found.text(Table::Campaign, "channel"), budget: budget, known: known,
+///                      sure: !found.failed(Table::Campaign) })
+///     }
+/// }
+/// let e = Lookups::<Campaigns>::new("{}").row("campaign", "spring", fields! { channel: "mail", budget: 100 });
+/// let found = e.enrich("alice", fields! { campaign: "spring" });
+/// assert_eq!(found.to_json(), r#"{"channel":"mail","budget":100,"known":true,"sure":true}"#);
+/// ```
 #[derive(Debug)]
 pub struct Answers<L: Lookup> {
     /// Lookup, status, row.
@@ -175,6 +230,31 @@ impl<L: Lookup> Answers<L> {
 }
 
 /// What an enricher may do besides.
+///
+/// ```
+/// use tidemill_plugin_sdk::prelude::*;
+/// use tidemill_plugin_sdk::scenario::Lookups;
+/// struct Campaigns;
+/// const UNKNOWN: Metric = Metric::counter("unknown", "Sessions of unknown campaigns");
+/// const BUDGETS: Metric = Metric::histogram("budgets", "Budgets of campaigns", &[100.0, 1000.0]);
+/// #[derive(Lookup, Clone, Copy)] enum Table { Campaign }
+/// impl Enricher for Campaigns {
+///     type Config = (); type Lookup = Table; type Reason = ();
+///     const METRICS: &'static [Metric] = &[UNKNOWN, BUDGETS];
+///     fn configure((): ()) -> Result<Self, Vec<ConfigError>> { Ok(Campaigns) }
+///     fn requests(&self, session: &Session, ask: &mut Requests<Table>) {
+///         ask.lookup(Table::Campaign, session.text("campaign"));
+///     }
+///     fn apply(&self, cx: &mut Enriching<Self>, _: &Session, found: &Answers<Table>) -> Result<Fields, Rejected<()>> {
+///         match found.field(Table::Campaign, "budget").and_then(|b| b.as_f64()) {
+///             Some(budget) => cx.observe(BUDGETS, budget),
+///             None => cx.count(UNKNOWN, 1),
+///         }
+///         Ok(Fields::default())
+///     }
+/// }
+/// assert!(Lookups::<Campaigns>::new("{}").enrich("alice", fields! { campaign: "none" }).to_json() == "{}");
+/// ```
 #[derive(Debug)]
 pub struct Enriching<E: Enricher> {
     index: u32,

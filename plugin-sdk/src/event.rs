@@ -9,6 +9,15 @@ use tidemill_contract::cell::{self, Text};
 use tidemill_contract::rows::Range;
 
 /// What a declared field may hold. Something else in a record is a dead letter `wrong_type` before the plugin sees it.
+///
+/// ```
+/// use tidemill_plugin_sdk::{EventView, FieldType, event};
+/// #[event]
+/// struct Event { url: Text, #[string] name: Text, items: Option<i64>, amount: Option<f64>, paid: Option<bool> }
+/// let types: Vec<FieldType> = Event::FIELDS.iter().map(|f| f.field_type).collect();
+/// use FieldType::*;
+/// assert_eq!(types, [Text, String, Integer, Number, Boolean]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldType {
     /// A text; numbers and booleans as their JSON text stands.
@@ -24,6 +33,14 @@ pub enum FieldType {
 }
 
 /// A declared field.
+///
+/// ```
+/// use tidemill_plugin_sdk::{EventView, Field, FieldType, event};
+/// #[event]
+/// struct Event { items: i64 }
+/// let items = Field { name: "items", field_type: FieldType::Integer, required: true, symbols: &[] };
+/// assert_eq!(Event::FIELDS, [items]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
     /// The plugin's name for it.
@@ -37,6 +54,14 @@ pub struct Field {
 }
 
 /// A declared event: made by [`#[event]`](macro@crate::event) from a struct.
+///
+/// ```
+/// use tidemill_plugin_sdk::{EventView, event};
+/// #[event]
+/// struct Event { url: Text }
+/// fn at_night(event: &Event) -> bool { event.time().millis() / 3_600_000 % 24 < 6 && event.url() != "/ping" }
+/// assert_eq!(Event::FIELDS[0].name, "url");
+/// ```
 pub trait EventView: Sized + 'static {
     /// The declared fields.
     const FIELDS: &'static [Field];

@@ -2,7 +2,16 @@
 
 use crate::{Duration, Time};
 
-/// Fields of a session: a JSON object. Made with [`fields!`](crate::fields).
+/// Fields of a session: a JSON object. Made with [`fields!`](crate::fields), or one by one.
+///
+/// ```
+/// use tidemill_plugin_sdk::Fields;
+/// let mut fields = Fields::default();
+/// assert!(fields.is_empty());
+/// fields.put("pages", &3);
+/// fields.put("campaign", "spring");
+/// assert_eq!(fields.to_json(), r#"{"pages":3,"campaign":"spring"}"#);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fields {
     json: String,
@@ -71,6 +80,15 @@ macro_rules! fields {
 }
 
 /// What may stand in a field.
+///
+/// ```
+/// use tidemill_plugin_sdk::{ToJson, fields};
+/// struct Money { cents: u64 }
+/// impl ToJson for Money {
+///     fn write(&self, json: &mut String) { (self.cents as f64 / 100.0).write(json) }
+/// }
+/// assert_eq!(fields! { paid: Some(Money { cents: 1250 }) }.to_json(), r#"{"paid":12.5}"#);
+/// ```
 pub trait ToJson {
     /// Appends itself as JSON.
     fn write(&self, json: &mut String);

@@ -77,6 +77,8 @@ mod metric;
 mod names;
 mod progress;
 #[cfg(not(target_arch = "wasm32"))]
+mod record;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod scenario;
 mod sessionizer;
 mod state;
@@ -86,23 +88,135 @@ mod validator;
 pub use config::{Config, ConfigError};
 pub use context::Context;
 pub use decision::{Decision, Rejected, close, discard, ensure, keep, reject, split};
+#[doc(hidden)]
 pub use describe::Description;
-pub use enricher::{Answers, Desk, Enricher, Enriching, Requests, Session};
+#[doc(hidden)]
+pub use enricher::Desk;
+pub use enricher::{Answers, Enricher, Enriching, Requests, Session};
+#[doc(hidden)]
+pub use event::Row;
 #[doc(hidden)]
 pub use event::required as event_required;
-pub use event::{EventView, Field, FieldType, Row};
+pub use event::{EventView, Field, FieldType};
 pub use fields::{Fields, ToJson};
 pub use metric::Metric;
 pub use names::{Lookup, Names, Reason, Symbol, Timer};
 #[doc(hidden)]
 pub use progress::address as progress_address;
-pub use sessionizer::{Folder, Sessionizer, migrate};
+pub use sessionizer::Sessionizer;
+#[doc(hidden)]
+pub use sessionizer::{Folder, migrate};
 pub use state::{Form, State};
-pub use tidemill_plugin_sdk_derive::{Config, Form, Lookup, Reason, State, Symbol, Timer, event};
+/// See [`Config`](trait@Config).
+///
+/// ```
+/// use tidemill_plugin_sdk::{Config, config};
+/// #[derive(Config, Debug, PartialEq)]
+/// struct Rules {
+///     /// Pages that end a visit.
+///     #[name = "last-pages"]
+///     last: Vec<String>,
+///     #[config(default = Mode::Strict)]
+///     mode: Mode,
+/// }
+/// #[derive(Config, Debug, PartialEq)]
+/// enum Mode { Strict, Lenient }
+/// let rules: Rules = config::read(r#"{ "last-pages": ["/thanks"] }"#).unwrap();
+/// assert_eq!(rules, Rules { last: vec!["/thanks".into()], mode: Mode::Strict });
+/// assert_eq!(Rules::schema()["properties"]["mode"]["enum"][1], "lenient");
+/// ```
+pub use tidemill_plugin_sdk_derive::Config;
+/// See [`Form`](trait@Form).
+///
+/// ```
+/// use tidemill_plugin_sdk::Form;
+/// #[derive(Form, Debug, PartialEq)]
+/// enum Seen { Nothing, Page(String), Pages { from: u32, to: u32 } }
+/// let mut bytes = Vec::new();
+/// Seen::Pages { from: 1, to: 2 }.put(&mut bytes);
+/// assert_eq!(Seen::take(&mut bytes.as_slice()), Some(Seen::Pages { from: 1, to: 2 }));
+/// ```
+pub use tidemill_plugin_sdk_derive::Form;
+/// See [`Lookup`](trait@Lookup).
+///
+/// ```
+/// use tidemill_plugin_sdk::{Lookup, Names};
+/// #[derive(Lookup, Clone, Copy)]
+/// enum Table { Visitor, #[name = "campaigns"] Campaign }
+/// assert_eq!(Table::NAMES, ["visitor", "campaigns"]);
+/// ```
+pub use tidemill_plugin_sdk_derive::Lookup;
+/// See [`Reason`](trait@Reason).
+///
+/// ```
+/// use tidemill_plugin_sdk::{Names, Reason};
+/// #[derive(Reason, Clone, Copy)]
+/// enum Why { Idle, NewCampaign }
+/// assert_eq!(Why::NewCampaign.name(), "new_campaign");
+/// ```
+pub use tidemill_plugin_sdk_derive::Reason;
+/// See [`State`](trait@State).
+///
+/// ```
+/// use tidemill_plugin_sdk::State;
+/// #[derive(State)]
+/// #[state(version = 3)]
+/// struct Cart { pages: u32 }
+/// assert_eq!((Cart::VERSION, Cart::migrates_from()), (3, vec![]));
+/// ```
+pub use tidemill_plugin_sdk_derive::State;
+/// See [`Symbol`](trait@Symbol).
+///
+/// ```
+/// use tidemill_plugin_sdk::{EventView, Symbol, event};
+/// #[derive(Symbol, Clone, Copy)]
+/// enum Kind { PageView, Purchase }
+/// #[event]
+/// struct Event { kind: Option<Kind> }
+/// assert_eq!(Event::FIELDS[0].symbols, ["page_view", "purchase"]);
+/// ```
+pub use tidemill_plugin_sdk_derive::Symbol;
+/// See [`Timer`](trait@Timer).
+///
+/// ```
+/// use tidemill_plugin_sdk::{Names, Timer};
+/// #[derive(Timer, Clone, Copy)]
+/// enum Due { Idle, Longest }
+/// assert_eq!(Due::Longest.number(), 1);
+/// ```
+pub use tidemill_plugin_sdk_derive::Timer;
+/// See [`EventView`].
+///
+/// ```
+/// use tidemill_plugin_sdk::{EventView, FieldType, event};
+/// #[event]
+/// struct Event {
+///     url: Text,                       // "" if it is missing
+///     #[symbols("page_view", "click")] // usual texts, which are passed as numbers
+///     r#type: Text,
+///     amount: Option<f64>,
+///     items: i64,                      // a record without it does not get here
+/// }
+/// fn is_sale(event: &Event) -> bool {
+///     event.r#type() == "purchase" && event.amount().is_some_and(|a| a > 0.0) && event.items() > 0
+/// }
+/// let types: Vec<(&str, bool)> = Event::FIELDS.iter().map(|f| (f.name, f.required)).collect();
+/// assert_eq!(types, [("url", false), ("type", false), ("amount", false), ("items", true)]);
+/// assert_eq!(Event::FIELDS[2].field_type, FieldType::Number);
+/// ```
+pub use tidemill_plugin_sdk_derive::event;
 pub use time::{Duration, Time};
-pub use validator::{Judge, Judging, Validator};
+#[doc(hidden)]
+pub use validator::Judge;
+pub use validator::{Judging, Validator};
 
 /// JSON, as rows of lookups and fields of sessions are read.
+///
+/// ```
+/// use tidemill_plugin_sdk::Json;
+/// let row: Json = r#"{"country":"NL","visits":3}"#.parse().unwrap();
+/// assert_eq!((row["country"].as_str(), row["visits"].as_u64()), (Some("NL"), Some(3)));
+/// ```
 pub use serde_json::Value as Json;
 
 /// Everything that a plugin needs, to be imported whole.
@@ -115,6 +229,11 @@ pub mod prelude {
 }
 
 /// How loud a line in the host's log is.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Level, log};
+/// log(Level::Warn, "the config names no campaign");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     /// For whoever looks for a mistake.
@@ -154,6 +273,19 @@ fn broken(message: std::fmt::Arguments<'_>) -> ! {
 /// `export!(enricher Profile);`, once, in the plugin's crate. Its name and version are the crate's; where several crates are
 /// versions of one plugin, `export!(sessionizer Checkout, "checkout", "2.0.0");` says them. Natively it is nothing, so that
 /// the crate can be tested.
+///
+/// ```
+/// use tidemill_plugin_sdk::prelude::*;
+/// pub struct Everything;
+/// #[event]
+/// pub struct Event {}
+/// impl Validator for Everything {
+///     type Config = (); type Event = Event; type Reason = ();
+///     fn configure((): ()) -> Result<Self, Vec<ConfigError>> { Ok(Everything) }
+///     fn check(&self, _: &mut Judging<Self>, _: &Event) -> Result<(), Rejected<()>> { Ok(()) }
+/// }
+/// tidemill_plugin_sdk::export!(validator Everything);
+/// ```
 #[macro_export]
 macro_rules! export {
     (sessionizer $plugin:ty) => {

@@ -25,13 +25,42 @@ pub trait Names: Sized + 'static {
     }
 }
 
-/// Why a session was closed or discarded, or an event rejected.
+/// Why a session was closed or discarded, or an event rejected. `()` for none.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Names, Reason};
+/// #[derive(Reason, Clone, Copy)]
+/// enum Why { Idle, Purchase }
+/// fn names<R: Reason>() -> &'static [&'static str] { R::NAMES }
+/// assert_eq!(names::<Why>(), ["idle", "purchase"]);
+/// ```
 pub trait Reason: Names {}
 /// The timers of a rule; at most 16. `()` for none.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Names, Timer};
+/// #[derive(Timer, Clone, Copy)]
+/// enum Due { Idle }
+/// assert_eq!(Due::Idle.name(), "idle");
+/// ```
 pub trait Timer: Names {}
 /// The lookups of an enricher. `()` for none.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Lookup, Names};
+/// #[derive(Lookup, Clone, Copy)]
+/// enum Table { Visitor }
+/// assert_eq!(Table::Visitor.name(), "visitor");
+/// ```
 pub trait Lookup: Names {}
 /// Values of a text field that the host passes as a number; at most 255.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Names, Symbol};
+/// #[derive(Symbol, Clone, Copy, Debug, PartialEq)]
+/// enum Kind { PageView, Purchase }
+/// assert_eq!(Kind::of(1), Some(Kind::Purchase));
+/// ```
 pub trait Symbol: Names {}
 
 impl Names for () {

@@ -5,19 +5,46 @@
 //! through bytes between them, and complains if anything else comes out: then the rule keeps something that is not in
 //! its state.
 
-use crate::{
-    Desk, Duration, Enricher, EventView, Field, FieldType, Fields, Folder, Judge, Names, Sessionizer, Time,
-    Validator,
-};
-use serde_json::Value;
+mod cells;
+mod clock;
+mod lookups;
+mod verdicts;
+
+pub use self::lookups::Lookups;
+pub use self::verdicts::Verdicts;
+
+use self::cells::{Cell, cells, put_cells};
+use self::clock::{parse_time, show_time};
+use crate::record::{self, Tested};
+use crate::{Duration, EventView, Fields, Folder, Names, Sessionizer, Time};
 use std::collections::{BTreeMap, BTreeSet};
-use tidemill_contract::cell::{MISSING_BOOLEAN, MISSING_INTEGER, Text};
+use std::path::Path;
 use tidemill_contract::frame::{Frame, FrameWriter, Kind};
 use tidemill_contract::rows::{self, REASON_END_OF_INPUT, REASON_LIMIT, Range, turn_flags};
 
-const DAY_MS: i64 = 86_400_000;
-
 /// A session that came out of a scenario.
+///
+/// ```
+/// use tidemill_plugin_sdk::prelude::*;
+/// use tidemill_plugin_sdk::scenario::{Outcome, Scenario};
+/// # struct Hourly;
+/// # #[event] struct Event {}
+/// # #[derive(Reason, Clone, Copy)] enum Why { Over }
+/// # #[derive(Timer, Clone, Copy)] enum Due { Hour }
+/// # impl Sessionizer for Hourly {
+/// #     type Config = (); type Event = Event; type State = (); type Reason = Why; type Timer = Due;
+/// #     fn configure((): ()) -> Result<Self, Vec<ConfigError>> { Ok(Hourly) }
+/// #     fn open(&self, cx: &mut Context<Self>, _: &Event) { cx.set_timer(Due::Hour, Duration::hours(1)); }
+/// #     fn on_event(&self, _: &mut Context<Self>, (): &mut (), _: &Event) -> Decision<Why> { keep() }
+/// #     fn on_timer(&self, _: &mut Context<Self>, (): &mut (), _: Due) -> Decision<Why> { close(Why::Over) }
+/// # }
+/// let mut s = Scenario::<Hourly>::new("{}");
+/// s.key("alice").at("1d 10:00", fields! {});
+/// let hour = 3_600_000;
+/// assert_eq!(s.outcome(), [Outcome {
+///     key: "alice".into(), start: 34 * hour, end: 34 * hour, events: 1, reason: "open".into(), fields: "{}".into(),
+/// }]);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Outcome {
     /// The key.
@@ -42,15 +69,62 @@ struct Given {
     cells: Vec<Cell>,
 }
 
-#[derive(Clone, Debug)]
-enum Cell {
-    Word(u64),
-    Text(String),
-}
-
 /// A session rule, events, and a clock that is moved by hand.
 ///
-/// See the [crate's page](crate) for one in use.
+/// ```
+/// use tidemill_plugin_sdk::prelude::*;
+/// use tidemill_plugin_sdk::scenario::Scenario;
+/// # struct Hourly;
+/// # #[event] struct Event {}
+/// # #[derive(Reason, Clone, Copy)] enum Why { Over }
+/// # #[derive(Timer, Clone, Copy)] enum Due { Hour }
+/// # impl Sessionizer for Hourly {
+/// #     type Config = (); type Event = Event; type State = (); type Reason = Why; type Timer = Due;
+/// #     fn configure((): ()) -> Result<Self, Vec<ConfigError>> { Ok(Hourly) }
+/// #     fn open(&self, cx: &mut Context<Self>, _: &Event) { cx.set_timer(Due::Hour, Duration::hours(1)); }
+/// #     fn on_event(&self, _: &mut Context<Self>, (): &mut (), _: &Event) -> Decision<Why> { keep() }
+/// #     fn on_timer(&self, _: &mut Context<Self>, (): &mut (), _: Due) -> Decision<Why> { close(Why::Over) }
+/// # }
+/// let mut s = Scenario::<Hourly>::new("{}");
+/// s.disorder(Duration::minutes(5));
+/// s.key("alice").at("10:00", fields! {}).at("10:20", fields! {});
+/// s.key("bob").event("b-1", "10:30", &fields! {}).event("b-1", "10:30", &fields! {});
+/// s.key("alice").at("10:01", fields! {});
+/// assert_eq!((s.copies(), s.late()), (1, &["10:01:00".to_owned()][..]));
+/// s.advance_to("11:10");
+/// s.expect("
+///     alice  10:00:00 .. 10:20:00  2 events  over  {}
+///     bob    10:30:00 .. 10:30:00  1 event   open  {}
+/// ");
+/// s.expect_same_in_any_order(0..50);
+/// s.end_of_input();
+/// assert_eq!(s.outcome()[1].reason, "over");
+/// ```
+///
+/// A long table may stand in a file beside the test. `TIDEMILL_ACCEPT=1 cargo test` writes what is found there.
+///
+/// ```
+/// # use tidemill_plugin_sdk::prelude::*;
+/// # use tidemill_plugin_sdk::scenario::Scenario;
+/// # struct Hourly;
+/// # #[event] struct Event {}
+/// # #[derive(Reason, Clone, Copy)] enum Why { Over }
+/// # #[derive(Timer, Clone, Copy)] enum Due { Hour }
+/// # impl Sessionizer for Hourly {
+/// #     type Config = (); type Event = Event; type State = (); type Reason = Why; type Timer = Due;
+/// #     fn configure((): ()) -> Result<Self, Vec<ConfigError>> { Ok(Hourly) }
+/// #     fn open(&self, cx: &mut Context<Self>, _: &Event) { cx.set_timer(Due::Hour, Duration::hours(1)); }
+/// #     fn on_event(&self, _: &mut Context<Self>, (): &mut (), _: &Event) -> Decision<Why> { keep() }
+/// #     fn on_timer(&self, _: &mut Context<Self>, (): &mut (), _: Due) -> Decision<Why> { close(Why::Over) }
+/// # }
+/// # let file = std::env::temp_dir().join(format!("tidemill-sdk-{}.txt", std::process::id()));
+/// # std::fs::write(&file, "10:00:00 .. 10:00:00 1 event over {}")?;
+/// let mut s = Scenario::<Hourly>::new("{}");
+/// s.at("10:00", fields! {}).end_of_input();
+/// s.expect_file(&file);                            // "tests/one-visit.txt", from the crate's folder
+/// # std::fs::remove_file(file)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Scenario<R: Sessionizer> {
     config: String,
@@ -73,7 +147,7 @@ impl<R: Sessionizer> Scenario<R> {
     #[track_caller]
     #[must_use]
     pub fn new(config: &str) -> Self {
-        let _ = configured::<R::Config, R>(config, R::configure);
+        let _ = configured::<R::Config, R>(Tested::sessionizer::<R>(), config, R::configure);
         Scenario {
             config: config.into(),
             key: "key".into(),
@@ -178,29 +252,34 @@ impl<R: Sessionizer> Scenario<R> {
     #[track_caller]
     pub fn expect(&self, table: &str) {
         let found = show(&self.outcome());
-        let plain = |t: &str| -> Vec<String> {
+        let plain = |t: &str| -> String {
             let lines = t.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "));
-            lines.filter(|l| !l.is_empty()).collect()
+            lines.filter(|l| !l.is_empty()).map(|l| l + "\n").collect()
         };
-        assert!(plain(table) == plain(&found), "expected:\n{table}\nfound:\n{found}");
+        let (expected, plainly) = (plain(table), plain(&found));
+        if expected != plainly {
+            let diff = similar::TextDiff::from_lines(&expected, &plainly);
+            let lines: String = diff.iter_all_changes().map(|l| format!("{} {l}", l.tag())).collect();
+            fail(&format!("something else came out (- expected, + found):\n{lines}\nall of it:\n{found}"));
+        }
     }
-    /// Compares what came out with a file; `TIDEMILL_BLESS=1` writes it.
+    /// Compares what came out with a file, by a path from the crate's folder; `TIDEMILL_ACCEPT=1` writes it.
     ///
     /// # Panics
     /// If it is something else, or cannot be read.
     #[track_caller]
-    #[expect(clippy::panic, reason = "a test that fails")]
-    pub fn expect_file(&self, path: impl AsRef<std::path::Path>) {
+    pub fn expect_file(&self, path: impl AsRef<Path>) {
         let path = path.as_ref();
-        if std::env::var_os("TIDEMILL_BLESS").is_some() {
-            if let Err(e) = std::fs::write(path, show(&self.outcome())) {
-                panic!("{}: {e}", path.display());
+        if std::env::var_os("TIDEMILL_ACCEPT").is_some_and(|v| v == "1") {
+            let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+            if let Err(e) = folder.and_then(|()| std::fs::write(path, show(&self.outcome()))) {
+                fail(&format!("{}: {e}", path.display()));
             }
             return;
         }
         match std::fs::read_to_string(path) {
             Ok(table) => self.expect(&table),
-            Err(e) => panic!("{}: {e}; TIDEMILL_BLESS=1 writes it", path.display()),
+            Err(e) => fail(&format!("{}: {e}; TIDEMILL_ACCEPT=1 writes it", path.display())),
         }
     }
     /// Runs the same events in other orders of arrival, each event twice, from a seed; the outcome must be the same.
@@ -235,8 +314,8 @@ impl<R: Sessionizer> Scenario<R> {
 
     #[track_caller]
     fn fold(&self, turn_events: usize) -> Vec<Outcome> {
-        let rule = configured::<R::Config, R>(&self.config, R::configure);
-        let mut folder = Folder::new(rule);
+        let rule = configured::<R::Config, R>(Tested::sessionizer::<R>(), &self.config, R::configure);
+        let mut asked = Asked { folder: Folder::new(rule), config: &self.config };
         let mut keys: BTreeMap<&str, Vec<&Given>> = BTreeMap::new();
         for g in &self.arrived {
             keys.entry(&g.key).or_default().push(g);
@@ -255,7 +334,7 @@ impl<R: Sessionizer> Scenario<R> {
                     // What the host knows by then: no event before the last one of this turn.
                     false => part.last().map_or(i64::MIN, |g| g.time - 1),
                 };
-                open = turn::<R>(&mut folder, key, part, until, last && self.ended, open, &mut all);
+                open = turn(&mut asked, key, part, until, last && self.ended, open, &mut all);
             }
             if let Some(o) = open {
                 let (start, end, events, fields) = (o.start, o.last, o.count, o.fields);
@@ -277,9 +356,24 @@ struct Carried {
     fields: String,
 }
 
+/// A rule that is asked, under this config.
+struct Asked<'a, R: Sessionizer> {
+    folder: Folder<R>,
+    config: &'a str,
+}
+
+impl<R: Sessionizer> Asked<'_, R> {
+    #[track_caller]
+    fn fold(&mut self, question: &[u64]) -> Vec<u64> {
+        let answer = good(self.folder.fold(question.to_vec()));
+        Tested::sessionizer::<R>().call("fold", self.config, question, &answer);
+        answer
+    }
+}
+
 #[track_caller]
 fn turn<R: Sessionizer>(
-    folder: &mut Folder<R>,
+    asked: &mut Asked<'_, R>,
     key: &str,
     events: &[&Given],
     until: i64,
@@ -315,7 +409,7 @@ fn turn<R: Sessionizer>(
     w.section(open.as_ref().map_or(&[][..], |o| &o.timers));
     w.section::<u32>(&[]);
     w.section(&bytes);
-    let answer = good(folder.fold(w.into_words()));
+    let answer = asked.fold(w.end());
     let frame = good(Frame::read(&answer, Kind::Results));
     let bytes: &[u8] = good(frame.rows(7));
     let results: &[rows::TurnResult] = good(frame.rows(0));
@@ -371,257 +465,23 @@ fn turn<R: Sessionizer>(
     }
 }
 
-/// A validator under test; see [`Validator`].
-#[derive(Debug)]
-pub struct Verdicts<V: Validator> {
-    config: String,
-    validator: std::marker::PhantomData<fn() -> V>,
-}
-
-impl<V: Validator> Verdicts<V> {
-    /// Under this config (JSON).
-    #[track_caller]
-    #[must_use]
-    pub fn new(config: &str) -> Self {
-        let _ = configured::<V::Config, V>(config, V::configure);
-        Verdicts { config: config.into(), validator: std::marker::PhantomData }
-    }
-    /// The name of the reason for which an event at this instant is rejected, and the message.
-    #[track_caller]
-    #[must_use]
-    pub fn verdict(&self, time: Time, fields: &Fields) -> Option<(&'static str, String)> {
-        let validator = configured::<V::Config, V>(&self.config, V::configure);
-        let mut bytes = b"key".to_vec();
-        let mut words = vec![time.millis() as u64, 3 << 32];
-        put_cells(&cells(V::Event::FIELDS, fields), &mut words, &mut bytes);
-        let mut w = FrameWriter::default();
-        w.begin(Kind::Events);
-        w.wide_section(&words, 1);
-        w.section(&bytes);
-        let answer = good(Judge::new(validator).validate(w.into_words()));
-        let frame = good(Frame::read(&answer, Kind::Verdicts));
-        let verdicts: &[rows::Verdict] = good(frame.rows(0));
-        let message = good(verdicts[0].message.of(good(frame.rows::<u8>(2))));
-        let place = (verdicts[0].code as usize).checked_sub(1)?;
-        Some((V::Reason::NAMES[place], String::from_utf8_lossy(message).into_owned()))
-    }
-    /// An event (at noon of 1 January 2026) is accepted.
-    #[track_caller]
-    #[expect(clippy::needless_pass_by_value, reason = "reads better at every call")]
-    pub fn accepts(&self, fields: Fields) {
-        let found = self.verdict(noon(), &fields);
-        assert!(found.is_none(), "{} is rejected: {found:?}", fields.to_json());
-    }
-    /// An event is rejected for this reason.
-    #[track_caller]
-    #[expect(clippy::needless_pass_by_value, reason = "reads better at every call")]
-    pub fn rejects(&self, fields: Fields, reason: &str) {
-        let found = self.verdict(noon(), &fields);
-        let name = found.as_ref().map(|f| f.0);
-        assert!(name == Some(reason), "{}: expected {reason}, found {found:?}", fields.to_json());
-    }
-}
-
 fn noon() -> Time {
     Time(1_767_268_800_000)
 }
 
-/// An enricher under test, with the rows that its lookups find; see [`Enricher`].
-#[derive(Debug)]
-pub struct Lookups<E: Enricher> {
-    config: String,
-    rows: BTreeMap<(u32, String), String>,
-    enricher: std::marker::PhantomData<fn() -> E>,
-}
-
-impl<E: Enricher> Lookups<E> {
-    /// Under this config (JSON), with no rows.
-    #[track_caller]
-    #[must_use]
-    pub fn new(config: &str) -> Self {
-        let _ = configured::<E::Config, E>(config, E::configure);
-        Lookups { config: config.into(), rows: BTreeMap::new(), enricher: std::marker::PhantomData }
-    }
-    /// A lookup finds this row for this key.
-    ///
-    /// # Panics
-    /// If there is no such lookup.
-    #[track_caller]
-    #[must_use]
-    #[expect(clippy::needless_pass_by_value, reason = "reads better at every call")]
-    pub fn row(mut self, lookup: &str, key: &str, row: Fields) -> Self {
-        let place = E::Lookup::NAMES.iter().position(|n| *n == lookup);
-        let Some(place) = place else { fail(&format!("there is no lookup `{lookup}`")) };
-        self.rows.insert((place as u32, key.into()), row.to_json());
-        self
-    }
-    /// The fields that a session of this key, with these fields, is given.
-    ///
-    /// # Panics
-    /// If it is refused instead.
-    #[track_caller]
-    #[must_use]
-    #[expect(clippy::needless_pass_by_value, reason = "reads better at every call")]
-    pub fn enrich(&self, key: &str, fields: Fields) -> Fields {
-        match self.result(key, &fields) {
-            Ok(json) => Fields::from_object(json),
-            Err(reason) => fail(&format!("the session is refused: {reason}")),
-        }
-    }
-    /// The fields that a session is given, as JSON, or the name of the reason for which it is refused.
-    ///
-    /// # Errors
-    /// The name of that reason.
-    #[track_caller]
-    pub fn result(&self, key: &str, fields: &Fields) -> Result<String, &'static str> {
-        let enricher = configured::<E::Config, E>(&self.config, E::configure);
-        let mut desk = Desk::new(enricher);
-        let asked = good(desk.requests(self.frame(key, fields, &[])));
-        let frame = good(Frame::read(&asked, Kind::Requests));
-        let bytes: &[u8] = good(frame.rows(1));
-        let requests: Vec<(u32, String)> = good(frame.rows::<rows::Request>(0))
-            .iter()
-            .map(|r| (r.lookup, String::from_utf8_lossy(good(r.key.of(bytes))).into_owned()))
-            .collect();
-        let answer = good(desk.apply(self.frame(key, fields, &requests)));
-        let frame = good(Frame::read(&answer, Kind::Enriched));
-        let enriched = good(frame.rows::<rows::Enriched>(0))[0];
-        match (enriched.code as usize).checked_sub(1) {
-            Some(place) => Err(E::Reason::NAMES[place]),
-            None => {
-                let json = good(enriched.fields.of(good(frame.rows::<u8>(2))));
-                Ok(String::from_utf8_lossy(json).into_owned())
-            }
-        }
-    }
-    fn frame(&self, key: &str, fields: &Fields, requests: &[(u32, String)]) -> Vec<u64> {
-        let mut bytes = Vec::new();
-        let mut put = |text: &str| {
-            let at = bytes.len();
-            bytes.extend_from_slice(text.as_bytes());
-            Range::between(at, bytes.len())
-        };
-        let session = rows::Session {
-            key: put(key),
-            start: noon().millis(),
-            end: noon().millis(),
-            count: 1,
-            reason: put("end_of_input"),
-            fields: put(&fields.to_json()),
-            answers: Range::between(0, requests.len()),
-        };
-        let answers: Vec<rows::Answer> = requests
-            .iter()
-            .map(|(lookup, key)| match self.rows.get(&(*lookup, key.clone())) {
-                Some(row) => {
-                    let (key, row) = (put(key), put(row));
-                    rows::Answer { lookup: *lookup, status: rows::answer::FOUND, key, row }
-                }
-                None => {
-                    let (key, row) = (put(key), Range::default());
-                    rows::Answer { lookup: *lookup, status: rows::answer::NOT_FOUND, key, row }
-                }
-            })
-            .collect();
-        let mut w = FrameWriter::default();
-        w.begin(Kind::Sessions);
-        w.section(&[session]);
-        w.section(&answers);
-        w.section(&bytes);
-        w.into_words()
-    }
-}
-
 #[track_caller]
 fn configured<C: crate::Config, P>(
+    tested: Tested,
     config: &str,
     make: impl FnOnce(C) -> Result<P, Vec<crate::ConfigError>>,
 ) -> P {
-    match crate::config::read(config).and_then(make) {
+    match record::configure(tested, config, make) {
         Ok(p) => p,
         Err(errors) => {
             let lines: Vec<String> = errors.iter().map(|e| format!("\n  {e}")).collect();
             fail(&format!("the config is not taken:{}", lines.concat()))
         }
     }
-}
-
-#[track_caller]
-fn cells(declared: &[Field], fields: &Fields) -> Vec<Cell> {
-    let json: Value = good(serde_json::from_str(&fields.to_json()));
-    if let Some(extra) =
-        json.as_object().and_then(|o| o.keys().find(|k| declared.iter().all(|f| f.name != *k)))
-    {
-        fail(&format!("the plugin declares no field `{extra}`, so it would not see it"));
-    }
-    declared.iter().map(|f| cell(f, json.get(f.name).unwrap_or(&Value::Null))).collect()
-}
-
-#[track_caller]
-fn cell(field: &Field, value: &Value) -> Cell {
-    let missing = value.is_null() || value.as_str() == Some("");
-    if missing && field.required {
-        fail(&format!(
-            "`{}` is required: the host would make a dead letter `missing_field` of this",
-            field.name
-        ));
-    }
-    let wrong = || -> Cell {
-        fail(&format!("`{}` is {value}: the host would make a dead letter `wrong_type` of this", field.name))
-    };
-    let text = |t: &str| match field.symbols.iter().position(|s| *s == t) {
-        Some(n) => Cell::Word(Text::Symbol(n as u32).word()),
-        None => Cell::Text(t.into()),
-    };
-    match (field.field_type, value) {
-        (FieldType::Text | FieldType::String, _) if missing => Cell::Word(Text::Missing.word()),
-        (FieldType::Text | FieldType::String, Value::String(t)) => text(t),
-        (FieldType::Text, Value::Number(_) | Value::Bool(_)) => text(&value.to_string()),
-        (FieldType::Integer, _) if missing => Cell::Word(MISSING_INTEGER as u64),
-        (FieldType::Integer, v) => v.as_i64().map_or_else(wrong, |n| Cell::Word(n as u64)),
-        (FieldType::Number, _) if missing => Cell::Word(f64::NAN.to_bits()),
-        (FieldType::Number, v) => v.as_f64().map_or_else(wrong, |n| Cell::Word(n.to_bits())),
-        (FieldType::Boolean, _) if missing => Cell::Word(MISSING_BOOLEAN),
-        (FieldType::Boolean, v) => v.as_bool().map_or_else(wrong, |b| Cell::Word(u64::from(b))),
-        _ => wrong(),
-    }
-}
-
-fn put_cells(cells: &[Cell], words: &mut Vec<u64>, bytes: &mut Vec<u8>) {
-    for c in cells {
-        words.push(match c {
-            Cell::Word(w) => *w,
-            Cell::Text(t) => {
-                let at = bytes.len() as u32;
-                bytes.extend_from_slice(t.as_bytes());
-                Text::Range { at, len: t.len() as u32 }.word()
-            }
-        });
-    }
-}
-
-#[track_caller]
-fn parse_time(text: &str) -> i64 {
-    let bad = || -> i64 {
-        fail(&format!("{text:?} is no time; write \"10:00\", \"10:00:05.250\" or \"1d 10:00\""))
-    };
-    let (days, clock) = match text.split_once("d ") {
-        Some((d, rest)) => (d.parse().unwrap_or_else(|_| bad()), rest),
-        None => (0, text),
-    };
-    let mut parts = clock.split(':');
-    let mut part = || parts.next().map(|p| p.parse::<f64>().unwrap_or_else(|_| bad() as f64));
-    let (h, m, s) = (part(), part(), part());
-    let (Some(h), Some(m)) = (h, m) else { return bad() };
-    days * DAY_MS + ((h * 3600.0 + m * 60.0 + s.unwrap_or(0.0)) * 1000.0).round() as i64
-}
-
-fn show_time(ms: i64) -> String {
-    let (days, ms) = (ms.div_euclid(DAY_MS), ms.rem_euclid(DAY_MS));
-    let days = if days == 0 { String::new() } else { format!("{days}d ") };
-    let (s, rest) = (ms / 1000, ms % 1000);
-    let rest = if rest == 0 { String::new() } else { format!(".{rest:03}") };
-    format!("{days}{:02}:{:02}:{:02}{rest}", s / 3600, s / 60 % 60, s % 60)
 }
 
 fn show(all: &[Outcome]) -> String {

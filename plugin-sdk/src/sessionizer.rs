@@ -17,6 +17,36 @@ use tidemill_contract::rows::{
 ///
 /// It sees the events of one key in order of time, and is a pure function of them: the host may run it again over the
 /// same events, and takes the answers to be the same. What it must remember is in its state and its timers.
+///
+/// ```
+/// use tidemill_plugin_sdk::prelude::*;
+/// use tidemill_plugin_sdk::scenario::Scenario;
+/// struct Logins;
+/// #[derive(State, Default)] struct Visit { clicks: u32 }
+/// #[event] struct Event { login: Option<bool> }
+/// #[derive(Reason, Clone, Copy)] enum Why { Login, Unfinished }
+/// impl Sessionizer for Logins {
+///     type Config = (); type Event = Event; type State = Visit; type Reason = Why; type Timer = ();
+///     const REJECTS: bool = false;
+///     fn configure((): ()) -> Result<Self, Vec<ConfigError>> { Ok(Logins) }
+///     fn open(&self, _: &mut Context<Self>, _: &Event) -> Visit { Visit::default() }
+///     fn on_event(&self, _: &mut Context<Self>, visit: &mut Visit, event: &Event) -> Decision<Why> {
+///         if visit.clicks > 0 && event.login() == Some(true) { return split(Why::Login) }
+///         visit.clicks += 1;
+///         keep()
+///     }
+///     fn on_end(&self, _: &mut Context<Self>, visit: &mut Visit) -> Decision<Why> {
+///         if visit.clicks < 2 { discard(Why::Unfinished) } else { keep() }
+///     }
+///     fn output(&self, visit: &Visit) -> Fields { fields! { clicks: visit.clicks } }
+/// }
+/// let mut s = Scenario::<Logins>::new("{}");
+/// s.at("10:00", fields! { login: true }).at("10:01", fields! {}).at("12:00", fields! { login: true }).end_of_input();
+/// s.expect(r#"
+///     10:00:00 .. 10:01:00  2 events  login                  {"clicks":2}
+///     12:00:00 .. 12:00:00  1 event   discarded: unfinished  {"clicks":1}
+/// "#);
+/// ```
 pub trait Sessionizer: Sized + 'static {
     /// Its config; `()` for none.
     type Config: Config;

@@ -51,6 +51,14 @@ impl State for () {
 }
 
 /// What may stand in a state.
+///
+/// ```
+/// use tidemill_plugin_sdk::Form;
+/// let mut bytes = Vec::new();
+/// vec![Some(300u32), None].put(&mut bytes);
+/// assert_eq!(bytes, [2, 1, 0xac, 2, 0]);
+/// assert_eq!(Vec::<Option<u32>>::take(&mut bytes.as_slice()), Some(vec![Some(300), None]));
+/// ```
 pub trait Form: Sized {
     /// Appends its bytes.
     fn put(&self, bytes: &mut Vec<u8>);

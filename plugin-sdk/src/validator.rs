@@ -56,6 +56,27 @@ pub trait Validator: Sized + 'static {
 }
 
 /// What a validator may know and do besides.
+///
+/// ```
+/// use tidemill_plugin_sdk::prelude::*;
+/// use tidemill_plugin_sdk::scenario::Verdicts;
+/// struct Staff;
+/// const STAFF: Metric = Metric::counter("staff", "Events of our own people");
+/// const BYTES: Metric = Metric::histogram("key_bytes", "Length of keys", &[8.0, 64.0]);
+/// #[event] struct Event {}
+/// #[derive(Reason, Clone, Copy)] enum Why { Staff }
+/// impl Validator for Staff {
+///     type Config = (); type Event = Event; type Reason = Why;
+///     const METRICS: &'static [Metric] = &[STAFF, BYTES];
+///     fn configure((): ()) -> Result<Self, Vec<ConfigError>> { Ok(Staff) }
+///     fn check(&self, cx: &mut Judging<Self>, _: &Event) -> Result<(), Rejected<Why>> {
+///         cx.observe(BYTES, cx.key().len() as f64);
+///         if cx.key().starts_with("staff-") { cx.count(STAFF, 1); return Err(Why::Staff.into()) }
+///         Ok(())
+///     }
+/// }
+/// Verdicts::<Staff>::new("{}").accepts(fields! {});
+/// ```
 #[derive(Debug)]
 pub struct Judging<V: Validator> {
     row: Option<Row>,
