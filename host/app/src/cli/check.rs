@@ -11,6 +11,7 @@ use crate::config::{
     self, Change, ChangeKind, Early, EndOfInput, Pipeline, Plan, Problems, Rule, Sink, SinkKind, Source,
     SourceKind, Target,
 };
+use crate::plugin::{Part, Sandbox, unfit};
 use crate::run;
 use tidemill_engine::outbox::{Stage, Stages};
 
@@ -21,8 +22,8 @@ Examples:
 
 /// Find everything that is wrong with a config, without running it
 ///
-/// Reads the config, looks at the files and directories it names, and compares it with what an earlier run has
-/// stored. Nothing is created or changed.
+/// Reads the config, looks at the files and directories it names, loads its plugins and gives them their configs, and compares
+/// it with what an earlier run has stored. Nothing is created or changed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct CheckArgs {
@@ -38,6 +39,9 @@ pub(super) fn execute(args: &CheckArgs) -> Result<u8, Failure> {
     let plan = config::load(args.config.path())?;
     let mut problems = plan.warnings.clone();
     problems.extend(plan.probe());
+    if !problems.has_errors() {
+        plugins(&plan, &mut problems)?;
+    }
     let changes = if problems.has_errors() { Vec::new() } else { changes(&plan, &mut problems)? };
     if problems.has_errors() {
         return Err(Failure::Config(problems));
@@ -68,6 +72,36 @@ fn tell_json(plan: &Plan, problems: &Problems, changes: &[(String, Change)]) -> 
         "ok": true, "problems": problems.to_json(), "pipelines": pipelines, "changes": changes, "exit_code": 0,
     }))?;
     Ok(0)
+}
+
+/// What is wrong with the plugins, each at its place: the file, the field of its config, or where it is named.
+fn plugins(plan: &Plan, problems: &mut Problems) -> Result<(), Failure> {
+    let sandbox = Sandbox::without_cache();
+    // A plugin that several pipelines name is wrong once.
+    let mut told = Vec::new();
+    for (named, error) in plan.pipelines.iter().flat_map(|p| unfit(p, &sandbox)) {
+        if error.host {
+            return Err(Failure::new(1, error.to_string(), None));
+        }
+        let file = || (named.path_at, format!("plugin.{}.path", named.name));
+        let here = || (named.at, named.key.clone());
+        let config = |pointer: &str| named.places.of(pointer).map_or_else(here, |p| (p.at, p.key.clone()));
+        let found = match &error.part {
+            Part::File => vec![(file(), error.message.clone())],
+            Part::Use => vec![(here(), error.message.clone())],
+            Part::Config(fields) if fields.is_empty() => vec![(config(""), error.message.clone())],
+            Part::Config(fields) => fields.iter().map(|f| (config(&f.path), f.to_string())).collect(),
+        };
+        for ((at, key), message) in found {
+            let message = format!("plugin `{}`: {message}", named.name);
+            if !told.contains(&(at, message.clone())) {
+                problems.error(at, &key, message.clone(), None);
+                told.push((at, message));
+            }
+        }
+    }
+    problems.sort();
+    Ok(())
 }
 
 /// What differs from what is stored; what cannot be changed becomes a problem of the pipeline's table.

@@ -2,7 +2,7 @@
 
 use super::diagnose::{Problems, nearest, one_of};
 use super::plan::{
-    Early, EndOfInput, FaultLimits, GapRule, Limits, Match, Pipeline, PluginUse, Rule, Target,
+    Early, EndOfInput, FaultLimits, GapRule, Limits, Match, Pipeline, Place, Places, PluginUse, Rule, Target,
 };
 use super::raw::{self, Field, Section, Value};
 use super::references::{Names, PluginFile, Use, Uses};
@@ -17,16 +17,20 @@ const SUFFIX_BYTES_FALLBACK: u64 = 1 << 30;
 pub(super) fn check_plugin(mut s: Section<'_>, lookups: &[String], p: &mut Problems) -> Option<PluginFile> {
     let name = last(&s.path).to_owned();
     let at = s.at;
-    let path = s.need("path", "write `path = \"plugins/checkout.wasm\"`", p).and_then(|f| f.text(p));
+    let path = s
+        .need("path", "write `path = \"plugins/checkout.wasm\"`", p)
+        .and_then(|f| Some((f.text(p)?, f.node.at)));
     let config = s.get("config").map(|f| json_object(&f, p));
     let uses = s.get("lookups").map_or_else(Vec::new, |f| {
         lookup::check_uses(&f, lookups, |f, p| resolve(f, "lookup", lookups, p), p)
     });
     s.finish(&[], p);
+    let (path, path_at) = path?;
     Some(PluginFile {
         name,
         at,
-        path: path?.into(),
+        path: path.into(),
+        path_at,
         config: match config {
             Some(c) => Some(c?),
             None => None,
@@ -35,13 +39,22 @@ pub(super) fn check_plugin(mut s: Section<'_>, lookups: &[String], p: &mut Probl
     })
 }
 
-/// A config of a plugin, which only the plugin can judge.
-fn json_object(f: &Field<'_>, p: &mut Problems) -> Option<serde_json::Value> {
+/// A config of a plugin, which only the plugin can judge, and where its values stand.
+fn json_object(f: &Field<'_>, p: &mut Problems) -> Option<(serde_json::Value, Places)> {
     f.section("write `config = { .. }`", p)?;
-    json(f.node, &f.path, p)
+    let mut places = Places::default();
+    let value = json(f.node, "", &f.path, &mut places, p)?;
+    Some((value, places))
 }
 
-fn json(node: &raw::Node, path: &str, p: &mut Problems) -> Option<serde_json::Value> {
+fn json(
+    node: &raw::Node,
+    pointer: &str,
+    path: &str,
+    places: &mut Places,
+    p: &mut Problems,
+) -> Option<serde_json::Value> {
+    places.0.push((pointer.to_owned(), Place { at: node.at, key: path.to_owned() }));
     Some(match &node.value {
         Value::Text { value, .. } => value.as_str().into(),
         Value::Int(n) => (*n).into(),
@@ -51,12 +64,19 @@ fn json(node: &raw::Node, path: &str, p: &mut Problems) -> Option<serde_json::Va
             p.error(node.at, path, "a plugin's config has no dates".to_owned(), "write a string".to_owned());
             return None;
         }
-        Value::Array(list) => list.iter().map(|n| json(n, path, p)).collect::<Option<Vec<_>>>()?.into(),
-        Value::Table(entries) => entries
-            .iter()
-            .map(|e| Some((e.key.clone(), json(&e.node, &raw::join(path, &e.key), p)?)))
-            .collect::<Option<serde_json::Map<_, _>>>()?
-            .into(),
+        Value::Array(list) => {
+            let one = |(i, n): (usize, &raw::Node)| json(n, &format!("{pointer}/{i}"), path, places, p);
+            list.iter().enumerate().map(one).collect::<Option<Vec<_>>>()?.into()
+        }
+        Value::Table(entries) => {
+            let mut table = serde_json::Map::new();
+            for e in entries {
+                let pointer = format!("{pointer}/{}", e.key.replace('~', "~0").replace('/', "~1"));
+                let value = json(&e.node, &pointer, &raw::join(path, &e.key), places, p)?;
+                table.insert(e.key.clone(), value);
+            }
+            table.into()
+        }
         Value::Bad => return None,
     })
 }
@@ -146,18 +166,22 @@ fn check_from(s: &mut Section<'_>, names: &Names, uses: &mut Uses, p: &mut Probl
 /// A plugin where it is named, with the config given there, or that of its own section.
 fn plugin_use(
     f: &Field<'_>,
-    config: Option<serde_json::Value>,
+    config: Option<(serde_json::Value, Places)>,
     names: &Names,
     p: &mut Problems,
 ) -> Option<PluginUse> {
     let known: Vec<String> = names.plugins.iter().map(|k| k.name.clone()).collect();
     let file = &names.plugins[resolve(f, "plugin", &known, p)?];
+    let none = || (serde_json::json!({}), Places::default());
+    let (config, places) = config.or_else(|| file.config.clone()).unwrap_or_else(none);
     Some(PluginUse {
         name: file.name.clone(),
         at: f.node.at,
         key: f.path.clone(),
         path: file.path.clone(),
-        config: config.or_else(|| file.config.clone()).unwrap_or_else(|| serde_json::json!({})),
+        path_at: file.path_at,
+        config,
+        places,
         lookups: file.lookups.clone(),
     })
 }

@@ -331,10 +331,40 @@ pub(crate) struct PluginUse {
     pub(crate) key: String,
     /// The component's file.
     pub(crate) path: PathBuf,
+    /// Place of that path.
+    pub(crate) path_at: Spot,
     /// Its config, a JSON object.
     pub(crate) config: serde_json::Value,
+    /// Places of what stands in the config.
+    pub(crate) places: Places,
     /// Enrichers: the plugin's name for a lookup, and the index of the one that answers.
     pub(crate) lookups: Vec<(String, usize)>,
+}
+
+/// Where the values of a plugin's config stand in the file: their JSON pointers, and what is to be pointed at.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Places(pub(crate) Vec<(String, Place)>);
+
+/// A value's place and its key path.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Place {
+    /// Its place.
+    pub(crate) at: Spot,
+    /// Its key path.
+    pub(crate) key: String,
+}
+
+impl Places {
+    /// Of the value that a JSON pointer names, or of the nearest one around it: the value may be missing.
+    pub(crate) fn of(&self, pointer: &str) -> Option<&Place> {
+        let mut pointer = pointer;
+        loop {
+            if let Some((_, place)) = self.0.iter().find(|(p, _)| p == pointer) {
+                return Some(place);
+            }
+            pointer = pointer.rsplit_once('/')?.0;
+        }
+    }
 }
 
 /// Config of `builtin:gap`.

@@ -1,7 +1,7 @@
 //! What names what: names that pipelines may use, each use of one, and uses that cannot stand together.
 
 use super::diagnose::{Problems, Spot};
-use super::plan::{Pipeline, Rule, Sink, SinkKind, Source, SourceKind};
+use super::plan::{Pipeline, Places, Rule, Sink, SinkKind, Source, SourceKind};
 use std::path::{Path, PathBuf};
 
 /// What pipelines may refer to.
@@ -18,7 +18,9 @@ pub(super) struct PluginFile {
     /// Place of the name.
     pub(super) at: Spot,
     pub(super) path: PathBuf,
-    pub(super) config: Option<serde_json::Value>,
+    pub(super) path_at: Spot,
+    /// With the places of its values.
+    pub(super) config: Option<(serde_json::Value, Places)>,
     /// The plugin's name for a lookup, and the index of the one that answers.
     pub(super) lookups: Vec<(String, usize)>,
 }

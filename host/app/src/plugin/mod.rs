@@ -16,7 +16,7 @@ pub(crate) use self::version::LoadedRule;
 use self::budget::{Budget, Identity, Warden};
 use self::enrich::Enricher;
 use self::validate::Validators;
-use crate::config::plan::{GapRule, Match, Pipeline, PluginUse};
+use crate::config::plan::{GapRule, Match, Pipeline, PluginUse, Rule};
 use crate::progress::Progress;
 use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ use std::time::Duration;
 use tidemill_engine::gap::{self, Boundary, GapConfig};
 use tidemill_engine::rule::SessionRule;
 use tidemill_sandbox::{
-    Cache, Component, ConfigureError, Engine, EngineError, FieldType, LoadError, Plugin, World,
+    Cache, Component, ConfigureError, Engine, EngineError, FieldError, FieldType, LoadError, Plugin, World,
 };
 
 /// The longest that one call of some hundred rows may take. Half of what stopping a runaway plugin may cost in all,
@@ -81,15 +81,20 @@ enum Session {
 
 /// The engine that all plugins of the process run in, started when the first one needs it.
 pub(crate) struct Sandbox {
-    /// Where compiled code is kept.
-    compiled: PathBuf,
+    /// Where compiled code is kept, if it is.
+    compiled: Option<PathBuf>,
     started: Mutex<Option<(Engine, Option<Cache>)>>,
 }
 
 impl Sandbox {
     /// Keeps compiled code in this directory.
     pub(crate) fn new(compiled: PathBuf) -> Sandbox {
-        Sandbox { compiled, started: Mutex::new(None) }
+        Sandbox { compiled: Some(compiled), started: Mutex::new(None) }
+    }
+
+    /// Keeps nothing.
+    pub(crate) fn without_cache() -> Sandbox {
+        Sandbox { compiled: None, started: Mutex::new(None) }
     }
 
     fn engine(&self) -> Result<(Engine, Option<Cache>), EngineError> {
@@ -98,7 +103,8 @@ impl Sandbox {
             return Ok(s.clone());
         }
         // Without a place for compiled code a start takes longer, and nothing else.
-        Ok(started.insert((Engine::new()?, Cache::open(&self.compiled).ok())).clone())
+        let cache = self.compiled.as_ref().and_then(|path| Cache::open(path).ok());
+        Ok(started.insert((Engine::new()?, cache)).clone())
     }
 }
 
@@ -136,9 +142,39 @@ impl fmt::Debug for Sandbox {
 pub(crate) struct PluginError {
     name: String,
     path: String,
-    message: String,
+    /// What is wrong.
+    pub(crate) message: String,
+    /// What of it.
+    pub(crate) part: Part,
     /// Whether the machine is at fault, and not the plugin or its config.
     pub(crate) host: bool,
+}
+
+/// What of a plugin in its place is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The component.
+    File,
+    /// The place, which wants another kind of plugin, or lookups that the plugin does not ask for or misses.
+    Use,
+    /// Its config: these fields, as the plugin says.
+    Config(Vec<FieldError>),
+}
+
+/// What of the plugins that a pipeline names cannot be used, all of it.
+pub(crate) fn unfit<'a>(pipeline: &'a Pipeline, sandbox: &Sandbox) -> Vec<(&'a PluginUse, PluginError)> {
+    let rule = match &pipeline.rule {
+        Rule::Gap(_) => None,
+        Rule::Plugin(named) => Some((named, World::Sessionizer)),
+    };
+    let validators = pipeline.validate.iter().map(|named| (named, World::Validator));
+    let enrichers = pipeline.enrich.iter().map(|named| (named, World::Enricher));
+    let judge = |(named, world): (&'a PluginUse, World)| {
+        let loaded = load(named, world, sandbox);
+        let judged = loaded.and_then(|p| lookups(named, &p.component().description().lookups));
+        judged.err().map(|e| (named, e))
+    };
+    rule.into_iter().chain(validators).chain(enrichers).filter_map(judge).collect()
 }
 
 impl Stages {
@@ -234,6 +270,7 @@ fn lookups(named: &PluginUse, declared: &[String]) -> Result<Vec<usize>, PluginE
         name: named.name.clone(),
         path: named.path.display().to_string(),
         message,
+        part: Part::Use,
         host: false,
     };
     if let Some((unknown, _)) = named.lookups.iter().find(|(name, _)| !declared.contains(name)) {
@@ -278,15 +315,17 @@ fn load(named: &PluginUse, world: World, sandbox: &Sandbox) -> Result<Plugin, Pl
 
 /// A plugin from its file, and the file's bytes.
 fn read(named: &PluginUse, world: World, sandbox: &Sandbox) -> Result<(Plugin, Vec<u8>), PluginError> {
-    let error = |message: String, host| PluginError {
+    let error = |Unfit { message, part, host }: Unfit| PluginError {
         name: named.name.clone(),
         path: named.path.display().to_string(),
         message,
+        part,
         host,
     };
-    let bytes = std::fs::read(&named.path).map_err(|e| error(format!("cannot be read: {e}"), false))?;
-    let plugin =
-        make(&bytes, &named.config, world, &named.key, sandbox).map_err(|e| error(e.message, e.host))?;
+    let unread =
+        |e: std::io::Error| Unfit { message: format!("cannot be read: {e}"), part: Part::File, host: false };
+    let bytes = std::fs::read(&named.path).map_err(|e| error(unread(e)))?;
+    let plugin = make(&bytes, &named.config, world, &named.key, sandbox).map_err(error)?;
     Ok((plugin, bytes))
 }
 
@@ -294,6 +333,8 @@ fn read(named: &PluginUse, world: World, sandbox: &Sandbox) -> Result<(Plugin, V
 pub(crate) struct Unfit {
     /// What is wrong.
     pub(crate) message: String,
+    /// What of it.
+    pub(crate) part: Part,
     /// Whether the machine is at fault.
     pub(crate) host: bool,
 }
@@ -306,24 +347,26 @@ fn make(
     wanted_by: &str,
     sandbox: &Sandbox,
 ) -> Result<Plugin, Unfit> {
-    let unfit = |message: String| Unfit { message, host: false };
-    let (engine, cache) = sandbox.engine().map_err(|e| Unfit { message: e.to_string(), host: true })?;
-    let component = Component::load(&engine, bytes, cache.as_ref())
-        .map_err(|e| Unfit { message: e.to_string(), host: e.is_host() })?;
+    let unfit = |message: String, part| Unfit { message, part, host: false };
+    let of_file = |message: String, host| Unfit { message, part: Part::File, host };
+    let (engine, cache) = sandbox.engine().map_err(|e| of_file(e.to_string(), true))?;
+    let component =
+        Component::load(&engine, bytes, cache.as_ref()).map_err(|e| of_file(e.to_string(), e.is_host()))?;
     if component.world() != world {
-        return Err(unfit(format!("is a {}, and `{wanted_by}` wants a {world}", component.world())));
+        let message = format!("is a {}, and `{wanted_by}` wants a {world}", component.world());
+        return Err(unfit(message, Part::Use));
     }
     let plugin = component.configure(&config.to_string()).map_err(|e| match e {
         ConfigureError::Refused(fields) => {
             let at = |path: &str| if path.is_empty() { "/".to_owned() } else { path.to_owned() };
             let list: Vec<String> =
                 fields.iter().map(|f| format!("  {}: {}", at(&f.path), f.message)).collect();
-            unfit(format!("does not take its config:\n{}", list.join("\n")))
+            unfit(format!("does not take its config:\n{}", list.join("\n")), Part::Config(fields))
         }
-        other => unfit(other.to_string()),
+        other => unfit(other.to_string(), Part::Config(Vec::new())),
     })?;
     purity::check(&plugin, &purity::made_up(plugin.component().description()))
-        .map_err(|e| unfit(e.to_string()))?;
+        .map_err(|e| of_file(e.to_string(), false))?;
     Ok(plugin)
 }
 

@@ -2,7 +2,9 @@
 
 use super::budget::{Budget, Identity, Warden};
 use super::rule::{PluginRule, description};
-use super::{Declared, PluginError, Sandbox, Session, Unfit, declared, gap_config, identity, make, read};
+use super::{
+    Declared, Part, PluginError, Sandbox, Session, Unfit, declared, gap_config, identity, make, read,
+};
 use crate::config::plan::{Pipeline, Rule};
 use crate::plugins::Plugins;
 use crate::progress::Progress;
@@ -56,6 +58,7 @@ impl LoadedRule {
             RuleSpec::Plugin { name, digest, config } => {
                 let bytes = plugins.read(digest).map_err(|e| Unfit {
                     message: format!("component {digest} of plugin `{name}` cannot be read: {e}"),
+                    part: Part::File,
                     host: true,
                 })?;
                 let plugin = make(&bytes, config, World::Sessionizer, "session", sandbox)?;

@@ -135,6 +135,25 @@ impl Project {
         }
     }
 
+    /// Runs its tests natively; what scenarios ask goes into this folder. Whether all passed.
+    ///
+    /// # Errors
+    /// If they do not compile.
+    pub(super) fn test(&self, record: &Path) -> Result<bool, Failure> {
+        let run = |more: &[&str]| {
+            let mut test = cargo(&self.dir);
+            test.args(["test", "--package", &self.id]).args(more).env("TIDEMILL_RECORD", record);
+            test.status().map_err(|e| no_cargo(&e))
+        };
+        // Apart, because cargo ends with one code for both.
+        let built = run(&["--no-run"])?;
+        if !built.success() {
+            let message = format!("the tests of {} do not compile: cargo ended with {built}", self.name);
+            return Err(Failure::new(1, message, None));
+        }
+        Ok(run(&[])?.success())
+    }
+
     /// The standard library for the target is there.
     fn require_target(&self) -> Result<(), Failure> {
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
