@@ -106,9 +106,14 @@ impl Host {
         if let Some(body) = &ask.shown {
             let _ = write!(line, " {body}");
         }
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let _ = write!(line, " '{scheme}://{}{}'", self.address, ask.path);
+        let _ = write!(line, " '{}{}'", self.url(), ask.path);
         line
+    }
+
+    /// Where it is asked, without a path.
+    pub(super) fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     /// Asks, and gives the answer if it is what was asked for.

@@ -335,12 +335,16 @@ impl Ended {
         before: impl FnOnce() -> Meta,
         cursors: &Cursors,
         suspended: Suspended,
+        handle: &Handle,
     ) -> Result<(), RunError> {
         let mut meta = self.meta.take().unwrap_or_else(before);
         meta.cursors = cursors.all();
         meta.sealed_at_ms = now_ms();
         meta.suspended = Some(suspended);
-        self.log.append(self.incarnation, self.log.last_epoch() + 1, &[(Kind::Meta, &meta_text(&meta)?)])?;
+        let (epoch, incarnation) = (self.log.last_epoch() + 1, self.incarnation);
+        self.log.append(incarnation, epoch, &[(Kind::Meta, &meta_text(&meta)?)])?;
+        // Whoever asks the host that runs is to see it, too.
+        handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));
         self.meta = Some(meta);
         Ok(())
     }

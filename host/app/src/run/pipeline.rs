@@ -482,7 +482,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
         let mut ended = join(committer);
         let suspended = stages.budget.suspended();
         if let (Some(s), Ok(ended)) = (&suspended, &mut ended) {
-            ended.mark(|| Meta::nothing(fingerprint, now_ms()), &cursors, s.clone())?;
+            ended.mark(|| Meta::nothing(fingerprint, now_ms()), &cursors, s.clone(), handle)?;
             progress.halt("SUSPENDED", Some(suspended_line(s)));
         }
         let delivered: Vec<Result<(), RunError>> = deliveries.into_iter().map(join).collect();

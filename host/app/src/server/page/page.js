@@ -89,7 +89,7 @@ function show(p, now) {
     dead.set(reason, (dead.get(reason) || 0) + n);
   }
   bars(part(".dead"), [...dead].filter(([, n]) => n > 0).map(([reason, n]) => [reason, number(n)]), "none");
-  const lag = (s) => (s.lag_epochs ? number(s.lag_epochs) + " epochs behind" : "up to date");
+  const lag = (s) => (s.lag_epochs > 1 ? number(s.lag_epochs) + " epochs behind" : "up to date");
   bars(part(".sinks"), (p.sinks || []).map((s) => [s.sink, lag(s)]), "none");
   const body = part(".deployments tbody");
   body.replaceChildren();
