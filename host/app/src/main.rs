@@ -3,18 +3,14 @@
 mod cli;
 mod clock;
 mod config;
-#[allow(dead_code, reason = "the admin API, which comes next, asks for it")]
 mod control;
 mod meta;
 mod meters;
-#[allow(dead_code, reason = "see `control`")]
 mod plugin;
-#[allow(dead_code, reason = "see `control`")]
 mod plugins;
 mod progress;
 mod rows;
 mod run;
-#[allow(dead_code, reason = "see `control`")]
 mod schedule;
 mod server;
 mod store;
