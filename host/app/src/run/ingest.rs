@@ -489,3 +489,7 @@ enum Refusal {
     Late(EventTime, EventTime),
     FarFuture(EventTime),
 }
+
+#[cfg(test)]
+#[path = "ingest_tests.rs"]
+mod tests;

@@ -3,7 +3,12 @@
 use super::*;
 use proptest::prelude::*;
 use tempfile::TempDir;
+use tidemill_engine::event::{Position, RowHead, Rows};
+use tidemill_engine::gap::{Boundary, Gap, GapConfig};
+use tidemill_engine::key::{KeyForm, key_hash};
+use tidemill_engine::lane::{Barrier, Lane, LaneConfig, Origin};
 use tidemill_engine::time::EventTime;
+use tidemill_engine::versions::Versions;
 
 /// One revision: id, stage, and a number that makes its content its own.
 type Revision = (u8, Stage, i64);
@@ -343,4 +348,94 @@ proptest! {
             }
         }
     }
+}
+
+/// Epochs as the fold of a lane makes them: events come up to 20 ms late and twice, the lateness is 15 ms, and every
+/// barrier tells what is open; so sessions are corrected, merged (and then one of them retracted) and revived.
+fn folded(seed: u64) -> Vec<Vec<u8>> {
+    let gap = GapConfig { gap_ms: 10, boundary: Boundary::Exclusive, max_ms: None, start: None, end: None };
+    let config = LaneConfig {
+        pipeline: "p".into(),
+        key_form: KeyForm::One,
+        lateness_ms: 15,
+        early: true,
+        events_per_key: 1000,
+        suffix_bytes: 1 << 20,
+        open_sessions: 100,
+        groups: 0..1024,
+        sources: vec!["s".into()],
+        layout: Vec::new(),
+    };
+    let mut lane = Lane::new(config, Versions::single(Box::new(Gap::new(&gap))));
+    let mut random = seed;
+    let mut below = |n: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) % n
+    };
+    let origin = Origin { source: "s", partition: "p", raw: b"" };
+    let mut epochs = Vec::new();
+    let (mut now, mut offset, mut watermark) = (0_i64, 0, EventTime::BEGINNING);
+    for _ in 0..60 {
+        let mut batch = Rows::default();
+        for _ in 0..8 {
+            now += below(4) as i64;
+            let time = EventTime::from_ms(now - below(20) as i64);
+            if time < watermark.minus(15) {
+                continue;
+            }
+            let key = [b'a' + below(4) as u8];
+            let key_at = batch.bytes.len() as u32;
+            batch.bytes.extend_from_slice(&key);
+            offset += below(2);
+            batch.heads.push(RowHead {
+                key_hash: key_hash(&key),
+                time,
+                position: Position { source: 0, partition: 0, offset },
+                key_at,
+                key_len: 1,
+                ext_len: 0,
+                raw_at: 0,
+                raw_len: 0,
+            });
+        }
+        lane.insert(&batch, watermark, origin).unwrap();
+        watermark = watermark.max(EventTime::from_ms(now - 5));
+        epochs.push(lane.barrier(Barrier { watermark, early_tick: true, at_end: false }).unwrap().rows);
+    }
+    let end = Barrier { watermark: EventTime::INFINITY, early_tick: false, at_end: true };
+    epochs.push(lane.barrier(end).unwrap().rows);
+    epochs
+}
+
+/// The same of what the engine really sends.
+#[test]
+fn epochs_of_a_fold_may_come_again_and_in_any_order() {
+    let mut retracted = 0;
+    for seed in 1..9 {
+        let list = folded(seed);
+        let offer = |s: &mut SqliteSink, i: usize| {
+            s.apply(&Outbox::new(1, 1 + i as u64, &list[i], b"")).unwrap();
+        };
+        let (straight, again) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let mut s = opened(&straight, 9);
+        (0..list.len()).for_each(|i| offer(&mut s, i));
+        let wanted = table(&straight);
+        let mut s = opened(&again, 9);
+        // Some twice, then all from the last to the first, then each again.
+        (0..list.len()).step_by(3).for_each(|i| offer(&mut s, i));
+        (0..list.len()).rev().for_each(|i| offer(&mut s, i));
+        (0..list.len()).for_each(|i| offer(&mut s, i));
+        let got = table(&again);
+        assert_eq!(got.len(), wanted.len());
+        for (g, w) in got.iter().zip(&wanted) {
+            if w.stage == "retracted" {
+                retracted += 1;
+                let of = |r: &OwnedRow| (r.session_id.clone(), r.stage.clone(), r.incarnation, r.epoch);
+                assert_eq!(of(g), of(w), "seed {seed}");
+            } else {
+                assert_eq!(g, w, "seed {seed}");
+            }
+        }
+    }
+    assert!(retracted > 10, "{retracted} retracted rows prove nothing");
 }
