@@ -2,6 +2,7 @@
 //! recorded (SEMANTICS 20 to 22). The rule is silence; versions differ in how long it is.
 
 use crate::model::{Log, Place, Row};
+use crate::{Case, Stored, latest, same_table};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What becomes of a session that is open where a version takes over.
@@ -96,4 +97,30 @@ pub fn sessions(log: &Log, dead: &BTreeSet<Place>, schedule: &[Version]) -> Vec<
     }
     rows.sort();
     rows
+}
+
+/// The rows that count, with the version that each names, in order.
+#[must_use]
+pub fn named(stored: &[Stored]) -> Vec<Named> {
+    let current = stored.iter().filter(|s| s.stage != "retracted");
+    let mut rows: Vec<Named> =
+        current.map(|s| Named { row: s.row.clone(), plugin: s.plugin.clone() }).collect();
+    rows.sort();
+    rows
+}
+
+/// Asserts that both sinks of a case show what the model makes of the log under this schedule, that nothing is dead, and, by
+/// what the rule counts, that no state was lost. Returns what the model made.
+#[track_caller]
+pub fn compare(what: &str, case: &Case, log: &Log, versions: &[Version]) -> Vec<Named> {
+    assert_eq!(case.letters(), [0; 0], "{what}: nothing is late and nothing invalid");
+    let want = sessions(log, &BTreeSet::new(), versions);
+    for (sink, stored) in [("SQLite", case.table()), ("JSON lines", latest(case.lines("rows.jsonl")))] {
+        same_table(&format!("{what}, {sink}"), &want, &named(&stored));
+        for s in stored.iter().filter(|s| s.stage != "retracted") {
+            let fields: serde_json::Value = serde_json::from_str(&s.fields).unwrap();
+            assert_eq!(fields["seen"], s.row.events, "{what}, {sink}: a state was lost: {s:?}");
+        }
+    }
+    want
 }

@@ -6,9 +6,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::net::TcpStream;
 use std::time::Duration;
+use tidemill_tests::api::Api;
 use tidemill_tests::disk::Tmpfs;
 use tidemill_tests::model::{self, Format, Gap, Source, Unit};
 use tidemill_tests::traffic::{Rng, Shop, Timed, delayed, file_of};
@@ -69,22 +70,11 @@ fn start(case: &Case) -> Host {
     Host { process, address }
 }
 
-/// Posts a body: the status and the answer's body; none if there was no whole answer.
+/// Posts lines: the status and the answer's body; none if there was no whole answer.
 fn post(address: &str, body: &[u8]) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let head = format!(
-        "POST /v1/events HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/x-ndjson\r\n\
-         content-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).ok()?;
-    stream.write_all(body).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some((status, body.to_owned()))
+    let host = Api { address: address.to_owned(), token: KEY.to_owned() };
+    let answer = host.try_ask("POST", "/v1/events", &[("content-type", "application/x-ndjson")], body)?;
+    Some((answer.status, String::from_utf8_lossy(&answer.body).into_owned()))
 }
 
 /// What the model reads the same lines as.

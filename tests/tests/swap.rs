@@ -6,12 +6,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 use tidemill_tests::model::{self, Format, Gap, Source, Unit};
-use tidemill_tests::schedule::{self, Named, Policy, Version};
+use tidemill_tests::schedule::{self, Named, Policy, Version, named};
 use tidemill_tests::traffic::{Shop, Timed, delayed, file_of};
-use tidemill_tests::{Case, Config, Outcome, Plugin, Session, Stored, latest, same_table};
+use tidemill_tests::{Case, Config, Outcome, Plugin, Session};
 
 const RUN_MAX: Duration = Duration::from_secs(120);
 const DISORDER_MS: i64 = 10_000;
@@ -46,14 +45,6 @@ fn place(said: &Outcome) -> i64 {
     rest.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-fn named(stored: &[Stored]) -> Vec<Named> {
-    let current = stored.iter().filter(|s| s.stage != "retracted");
-    let mut rows: Vec<Named> =
-        current.map(|s| Named { row: s.row.clone(), plugin: s.plugin.clone() }).collect();
-    rows.sort();
-    rows
-}
-
 fn version(plugin: &str, from_ms: i64, policy: Policy, gap_s: i64) -> Version {
     Version { plugin: plugin.into(), from_ms, policy, gap_ms: gap_s * 1000 }
 }
@@ -73,24 +64,13 @@ fn two_days(before: &Config, after: &Config, arguments: &[&str]) -> (Case, Outco
     (case, outcome)
 }
 
-/// Compares both sinks with the model under the schedule.
+/// Compares with the model of both days.
 fn compare(what: &str, case: &Case, versions: &[Version]) -> Vec<Named> {
     let (first, second) = days();
     let (first, second) = (file_of(&first), file_of(&second));
-    let log = model::read(
-        &[(&source(), "1.jsonl", &first), (&source(), "2.jsonl", &second)],
-        &Gap::of_seconds(1, true),
-    );
-    assert_eq!(case.letters(), [0; 0], "{what}: nothing is late and nothing invalid");
-    let want = schedule::sessions(&log, &BTreeSet::new(), versions);
-    for (sink, stored) in [("SQLite", case.table()), ("JSON lines", latest(case.lines("rows.jsonl")))] {
-        same_table(&format!("{what}, {sink}"), &want, &named(&stored));
-        for s in stored.iter().filter(|s| s.stage != "retracted") {
-            let fields: serde_json::Value = serde_json::from_str(&s.fields).unwrap();
-            assert_eq!(fields["seen"], s.row.events, "{what}, {sink}: a state was lost: {s:?}");
-        }
-    }
-    want
+    let files: [(&Source, &str, &[u8]); 2] =
+        [(&source(), "1.jsonl", &first), (&source(), "2.jsonl", &second)];
+    schedule::compare(what, case, &model::read(&files, &Gap::of_seconds(1, true)), versions)
 }
 
 fn of(plugin: &str, rows: &[Named]) -> usize {

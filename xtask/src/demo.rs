@@ -40,9 +40,7 @@ pub(crate) fn run(length: Option<Duration>) -> Result<(), Failure> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         doing("a handler for Ctrl-C", signal_hook::flag::register(signal, stop.clone()))?;
     }
-    say(
-        "1. building tidemill (profile demo: quick to build, not quick to run; about a minute the first time)",
-    );
+    say("1. building tidemill (profile demo: quick to build, not quick to run; some minutes the first time)");
     let mut build = cargo(&["build", "--locked", "-p", "tidemill", "--profile", "demo"]);
     let built = steps::run("cargo build", &mut build)?;
     say(&format!("   built in {}", seconds(built)));

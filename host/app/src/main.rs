@@ -7,7 +7,6 @@ mod control;
 mod meta;
 mod meters;
 mod plugin;
-mod plugins;
 mod progress;
 mod rows;
 mod run;

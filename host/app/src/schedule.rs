@@ -5,14 +5,46 @@
 //! change their place, because stored events hold values by place.
 
 use crate::config::plan::GapRule;
-use crate::plugin::Declared;
 use serde::{Deserialize, Serialize};
 use tidemill_engine::rule::Description;
 use tidemill_engine::time::EventTime;
 use tidemill_engine::versions::{Policy, Scheduled, Version, Versions};
+use tidemill_sandbox::FieldType;
 
 /// Deployments that are kept. Rows of sessions that may still change name one of the last few.
 const DEPLOYMENTS_MAX: usize = 64;
+
+/// A field of the record that a stage wants to see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Declared {
+    /// The stage's name for it.
+    pub(crate) name: String,
+    /// What it may hold.
+    #[serde(with = "Kind")]
+    pub(crate) kind: FieldType,
+    /// Whether a record without it is a dead letter.
+    pub(crate) required: bool,
+    /// Texts that reach a plugin as a number.
+    pub(crate) symbols: Vec<String>,
+}
+
+impl Declared {
+    /// Whether both have one place in extensions: name and kind say where a value is, and what it is.
+    pub(crate) fn same_place(&self, other: &Declared) -> bool {
+        (&self.name, self.kind) == (&other.name, other.kind)
+    }
+}
+
+/// How the store writes a field's type.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "FieldType", rename_all = "snake_case")]
+enum Kind {
+    Text,
+    String,
+    Integer,
+    Number,
+    Boolean,
+}
 
 /// What a version of a rule is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,8 +154,7 @@ impl Schedule {
 
     /// The place of a field in extensions, which it has from now on.
     pub(crate) fn slot(&mut self, field: &Declared) -> usize {
-        match self.layout.iter_mut().enumerate().find(|(_, d)| (&d.name, d.kind) == (&field.name, field.kind))
-        {
+        match self.layout.iter_mut().enumerate().find(|(_, d)| d.same_place(field)) {
             Some((at, there)) => {
                 there.required |= field.required;
                 there.symbols.clone_from(&field.symbols);

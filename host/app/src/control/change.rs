@@ -2,7 +2,8 @@
 //! loaded, tried and warm is handed to the pipeline.
 
 use super::{
-    Again, Change, Command, Control, Deploy, Handle, Operation, Refusal, RefusalKind, Running, State,
+    Again, Change, Command, Control, Deploy, Handle, Operation, Refusal, RefusalKind, Running, Standing,
+    State,
 };
 use crate::plugin::LoadedRule;
 use crate::schedule::{RuleSpec, Schedule, Wish};
@@ -50,15 +51,11 @@ impl Control {
         let schedule = schedule(handle)?;
         check_expected(&schedule, expected)?;
         if schedule.pending().is_some() {
-            let operation = self.begin(&handle.name, "rollback");
-            let ask = if suspended(handle) {
-                Command::Again(Again { change: Some(Change::Strike(wish)), operation: operation.clone() })
-            } else {
-                Command::Strike(operation.clone(), wish)
+            let change = |operation| match suspended(handle) {
+                true => Command::Again(Again { change: Some(Change::Strike(wish)), operation }),
+                false => Command::Strike(operation, wish),
             };
-            handle.send(ask)?;
-            operation.wait(BARRIER_MAX);
-            return ended(operation);
+            return waited(self.hand_over(handle, "rollback", change)?);
         }
         let Some(previous) = schedule.previous() else {
             let message = format!(
@@ -81,16 +78,14 @@ impl Control {
         let mut schedule = schedule(handle)?;
         check_expected(&schedule, expected)?;
         pending(handle, &schedule)?;
-        let rule = LoadedRule::stored(spec, &self.plugins, &self.sandbox).map_err(|e| {
+        let rule = LoadedRule::stored(spec, &self.components, &self.sandbox).map_err(|e| {
             Refusal::new(if e.host { RefusalKind::Host } else { RefusalKind::Unfit }, e.message)
         })?;
         if suspended(handle) {
             // Nothing runs that could be asked: the rest is found out when the pipeline starts again with it.
-            let operation = self.begin(&handle.name, kind);
             let change = Some(Change::Deploy(spec.clone(), wish));
-            handle.send(Command::Again(Again { change, operation: operation.clone() }))?;
-            operation.wait(BARRIER_MAX);
-            return ended(operation);
+            let again = |operation| Command::Again(Again { change, operation });
+            return waited(self.hand_over(handle, kind, again)?);
         }
         let running = handle.running()?;
         rule.slots(&mut schedule);
@@ -109,12 +104,27 @@ impl Control {
                 try_states(handle, &running, before, trial)?;
             }
         }
+        let (rule, layout) = (Arc::new(rule), schedule.layout);
+        self.hand_over(handle, kind, |operation| {
+            Command::Deploy(Box::new(Deploy { rule, layout, instances, wish, operation }))
+        })
+    }
+
+    /// Asks the pipeline for a change, as an operation that it will end.
+    fn hand_over(
+        &self,
+        handle: &Handle,
+        kind: &'static str,
+        change: impl FnOnce(Arc<Operation>) -> Command,
+    ) -> Result<Arc<Operation>, Refusal> {
         let operation = self.begin(&handle.name, kind);
-        let layout = schedule.layout;
-        let rule = Arc::new(rule);
-        let deploy = Deploy { rule, layout, instances, wish, operation: operation.clone() };
-        handle.send(Command::Deploy(Box::new(deploy)))?;
-        Ok(operation)
+        match handle.send(change(operation.clone())) {
+            Ok(()) => Ok(operation),
+            Err(refused) => {
+                operation.end(Standing::Refused(refused.clone()));
+                Err(refused)
+            }
+        }
     }
 }
 
@@ -122,9 +132,10 @@ fn busy(name: &str) -> Refusal {
     Refusal::new(RefusalKind::Pending, format!("another change of pipeline `{name}` is under way: try again"))
 }
 
-fn ended(operation: Arc<Operation>) -> Result<Arc<Operation>, Refusal> {
-    match operation.standing() {
-        super::Standing::Refused(r) => Err(r),
+/// Waits until the change is made or refused; one that takes longer goes on.
+fn waited(operation: Arc<Operation>) -> Result<Arc<Operation>, Refusal> {
+    match operation.wait(BARRIER_MAX) {
+        Standing::Refused(r) => Err(r),
         _ => Ok(operation),
     }
 }

@@ -15,9 +15,9 @@ use crate::config::plan::{Pipeline, Plan};
 use crate::meta::Meta;
 use crate::plugin::budget::{Budget, Suspended};
 use crate::plugin::{LoadedRule, Sandbox};
-use crate::plugins::Plugins;
 use crate::progress::Progress;
-use crate::schedule::{RuleSpec, Wish};
+use crate::schedule::{Declared, RuleSpec, Wish};
+use crate::store::components::Components;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +38,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct Control {
     handles: Vec<Arc<Handle>>,
     /// Components by digest.
-    pub(crate) plugins: Plugins,
+    pub(crate) components: Components,
     /// Where components are compiled.
     pub(crate) sandbox: Arc<Sandbox>,
     operations: Mutex<VecDeque<Arc<Operation>>>,
@@ -165,7 +165,7 @@ pub(crate) struct Deploy {
     /// What it is.
     pub(crate) rule: Arc<LoadedRule>,
     /// The schedule's layout with its fields in it.
-    pub(crate) layout: Vec<crate::plugin::Declared>,
+    pub(crate) layout: Vec<Declared>,
     /// An instance for each lane, warm.
     pub(crate) instances: Vec<Box<dyn SessionRule>>,
     /// How it is wanted.
@@ -233,7 +233,7 @@ impl Control {
         let handle = |(p, progress): (&Pipeline, &Arc<Progress>)| Arc::new(Handle::new(p, progress.clone()));
         Control {
             handles: plan.pipelines.iter().zip(progress).map(handle).collect(),
-            plugins: Plugins::new(&plan.server.data_dir),
+            components: Components::of(&plan.server.data_dir),
             sandbox: Arc::new(Sandbox::new(plan.server.data_dir.join("compiled"))),
             operations: Mutex::default(),
             next_operation: AtomicU64::new(1),
@@ -261,7 +261,7 @@ impl Control {
     }
 
     /// How a suspended pipeline starts again when it is resumed.
-    pub(crate) fn resume_after_suspension(&self, pipeline: &str, _by: &str) -> Again {
+    pub(crate) fn resume_after_suspension(&self, pipeline: &str) -> Again {
         Again { change: None, operation: self.begin(pipeline, "resume") }
     }
 

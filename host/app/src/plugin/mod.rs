@@ -18,8 +18,7 @@ use self::enrich::Enricher;
 use self::validate::Validators;
 use crate::config::plan::{GapRule, Match, Pipeline, PluginUse, Rule};
 use crate::progress::Progress;
-use crate::schedule::Schedule;
-use serde::{Deserialize, Serialize};
+use crate::schedule::{Declared, Schedule};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,37 +26,12 @@ use std::time::Duration;
 use tidemill_engine::gap::{self, Boundary, GapConfig};
 use tidemill_engine::rule::SessionRule;
 use tidemill_sandbox::{
-    Cache, Component, ConfigureError, Engine, EngineError, FieldError, FieldType, LoadError, Plugin, World,
+    Cache, Component, ConfigureError, Engine, EngineError, FieldError, LoadError, Plugin, World,
 };
 
 /// The longest that one call of some hundred rows may take. Half of what stopping a runaway plugin may cost in all,
 /// and about a thousand times what such a call takes.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_millis(25);
-
-/// A field of the record that a stage wants to see.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Declared {
-    /// The stage's name for it.
-    pub(crate) name: String,
-    /// What it may hold.
-    #[serde(with = "Kind")]
-    pub(crate) kind: FieldType,
-    /// Whether a record without it is a dead letter.
-    pub(crate) required: bool,
-    /// Texts that reach a plugin as a number.
-    pub(crate) symbols: Vec<String>,
-}
-
-/// How the store writes a field's type.
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "FieldType", rename_all = "snake_case")]
-enum Kind {
-    Text,
-    String,
-    Integer,
-    Number,
-    Boolean,
-}
 
 /// What a pipeline does to its events beside folding them: plugins loaded and configured, and the layout that all of them
 /// read.

@@ -2,13 +2,11 @@
 
 use super::budget::{Budget, Identity, Warden};
 use super::rule::{PluginRule, description};
-use super::{
-    Declared, Part, PluginError, Sandbox, Session, Unfit, declared, gap_config, identity, make, read,
-};
+use super::{Part, PluginError, Sandbox, Session, Unfit, declared, gap_config, identity, make, read};
 use crate::config::plan::{Pipeline, Rule};
-use crate::plugins::Plugins;
 use crate::progress::Progress;
-use crate::schedule::{RuleSpec, Schedule};
+use crate::schedule::{Declared, RuleSpec, Schedule};
+use crate::store::components::Components;
 use std::sync::Arc;
 use tidemill_engine::contain::Contained;
 use tidemill_engine::gap::Gap;
@@ -52,12 +50,16 @@ impl LoadedRule {
     ///
     /// # Errors
     /// If the component is not there or cannot be used.
-    pub(crate) fn stored(spec: &RuleSpec, plugins: &Plugins, sandbox: &Sandbox) -> Result<LoadedRule, Unfit> {
+    pub(crate) fn stored(
+        spec: &RuleSpec,
+        components: &Components,
+        sandbox: &Sandbox,
+    ) -> Result<LoadedRule, Unfit> {
         match spec {
             RuleSpec::Gap(rule) => Ok(LoadedRule::gap(spec.clone(), gap_config(rule))),
             RuleSpec::Plugin { name, digest, config } => {
-                let bytes = plugins.read(digest).map_err(|e| Unfit {
-                    message: format!("component {digest} of plugin `{name}` cannot be read: {e}"),
+                let bytes = components.read(digest).map_err(|e| Unfit {
+                    message: format!("the component of plugin `{name}` cannot be read: {e}"),
                     part: Part::File,
                     host: true,
                 })?;
@@ -116,7 +118,7 @@ impl LoadedRule {
         budget: &Arc<Budget>,
         progress: &Arc<Progress>,
     ) -> Result<Box<dyn SessionRule>, String> {
-        let place = |f: &Declared| layout.iter().position(|d| (&d.name, d.kind) == (&f.name, f.kind));
+        let place = |f: &Declared| layout.iter().position(|d| d.same_place(f));
         // A field that the layout lacks reads as missing.
         let slots: Vec<usize> = self.fields.iter().map(|f| place(f).unwrap_or(usize::MAX)).collect();
         match &self.session {

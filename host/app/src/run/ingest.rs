@@ -5,8 +5,8 @@
 use super::dedup::Dedup;
 use super::layout::{Id, Layout, missing_message};
 use crate::config::plan::{Format, Source, TimeForm, TimeUnit};
-use crate::plugin::Declared;
 use crate::plugin::validate::Validators;
+use crate::schedule::Declared;
 use std::collections::BTreeMap;
 use tidemill_connect::format::combined::CombinedDecoder;
 use tidemill_connect::format::json::JsonDecoder;

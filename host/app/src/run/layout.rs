@@ -1,9 +1,9 @@
 //! Where what a source's records are read for stands in the decoded slots: one way for the run and for whoever looks
 //! a record up afterwards.
 
-use crate::config::plan::{IdSpec, KeySpec, Source};
+use crate::config::plan::{IdSpec, KeySpec, Pipeline, Plan, Source};
 use tidemill_connect::format::{Kind, Slots};
-use tidemill_engine::key::{KeyHasher, push_part};
+use tidemill_engine::key::{KeyForm, KeyHasher, push_part};
 
 /// The fields that are wanted of a source's records, and what each is for.
 #[derive(Debug)]
@@ -141,6 +141,21 @@ impl Layout {
     pub(crate) fn names(&self, slots: &[usize]) -> Vec<&str> {
         slots.iter().map(|s| self.wanted[*s].as_str()).collect()
     }
+}
+
+/// How the keys of a pipeline are shown.
+pub(super) fn key_form(plan: &Plan, pipeline: &Pipeline) -> KeyForm {
+    let mut form = KeyForm::One;
+    for i in &pipeline.from {
+        let s = &plan.sources[*i];
+        if s.key_hmac.is_some() {
+            return KeyForm::Hashed;
+        }
+        if matches!(s.key, KeySpec::Together(_)) {
+            form = KeyForm::Together;
+        }
+    }
+    form
 }
 
 /// What a record without some of its fields is told.

@@ -4,12 +4,13 @@ use super::commit::{Committer, Ended, Outlet};
 use super::deliver::{Committed, Cursors, Delivery};
 use super::enrich::{self, Left, Pressure, Tray};
 use super::lane::run_lane;
+use super::layout::key_form;
 use super::reader::{End, Outputs, Reader, ToLane};
 use super::start;
 use super::stop::Stop;
 use super::{Job, Outcome, RunError, Summary};
 use crate::clock::now_ms;
-use crate::config::plan::{self, EndOfInput, KeySpec, Pipeline, Plan, Sink as SinkPlan, SinkKind};
+use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::control::{self, Again, Running};
 use crate::meta::{IMAGE_BLOCKS, Meta};
 use crate::plugin::budget::Suspended;
@@ -28,7 +29,6 @@ use tidemill_connect::sink::Sink;
 use tidemill_connect::sink::jsonl::JsonlSink;
 use tidemill_connect::sink::sqlite::SqliteSink;
 use tidemill_connect::sink::stdout::StdoutSink;
-use tidemill_engine::key::KeyForm;
 use tidemill_engine::lane::{Lane, LaneConfig};
 use tidemill_engine::outbox::{Outbox, Stages};
 use tidemill_engine::record::{Kind, Record};
@@ -44,20 +44,6 @@ const SEALED_MAX: usize = 3;
 fn lane_count() -> usize {
     // One core for the reader, the others for lanes.
     std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1)).clamp(1, LANES_MAX)
-}
-
-pub(super) fn key_form(plan: &Plan, pipeline: &Pipeline) -> KeyForm {
-    let mut form = KeyForm::One;
-    for i in &pipeline.from {
-        let s = &plan.sources[*i];
-        if s.key_hmac.is_some() {
-            return KeyForm::Hashed;
-        }
-        if matches!(s.key, KeySpec::Together(_)) {
-            form = KeyForm::Together;
-        }
-    }
-    form
 }
 
 /// Lanes without state, and without a rule yet.

@@ -211,7 +211,7 @@ impl<'a> Reader<'a> {
             schedule: start.schedule.clone(),
             rules: start.rules.clone(),
             budget: stages.budget.clone(),
-            key_form: super::pipeline::key_form(plan, pipeline),
+            key_form: super::layout::key_form(plan, pipeline),
             greatest: stored.map_or(EventTime::BEGINNING, |m| m.greatest),
             paused: stored.is_some_and(|m| m.paused),
             audit: stored.map(|m| m.audit.clone()).unwrap_or_default(),
@@ -290,6 +290,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn run(&mut self, stop: &Stop<'_>) -> Result<End, RunError> {
         self.show_state();
         let outcome = self.read_all(stop);
+        self.refuse_changes();
         let end = match &outcome {
             Ok(end) => *end,
             // A source failed: all before it is committed, and the pipeline is not finished.

@@ -55,38 +55,31 @@ pub(super) fn decide(
     if let Some(Change::Strike(wish)) = change {
         start.mark_struck(job, meta, wish)?;
     }
+    let wanted = Arc::new(wanted);
     for deployment in start.schedule.live() {
         // The file's own needs not be made twice.
-        if deployment.rule != wanted.spec {
-            let loaded = stored(job, &deployment.rule)?;
-            start.rules.push(Arc::new(loaded));
-        }
+        let rule = if deployment.rule == wanted.spec {
+            wanted.clone()
+        } else {
+            Arc::new(stored(job, &deployment.rule)?)
+        };
+        start.rules.push(rule);
     }
-    let wanted = Arc::new(wanted);
-    let places: Vec<usize> =
-        start.schedule.live().enumerate().filter(|(_, d)| d.rule == wanted.spec).map(|(n, _)| n).collect();
-    places.into_iter().for_each(|n| start.rules.insert(n, wanted.clone()));
-
     let by_config =
         |message: &str| Wish { policy: job.options.policy, by: "config".into(), message: message.into() };
-    let keep = |bytes: &Option<Vec<u8>>| match bytes {
-        Some(bytes) => job.control.plugins.keep(bytes).map(drop).map_err(|e| {
-            RunError::Storage(format!("pipeline `{}`: the plugin cannot be kept: {e}", job.pipeline.name))
-        }),
-        None => Ok(()),
-    };
+    let keep = || bytes.map_or(Ok(()), |bytes| job.control.components.keep(&bytes).map(drop));
     match change {
         Some(Change::Deploy(spec, wish)) => {
             let loaded = Arc::new(stored(job, spec)?);
             start.swap(job, meta, loaded, wish)?;
         }
         None if start.rules.is_empty() => {
-            keep(&bytes)?;
+            keep()?;
             start.add(wanted, EventTime::BEGINNING, &by_config("first start"));
             start.schedule.file = file.clone();
         }
         None if start.schedule.file != *file => {
-            keep(&bytes)?;
+            keep()?;
             start.schedule.file = file.clone();
             if start.rules.last().is_some_and(|r| r.spec == wanted.spec) {
                 start.notes.push("the config file asks for the version of the rule that is in force".into());
@@ -106,7 +99,7 @@ fn refused(pipeline: &str, r: &Refusal) -> RunError {
 }
 
 fn stored(job: Job<'_>, spec: &RuleSpec) -> Result<LoadedRule, RunError> {
-    LoadedRule::stored(spec, &job.control.plugins, &job.control.sandbox).map_err(|e| {
+    LoadedRule::stored(spec, &job.control.components, &job.control.sandbox).map_err(|e| {
         let message = format!("pipeline `{}`: {}", job.pipeline.name, e.message);
         if e.host { RunError::Failed(message) } else { RunError::Refused(message) }
     })

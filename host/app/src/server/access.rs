@@ -4,7 +4,6 @@
 //! differs; nothing of it is ever shown but by `tidemill token` and once when it is made.
 
 use super::logins::Logins;
-use super::page;
 use super::problem::Problem;
 use crate::store::token::Token;
 use axum::extract::{Request, State};
@@ -16,12 +15,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 
-/// What needs no token: an orchestrator asks it, and it says nothing of what is worked on.
-const OPEN: [&str; 3] = ["/health", "/ready", "/openapi.json"];
+/// What needs no token: an orchestrator asks it, or it is the page, and says nothing of what is worked on until somebody has
+/// logged in.
+const OPEN: [&str; 7] = ["/health", "/ready", "/openapi.json", "/", "/login", "/page.css", "/page.js"];
 
 /// Whether a path needs no token.
 pub(crate) fn is_open(path: &str) -> bool {
-    OPEN.contains(&path) || page::OPEN.contains(&path)
+    OPEN.contains(&path)
 }
 
 /// What requests are held against.

@@ -15,9 +15,6 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-/// What needs no token: the page says nothing of what is worked on until somebody has logged in.
-pub(super) const OPEN: [&str; 4] = ["/", "/login", "/page.css", "/page.js"];
-
 const PAGE: &str = include_str!("page/index.html");
 const LOGIN: &str = include_str!("page/login.html");
 const STYLE: &str = include_str!("page/page.css");

@@ -13,6 +13,7 @@
 //! Invariant: a name in a directory counts as written only after that directory was synced.
 
 pub(crate) mod claim;
+pub(crate) mod components;
 pub(crate) mod log;
 pub(crate) mod token;
 pub(crate) mod versions;

@@ -4,9 +4,9 @@
 
 use super::{StoreError, create_dir_durably, read_if_there, replace};
 use crate::config::plan::Secret;
-use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use tidemill_engine::outbox::hex;
 
 /// Random bytes: nobody guesses them.
 const RANDOM_BYTES: usize = 32;
@@ -48,12 +48,7 @@ pub(crate) enum TokenError {
 pub(crate) fn random() -> Result<String, TokenError> {
     let mut random = [0; RANDOM_BYTES];
     getrandom::fill(&mut random).map_err(|e| TokenError::Random(e.to_string()))?;
-    let mut text = String::with_capacity(2 * RANDOM_BYTES);
-    for byte in random {
-        // A string takes everything.
-        let _ = write!(text, "{byte:02x}");
-    }
-    Ok(text)
+    Ok(hex(&random))
 }
 
 /// Where the token of a data directory stands.

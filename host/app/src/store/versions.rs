@@ -1,15 +1,15 @@
 //! Versions of plugins: immutable once they are there, each with who brought it, when and why.
 //!
 //! ```text
-//! DATA_DIR/plugins/DIGEST.wasm                     the components themselves (`plugins`)
+//! DATA_DIR/plugins/DIGEST.wasm                     the components themselves (`components`)
 //! DATA_DIR/plugins/versions/NAME@VERSION.json      what stands for one
 //! ```
 //!
 //! Invariants: a version is there once its JSON is, and its component is durable before that; neither is ever changed. What
 //! a crash leaves in between is a component without a version, which the next upload of it finds.
 
+use super::components::Components;
 use super::{StoreError, create_dir_durably, read_if_there, replace};
-use crate::plugins::Plugins;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,7 @@ pub(crate) enum Kept {
 /// The versions in a data directory.
 #[derive(Debug)]
 pub(crate) struct VersionStore {
-    components: Plugins,
+    components: Components,
     versions: PathBuf,
     // Two uploads of one version: the second must find the first.
     adding: Mutex<()>,
@@ -65,7 +65,7 @@ pub(crate) struct VersionStore {
 
 impl VersionStore {
     /// Of this data directory. Nothing is made before the first version is.
-    pub(crate) fn of(data_dir: &Path, components: Plugins) -> VersionStore {
+    pub(crate) fn of(data_dir: &Path, components: Components) -> VersionStore {
         let versions = data_dir.join("plugins").join("versions");
         VersionStore { components, versions, adding: Mutex::new(()) }
     }
@@ -84,9 +84,7 @@ impl VersionStore {
             return Ok(Kept::Full);
         }
         create_dir_durably(&self.versions)?;
-        self.components
-            .keep(component)
-            .map_err(StoreError::storage("keep a component in", &self.versions))?;
+        self.components.keep(component)?;
         let file = self.version_file(&version.name, &version.version);
         let text = serde_json::to_vec(&version).map_err(|e| StoreError::storage("write", &file)(e.into()))?;
         replace(&file, &text)?;
@@ -122,9 +120,7 @@ impl VersionStore {
     /// # Errors
     /// If they cannot be read, or are not those that were brought.
     pub(crate) fn component(&self, version: &Version) -> Result<Vec<u8>, StoreError> {
-        self.components
-            .read(&version.digest)
-            .map_err(StoreError::storage("read a component for", &self.versions))
+        self.components.read(&version.digest)
     }
 
     fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
@@ -185,7 +181,7 @@ mod tests {
     }
 
     fn store_in(dir: &Path) -> VersionStore {
-        VersionStore::of(dir, Plugins::new(dir))
+        VersionStore::of(dir, Components::of(dir))
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 #[path = "../../swap-sessions/src/rule.rs"]
 mod rule;
+#[path = "../../swap-sessions/src/seen.rs"]
+mod seen;
 
 tidemill_plugin_sdk::export!(sessionizer rule::Silence, "swap-sessions", "2.0.0");
 
 pub use rule::*;
+pub use seen::Seen;

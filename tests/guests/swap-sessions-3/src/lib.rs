@@ -1,19 +1,13 @@
 //! Version 3 of a rule for tests of swaps: its state has another form, and one that has seen something odd has no place in it.
 
+#[path = "../../swap-sessions/src/rule.rs"]
+mod rule;
+
 use tidemill_plugin_sdk::prelude::*;
 
-/// What the rule sees of an event.
-#[event]
-pub struct Event {
-    kind: Text,
-}
+tidemill_plugin_sdk::export!(sessionizer rule::Silence, "swap-sessions", "3.0.0");
 
-/// The config.
-#[derive(Config)]
-pub struct Rules {
-    /// Silence that ends a session.
-    gap: Duration,
-}
+pub use rule::*;
 
 /// What versions 1 and 2 remember.
 #[derive(State, Default)]
@@ -43,56 +37,16 @@ impl From<SeenBefore> for Seen {
     }
 }
 
-/// Why a session ends.
-#[derive(Reason, Clone, Copy)]
-pub enum Why {
-    /// Silence.
-    Gap,
-}
-
-/// The timer.
-#[derive(Timer, Clone, Copy)]
-pub enum Due {
-    /// Silence.
-    Gap,
-}
-
-/// The rule.
-#[derive(Debug)]
-pub struct Silence {
-    gap: Duration,
-}
-
-impl Sessionizer for Silence {
-    type Config = Rules;
-    type Event = Event;
-    type State = Seen;
-    type Reason = Why;
-    type Timer = Due;
-    const REJECTS: bool = false;
-
-    fn configure(rules: Rules) -> Result<Self, Vec<ConfigError>> {
-        Ok(Silence { gap: rules.gap })
+impl Seen {
+    /// One more event.
+    pub fn see(&mut self, odd: bool) {
+        self.events += 1;
+        self.odd |= odd;
     }
 
-    fn open(&self, _: &mut Context<Self>, _: &Event) -> Seen {
-        Seen::default()
-    }
-
-    fn on_event(&self, cx: &mut Context<Self>, seen: &mut Seen, event: &Event) -> Decision<Why> {
-        seen.events += 1;
-        seen.odd |= event.kind() == "odd";
-        cx.set_timer(Due::Gap, self.gap);
-        keep()
-    }
-
-    fn on_timer(&self, _: &mut Context<Self>, _: &mut Seen, _: Due) -> Decision<Why> {
-        close(Why::Gap)
-    }
-
-    fn output(&self, seen: &Seen) -> Fields {
-        fields! { seen: seen.before + seen.events, before: seen.before }
+    /// What its row says.
+    #[must_use]
+    pub fn fields(&self) -> Fields {
+        fields! { seen: self.before + self.events, before: self.before }
     }
 }
-
-tidemill_plugin_sdk::export!(sessionizer Silence, "swap-sessions", "3.0.0");

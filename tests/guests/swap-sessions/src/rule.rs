@@ -1,5 +1,8 @@
 //! Silence ends a session; its fields say how many events the rule has seen in it, so that a state that was lost shows.
+//!
+//! Every version has this rule; what a version remembers of a session, its own crate says as `Seen`.
 
+use crate::Seen;
 use tidemill_plugin_sdk::prelude::*;
 
 /// What the rule sees of an event.
@@ -13,15 +16,6 @@ pub struct Event {
 pub struct Rules {
     /// Silence that ends a session.
     gap: Duration,
-}
-
-/// What is remembered of a session.
-#[derive(State, Default)]
-pub struct Seen {
-    /// Events.
-    pub events: u64,
-    /// One of them was of kind `odd`.
-    pub odd: bool,
 }
 
 /// Why a session ends.
@@ -61,8 +55,7 @@ impl Sessionizer for Silence {
     }
 
     fn on_event(&self, cx: &mut Context<Self>, seen: &mut Seen, event: &Event) -> Decision<Why> {
-        seen.events += 1;
-        seen.odd |= event.kind() == "odd";
+        seen.see(event.kind() == "odd");
         cx.set_timer(Due::Gap, self.gap);
         keep()
     }
@@ -72,6 +65,6 @@ impl Sessionizer for Silence {
     }
 
     fn output(&self, seen: &Seen) -> Fields {
-        fields! { seen: seen.events }
+        seen.fields()
     }
 }

@@ -8,7 +8,7 @@ use crate::control::{
     Command, Deploy, InForce, Operation, Refusal, RefusalKind, Running, Standing, State, Told,
 };
 use crate::meta::{AUDIT_MAX, Entry};
-use crate::schedule::Wish;
+use crate::schedule::{Declared, Wish};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -76,6 +76,24 @@ impl Reader<'_> {
                 RefusalKind::Pending,
                 "another change waits for the same barrier: try again",
             ))),
+        }
+    }
+
+    /// Nothing is read any more: what waits for a barrier gets none.
+    pub(super) fn refuse_changes(&mut self) {
+        let mut waiting: Vec<Arc<Operation>> =
+            self.change.take().map(|c| c.operation().clone()).into_iter().collect();
+        while let Some(command) = self.job.handle.asked() {
+            match command {
+                Command::Deploy(d) => waiting.push(d.operation),
+                Command::Strike(operation, _) => waiting.push(operation),
+                Command::Again(again) => waiting.push(again.operation),
+                // Whoever waits for another answer hears that there is none.
+                Command::Pause(..) | Command::States { .. } | Command::Look(..) => {}
+            }
+        }
+        for operation in waiting {
+            operation.end(Standing::Refused(refused(RefusalKind::State, "the pipeline reads no more")));
         }
     }
 
@@ -203,7 +221,7 @@ impl Reader<'_> {
     }
 
     /// Partitions decode the fields of the new layout from now on.
-    fn put_layout(&mut self, layout: Vec<crate::plugin::Declared>) -> Result<(), String> {
+    fn put_layout(&mut self, layout: Vec<Declared>) -> Result<(), String> {
         for part in &mut self.parts {
             if let Some(ingest) = &mut part.ingest {
                 ingest.put_fields(&self.job.plan.sources[part.source], &layout)?;

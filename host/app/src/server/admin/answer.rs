@@ -1,6 +1,7 @@
 //! How requests are taken apart and answers put together: wrong ones are problem documents, right ones have a strong ETag.
 
 use super::super::problem::Problem;
+use crate::store::versions::MESSAGE_BYTES_MAX;
 use axum::extract::{FromRequest, FromRequestParts, Path as AxumPath, Query as AxumQuery, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -8,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::fmt::Display;
 use std::time::Duration;
 use tidemill_sandbox::bounds::CONFIG_BYTES_MAX;
 use xxhash_rust::xxh3::xxh3_128;
@@ -89,6 +91,27 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             .map(Json)
             .map_err(|e| Problem::bad_request(format!("the body is not what is taken here: {e}")))
     }
+}
+
+/// How many are wanted, between 1 and `max`.
+pub(super) fn limit<T: Copy + PartialOrd + From<u8> + Display>(
+    given: Option<T>,
+    default: T,
+    max: T,
+) -> Result<T, Problem> {
+    let limit = given.unwrap_or(default);
+    if (T::from(1)..=max).contains(&limit) {
+        return Ok(limit);
+    }
+    Err(Problem::bad_request(format!("`limit` lies between 1 and {max}")))
+}
+
+/// What for, in the operator's words: not too many of them.
+pub(super) fn check_message(message: &str) -> Result<(), Problem> {
+    if message.len() <= MESSAGE_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Problem::bad_request(format!("a message has at most {MESSAGE_BYTES_MAX} bytes")))
 }
 
 /// A JSON answer; 304 if the client has it already.

@@ -3,8 +3,8 @@
 //! Invariant: of a file only its end is read, however long it is.
 
 use super::super::problem::{Problem, ProblemBody};
-use super::answer::{Path, Query, tagged};
-use super::{Admin, blocking, busy};
+use super::Admin;
+use super::answer::{Path, Query, limit, tagged};
 use crate::config::plan::SinkKind;
 use crate::rows::member;
 use axum::extract::State;
@@ -68,25 +68,21 @@ pub(super) async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let handle = admin.handle(&name)?;
-    let limit = query.limit.unwrap_or(LIMIT);
-    if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(Problem::bad_request(format!("`limit` lies between 1 and {LIMIT_MAX}")));
-    }
-    let place = admin.reading.try_acquire().map_err(|_| busy())?;
+    let limit = limit(query.limit, LIMIT, LIMIT_MAX)?;
     let inner = admin.clone();
-    let (letters, complete) = blocking(move || {
-        let pipeline = inner.plan.pipelines.iter().find(|p| p.name == name);
-        let sink = pipeline.and_then(|p| inner.plan.sinks.get(p.dead?));
-        let Some(SinkKind::File { path }) = sink.map(|s| &s.kind) else { return Ok((Vec::new(), true)) };
-        let (text, complete) = match tail(path) {
-            Ok(found) => found,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), true)),
-            Err(e) => return Err(Problem::internal(format!("{} cannot be read: {e}", path.display()))),
-        };
-        Ok((latest(&text, query.reason.as_deref(), limit), complete))
-    })
-    .await?;
-    drop(place);
+    let (letters, complete) = admin
+        .reading(move || {
+            let pipeline = inner.plan.pipelines.iter().find(|p| p.name == name);
+            let sink = pipeline.and_then(|p| inner.plan.sinks.get(p.dead?));
+            let Some(SinkKind::File { path }) = sink.map(|s| &s.kind) else { return Ok((Vec::new(), true)) };
+            let (text, complete) = match tail(path) {
+                Ok(found) => found,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), true)),
+                Err(e) => return Err(Problem::internal(format!("{} cannot be read: {e}", path.display()))),
+            };
+            Ok((latest(&text, query.reason.as_deref(), limit), complete))
+        })
+        .await?;
     let counts = handle.committed().map_or_else(BTreeMap::new, |c| {
         c.meta.counters.letters().into_iter().map(|(reason, n)| (reason.to_owned(), n)).collect()
     });

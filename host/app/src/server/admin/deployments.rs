@@ -1,13 +1,12 @@
 //! Which version runs a pipeline: shown with a tag, changed only by whoever has seen it.
 
 use super::super::problem::{Problem, ProblemBody};
-use super::answer::{Json, JsonOr, Path, names_tag, tagged, with_tag};
+use super::answer::{Json, JsonOr, Path, check_message, names_tag, tagged, with_tag};
 use super::operations::Shown as ShownOperation;
 use super::pipelines::BY;
 use super::{Admin, blocking, refused};
 use crate::control::Handle;
 use crate::schedule::{RuleSpec, Wish};
-use crate::store::versions::MESSAGE_BYTES_MAX;
 use crate::view::{DeploymentView, instant};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -162,13 +161,6 @@ fn expected(headers: &HeaderMap, now: &InForce, needed: bool) -> Result<Option<u
             Err(Problem::new(StatusCode::PRECONDITION_FAILED, "stale", detail))
         }
     }
-}
-
-fn check_message(message: &str) -> Result<(), Problem> {
-    if message.len() <= MESSAGE_BYTES_MAX {
-        return Ok(());
-    }
-    Err(Problem::bad_request(format!("a message has at most {MESSAGE_BYTES_MAX} bytes")))
 }
 
 fn wish(policy: PolicyWord, message: String) -> Wish {

@@ -49,7 +49,7 @@ pub(crate) struct Admin {
     uploads: Semaphore,
     http: Arc<HttpMetrics>,
     /// Whoever reads tables and files.
-    reading: Semaphore,
+    readers: Semaphore,
     /// Whoever looks on.
     watchers: Arc<Semaphore>,
     /// Says when the host ends.
@@ -65,10 +65,10 @@ impl Admin {
         http: Arc<HttpMetrics>,
         stopping: watch::Receiver<bool>,
     ) -> Admin {
-        let versions = VersionStore::of(&plan.server.data_dir, control.plugins.clone());
-        let (uploads, reading) = (Semaphore::new(UPLOADS_MAX), Semaphore::new(READERS_MAX));
+        let versions = VersionStore::of(&plan.server.data_dir, control.components.clone());
+        let (uploads, readers) = (Semaphore::new(UPLOADS_MAX), Semaphore::new(READERS_MAX));
         let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-        Admin { plan, control, versions, uploads, http, reading, watchers, stopping, opened: OnceLock::new() }
+        Admin { plan, control, versions, uploads, http, readers, watchers, stopping, opened: OnceLock::new() }
     }
 
     /// The store is recovered.
@@ -134,6 +134,17 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Problem> {
     // It only ends early by a panic, which is our fault.
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Problem::internal(e.to_string())))
+}
+
+impl Admin {
+    /// Reads a table or a file on a thread for that, while few others do.
+    async fn reading<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let _place = self.readers.try_acquire().map_err(|_| busy())?;
+        blocking(work).await
+    }
 }
 
 fn busy() -> Problem {

@@ -3,7 +3,7 @@
 use super::super::problem::{Problem, ProblemBody};
 use super::answer::{Path, tagged};
 use super::{Admin, blocking, refused};
-use crate::control::{Handle, State};
+use crate::control::{Handle, Refusal, State};
 use crate::view::PipelineView;
 use axum::Json;
 use axum::extract::State as Shared;
@@ -103,12 +103,7 @@ pub(super) async fn pause(
     Shared(admin): Shared<Arc<Admin>>,
     Path(name): Path<String>,
 ) -> Result<Json<PipelineState>, Problem> {
-    let handle = admin.handle(&name)?;
-    blocking(move || {
-        handle.pause(BY).map_err(refused)?;
-        Ok(Json(PipelineState { pipeline: name, state: handle.state().word() }))
-    })
-    .await
+    change(&admin, name, |handle| handle.pause(BY)).await
 }
 
 /// Go on after a pause or a suspension
@@ -126,9 +121,18 @@ pub(super) async fn resume(
     Shared(admin): Shared<Arc<Admin>>,
     Path(name): Path<String>,
 ) -> Result<Json<PipelineState>, Problem> {
+    change(&admin, name, |handle| handle.resume(BY)).await
+}
+
+/// Asks a pipeline for something, and says what it is doing then.
+async fn change(
+    admin: &Admin,
+    name: String,
+    ask: fn(&Handle) -> Result<(), Refusal>,
+) -> Result<Json<PipelineState>, Problem> {
     let handle = admin.handle(&name)?;
     blocking(move || {
-        handle.resume(BY).map_err(refused)?;
+        ask(&handle).map_err(refused)?;
         Ok(Json(PipelineState { pipeline: name, state: handle.state().word() }))
     })
     .await

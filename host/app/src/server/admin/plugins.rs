@@ -1,11 +1,11 @@
 //! Versions of plugins: brought once, checked before they are kept, never changed.
 
 use super::super::problem::{Problem, ProblemBody};
-use super::answer::{Path, Query, tagged, with_tag};
+use super::answer::{Path, Query, check_message, tagged, with_tag};
 use super::{Admin, blocking};
 use crate::clock::now_ms;
 use crate::plugin::TryError;
-use crate::store::versions::{Kept, MESSAGE_BYTES_MAX, VERSIONS_MAX, Version};
+use crate::store::versions::{Kept, VERSIONS_MAX, Version};
 use crate::view::instant;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -149,9 +149,7 @@ async fn upload(
     check_kind(&headers)?;
     let wanted = digests(&headers)?;
     let message = query.message.filter(|m| !m.is_empty());
-    if message.as_ref().is_some_and(|m| m.len() > MESSAGE_BYTES_MAX) {
-        return Err(Problem::bad_request(format!("a message has at most {MESSAGE_BYTES_MAX} bytes")));
-    }
+    check_message(message.as_deref().unwrap_or_default())?;
     let place = admin.uploads.try_acquire().map_err(|_| {
         let detail = "other components are being taken in: try again after a while";
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after_s(1)

@@ -1,8 +1,8 @@
 //! Sessions of a pipeline: what its table has, and what is known of a key right now.
 
 use super::super::problem::{Problem, ProblemBody};
-use super::answer::{Path, Query, tagged};
-use super::{Admin, blocking, busy, refused};
+use super::answer::{Path, Query, limit, tagged};
+use super::{Admin, refused};
 use crate::config::plan::{Pipeline, Sink, SinkKind};
 use crate::control::RefusalKind;
 use crate::rows::{self, Row, RowsError, Want};
@@ -133,32 +133,28 @@ pub(super) async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let handle = admin.handle(&name)?;
-    let limit = query.limit.unwrap_or(LIMIT);
-    if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(Problem::bad_request(format!("`limit` lies between 1 and {LIMIT_MAX}")));
-    }
-    let place = admin.reading.try_acquire().map_err(|_| busy())?;
+    let limit = limit(query.limit, LIMIT, LIMIT_MAX)?;
     let inner = admin.clone();
-    let sessions = blocking(move || {
-        let sink = table(&inner, &name)?;
-        let live = match query.key.as_deref().map(|key| handle.look(key)) {
-            None => None,
-            // What does not run holds nothing in memory.
-            Some(Err(r)) if r.kind == RefusalKind::State => None,
-            Some(answer) => answer.map_err(refused)?,
-        };
-        let stage = query.stage.map(StageWord::stage);
-        let want = Want { pipeline: Some(name), key: query.key, stage, limit: Some(limit) };
-        let sessions = match rows::read(sink, &want) {
-            Ok(rows) => rows,
-            // Nothing was sent yet.
-            Err(RowsError::Sink(ConnectError::Config(_))) => Vec::new(),
-            Err(e) => return Err(Problem::internal(e.to_string())),
-        };
-        Ok(Sessions { live: live.map(Live::from), sink: sink.name.clone(), sessions })
-    })
-    .await?;
-    drop(place);
+    let sessions = admin
+        .reading(move || {
+            let sink = table(&inner, &name)?;
+            let live = match query.key.as_deref().map(|key| handle.look(key)) {
+                None => None,
+                // What does not run holds nothing in memory.
+                Some(Err(r)) if r.kind == RefusalKind::State => None,
+                Some(answer) => answer.map_err(refused)?,
+            };
+            let stage = query.stage.map(StageWord::stage);
+            let want = Want { pipeline: Some(name), key: query.key, stage, limit: Some(limit) };
+            let sessions = match rows::read(sink, &want) {
+                Ok(rows) => rows,
+                // Nothing was sent yet.
+                Err(RowsError::Sink(ConnectError::Config(_))) => Vec::new(),
+                Err(e) => return Err(Problem::internal(e.to_string())),
+            };
+            Ok(Sessions { live: live.map(Live::from), sink: sink.name.clone(), sessions })
+        })
+        .await?;
     tagged(&headers, &sessions)
 }
 
