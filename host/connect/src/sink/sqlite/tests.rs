@@ -421,19 +421,21 @@ fn epochs_of_a_fold_may_come_again_and_in_any_order() {
         (0..list.len()).for_each(|i| offer(&mut s, i));
         let wanted = table(&straight);
         let mut s = opened(&again, 9);
-        // Some twice, then all from the last to the first, then each again.
         (0..list.len()).step_by(3).for_each(|i| offer(&mut s, i));
-        (0..list.len()).rev().for_each(|i| offer(&mut s, i));
-        (0..list.len()).for_each(|i| offer(&mut s, i));
-        let got = table(&again);
-        assert_eq!(got.len(), wanted.len());
-        for (g, w) in got.iter().zip(&wanted) {
-            if w.stage == "retracted" {
-                retracted += 1;
-                let of = |r: &OwnedRow| (r.session_id.clone(), r.stage.clone(), r.incarnation, r.epoch);
-                assert_eq!(of(g), of(w), "seed {seed}");
-            } else {
-                assert_eq!(g, w, "seed {seed}");
+        let last_first: Vec<usize> = (0..list.len()).rev().collect();
+        let in_order: Vec<usize> = (0..list.len()).collect();
+        for order in [&last_first, &in_order, &last_first] {
+            order.iter().for_each(|i| offer(&mut s, *i));
+            let got = table(&again);
+            assert_eq!(got.len(), wanted.len());
+            for (g, w) in got.iter().zip(&wanted) {
+                if w.stage == "retracted" {
+                    retracted += 1;
+                    let of = |r: &OwnedRow| (r.session_id.clone(), r.stage.clone(), r.incarnation, r.epoch);
+                    assert_eq!(of(g), of(w), "seed {seed}");
+                } else {
+                    assert_eq!(g, w, "seed {seed}");
+                }
             }
         }
     }
