@@ -13,6 +13,7 @@ pub mod api;
 pub mod component;
 mod config;
 pub mod disk;
+pub mod faults;
 pub mod model;
 pub mod plugins;
 pub mod schedule;

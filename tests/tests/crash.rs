@@ -9,10 +9,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use tidemill_tests::disk::Tmpfs;
+use tidemill_tests::faults::{self, Unsynced};
 use tidemill_tests::model::{self, Format, Gap, Log, Match, Row, Source, Unit};
 use tidemill_tests::traffic::{Rng, Shop, delayed, file_of};
 use tidemill_tests::{
@@ -66,25 +66,6 @@ fn input() -> &'static Input {
         std::fs::write(dir.path().join(FILE), bytes).unwrap();
         Input { dir, log, expected }
     })
-}
-
-/// The fault library, compiled once.
-fn shim() -> &'static Path {
-    static SHIM: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, library) = SHIM.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let library = dir.path().join("faults.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shim/faults.c");
-        let status = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
-            .args([&library, &source])
-            .args(["-ldl", "-pthread"])
-            .status()
-            .expect("a C compiler is needed");
-        assert!(status.success(), "the fault library does not compile");
-        (dir, library)
-    });
-    library
 }
 
 /// How a run is killed.
@@ -163,7 +144,7 @@ fn check(what: &str, case: &Case) {
 
 /// Runs once under the fault. `false`: the run came to its end before.
 fn strike(case: &Case, follower: &mut Follower, fault: Fault) -> bool {
-    let preload = ("LD_PRELOAD", shim().to_str().unwrap().to_owned());
+    let preload = faults::preload();
     match fault {
         Fault::Events(more) => case.killed_after(follower, more),
         Fault::InRecovery(end) => {
@@ -192,10 +173,9 @@ fn strike(case: &Case, follower: &mut Follower, fault: Fault) -> bool {
                 outcome.exits(0);
                 return false;
             }
-            let text = std::fs::read_to_string(&note).expect("killed, but not by the fault library");
-            let (path, length) = text.trim_end().split_once('\n').unwrap();
-            let path = PathBuf::from(path);
-            let synced = length.parse().unwrap_or_else(|_| lengths.get(&path).copied().unwrap_or(0));
+            let Unsynced { path, synced } =
+                Unsynced::of_note(&note).expect("killed, but not by the fault library");
+            let synced = synced.unwrap_or_else(|| lengths.get(&path).copied().unwrap_or(0));
             let file = std::fs::File::options().write(true).open(&path).unwrap();
             let now = file.metadata().unwrap().len();
             assert!(now >= synced, "{} is shorter than what was synced", path.display());

@@ -1,8 +1,9 @@
 /* Kills the process with SIGKILL at a chosen fdatasync of a segment, so that tests can crash between append and
- * sync, and between commit and delivery. Loaded with LD_PRELOAD.
+ * sync, and between commit and delivery, or holds it up there. Loaded with LD_PRELOAD.
  *
  * FAULT_BEFORE=n  before the n-th call; FAULT_NOTE names the file that then gets two lines: the segment's path, and
  *                 its length when this process last synced it (-1: never), for the harness to cut it back to.
+ * FAULT_HOLD=file while this file exists, every call waits before it syncs; FAULT_NOTE gets its two lines meanwhile.
  * FAULT_AFTER=n   after the n-th call, when its epoch is committed and not yet delivered.
  * FAULT_OPEN=end  before a file is opened whose path ends so: of the log and of the sinks, which are read and opened
  *                 before anything else happens, that is in the midst of recovery. */
@@ -45,6 +46,18 @@ static int slot(ino_t inode) {
     return i;
 }
 
+/* Whole or not at all: whoever reads it meanwhile sees no half of it. */
+static void note(const char *segment, long length) {
+    const char *name = getenv("FAULT_NOTE");
+    char half[4096];
+    if (!name || snprintf(half, sizeof half, "%s.half", name) >= (int)sizeof half) return;
+    FILE *f = fopen(half, "w");
+    if (!f) return;
+    fprintf(f, "%s\n%ld\n", segment, length);
+    fclose(f);
+    rename(half, name);
+}
+
 static int on_sync(int fd, int (*real)(int)) {
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -58,13 +71,13 @@ static int on_sync(int fd, int (*real)(int)) {
     calls++;
     int at = slot(st.st_ino);
     if (calls == number("FAULT_BEFORE")) {
-        const char *note = getenv("FAULT_NOTE");
-        FILE *f = note ? fopen(note, "w") : NULL;
-        if (f) {
-            fprintf(f, "%s\n%ld\n", path, synced[at].length);
-            fclose(f);
-        }
+        note(path, synced[at].length);
         die();
+    }
+    const char *hold = getenv("FAULT_HOLD");
+    if (hold && access(hold, F_OK) == 0) {
+        note(path, synced[at].length);
+        while (access(hold, F_OK) == 0) usleep(1000);
     }
     long mine = calls;
     int result = real(fd);
