@@ -101,7 +101,14 @@ mod tests {
 
     #[test]
     fn every_plugin_that_ships_becomes_a_component() {
-        for name in ["checkout-sessions", "clickstream-validator", "gap-sessions", "profile-enricher"] {
+        let names = [
+            "checkout-sessions",
+            "checkout-sessions-next",
+            "clickstream-validator",
+            "gap-sessions",
+            "profile-enricher",
+        ];
+        for name in names {
             let bytes = std::fs::read(plugin(name)).unwrap();
             // The layer in the second half of the version: 0 a module, 1 a component.
             assert_eq!(bytes[..8], [0, b'a', b's', b'm', 13, 0, 1, 0], "{name}");

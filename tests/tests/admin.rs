@@ -400,7 +400,7 @@ fn commands_do_what_the_curl_that_they_print_does() {
         "it's due",
     ];
     let (code, _, said) = command(&case, &deploy);
-    assert!(code == 6 && said.contains("no host answers"), "{code} {said}");
+    assert!(code == 6 && said.contains("no host with an admin API"), "{code} {said}");
     let host = start(&case);
     host.post(&event(1, "ann", START_MS));
     host.wait("/api/v1/pipelines/visits", "/counters/events", &json!(1));

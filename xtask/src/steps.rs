@@ -77,6 +77,22 @@ pub(crate) fn tool(name: &str) -> Command {
     command
 }
 
+/// What plugins are built for, and what proves that the engine is pure: a place without files, threads or clocks.
+pub(crate) const PURE_TARGET: &str = "wasm32-unknown-unknown";
+
+/// The command that adds the target's library to the tool chain; none if it is there. rustup may be out of reach.
+pub(crate) fn add_target() -> Option<Command> {
+    let rustc = tool("rustc").args(["--print", "target-libdir", "--target", PURE_TARGET]).output();
+    let there = rustc
+        .is_ok_and(|o| o.status.success() && Path::new(String::from_utf8_lossy(&o.stdout).trim()).is_dir());
+    if there {
+        return None;
+    }
+    let mut add = Command::new("rustup");
+    add.args(["target", "add", PURE_TARGET]);
+    Some(add)
+}
+
 /// Runs a program to its end; its output goes where ours goes.
 pub(crate) fn run(what: &str, command: &mut Command) -> Result<Duration, Failure> {
     let begun = Instant::now();

@@ -1,12 +1,9 @@
 //! `cargo xtask test`: all set-up and every test, one step after the other.
 
-use crate::steps::{self, Failure, cargo, say, seconds, target_dir};
+use crate::steps::{self, Failure, PURE_TARGET, cargo, say, seconds, target_dir};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
-
-/// The engine must build where there are no files, threads or clocks.
-const PURE_TARGET: &str = "wasm32-unknown-unknown";
 
 /// Tests run in the profile of the binary under test (optimised, with debug assertions and overflow checks), and all
 /// is built in one piece: every dependency is compiled once, with one set of features. Lints check in that profile
@@ -49,9 +46,7 @@ fn folders(get: impl Fn(&str) -> Option<PathBuf>) -> Result<Vec<String>, Failure
 
 fn all(list: &mut Steps) -> Result<(), Failure> {
     folders(|name| std::env::var_os(name).map(PathBuf::from))?.iter().for_each(|line| say(line));
-    if !has_target() {
-        let mut add = Command::new("rustup");
-        add.args(["target", "add", PURE_TARGET]);
+    if let Some(mut add) = steps::add_target() {
         list.step("standard library for wasm32", &mut add)?;
     }
     list.step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
@@ -83,14 +78,6 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
         .lines()
         .for_each(|line| say(&format!("  {line}")));
     passed
-}
-
-/// Whether the tool chain has the target's library already; rustup may be out of reach.
-fn has_target() -> bool {
-    let rustc = steps::tool("rustc").args(["--print", "target-libdir", "--target", PURE_TARGET]).output();
-    rustc.is_ok_and(|o| {
-        o.status.success() && std::path::Path::new(String::from_utf8_lossy(&o.stdout).trim()).is_dir()
-    })
 }
 
 /// What was done, and how long it took.

@@ -4,6 +4,7 @@ mod cli;
 mod clock;
 mod config;
 mod control;
+mod journal;
 mod meta;
 mod meters;
 mod plugin;

@@ -1,29 +1,10 @@
-//! What a run shows while it goes on: numbers that the pipeline's threads set and that anyone may read, and lines of its
-//! plugins.
+//! What a run shows while it goes on: numbers that the pipeline's threads set and that anyone may read, and lines for the
+//! journal.
 
+use crate::journal::{Journal, Level};
 use crate::meters::Meters;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-
-/// Lines that wait to be shown: some seconds' worth, so that a slow terminal holds nobody up.
-const LINES_MAX: usize = 256;
-
-/// A line for the user, from a pipeline.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Line {
-    /// The pipeline.
-    pub(crate) pipeline: String,
-    /// Who says it: a plugin's name and how grave it is; none: the host.
-    pub(crate) plugin: Option<(String, &'static str)>,
-    /// What.
-    pub(crate) text: String,
-}
-
-/// A bounded queue of lines. Whoever does not want them drops the receiver.
-pub(crate) fn lines() -> (Sender<Line>, Receiver<Line>) {
-    bounded(LINES_MAX)
-}
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One pipeline's live numbers. Totals since the pipeline's first start.
 #[derive(Debug)]
@@ -62,12 +43,12 @@ pub(crate) struct Progress {
     pub(crate) meters: Meters,
     /// Why it reads no more, once it is suspended or has failed.
     halted: Mutex<Option<String>>,
-    lines: Sender<Line>,
+    journal: Arc<Journal>,
 }
 
 impl Progress {
     /// Of a pipeline that has not begun.
-    pub(crate) fn new(pipeline: &str, lines: Sender<Line>) -> Progress {
+    pub(crate) fn new(pipeline: &str, journal: Arc<Journal>) -> Progress {
         Progress {
             pipeline: pipeline.to_owned(),
             records: AtomicU64::new(0),
@@ -86,19 +67,26 @@ impl Progress {
             lines_dropped: AtomicU64::new(0),
             meters: Meters::new(pipeline),
             halted: Mutex::default(),
-            lines,
+            journal,
         }
     }
 
-    /// Says that the pipeline reads no more, in the word for that and, where nobody else says it, in a line.
-    pub(crate) fn halt(&self, word: &str, text: Option<String>) {
+    /// Says that the pipeline reads no more, in the word for that and in a line; `elsewhere`: somebody else shows it.
+    pub(crate) fn halt(&self, word: &str, text: &str, elsewhere: bool) {
         let mut halted = self.halted.lock().unwrap_or_else(PoisonError::into_inner);
         if halted.is_none() {
             *halted = Some(word.to_owned());
-            if let Some(text) = text {
-                self.tell(Line { pipeline: self.pipeline.clone(), plugin: None, text });
+            if elsewhere {
+                self.keep(Level::Error, text);
+            } else {
+                self.journal.tell(&self.pipeline, Level::Error, text);
             }
         }
+    }
+
+    /// A line for whoever asks for the journal.
+    pub(crate) fn keep(&self, level: Level, text: &str) {
+        self.journal.keep(Some(&self.pipeline), level, text);
     }
 
     /// It reads again.
@@ -113,19 +101,13 @@ impl Progress {
 
     /// A line that a plugin has logged.
     pub(crate) fn plugin_line(&self, plugin: &str, level: &'static str, text: &str) {
-        let plugin = Some((plugin.to_owned(), level));
-        self.tell(Line { pipeline: self.pipeline.clone(), plugin, text: text.to_owned() });
+        if !self.journal.plugin(&self.pipeline, plugin, level, text) {
+            self.plugin_lines_dropped(1);
+        }
     }
 
     /// Lines of a plugin that were over its rate.
     pub(crate) fn plugin_lines_dropped(&self, n: u64) {
         self.lines_dropped.fetch_add(n, Ordering::Relaxed);
-    }
-
-    fn tell(&self, line: Line) {
-        // Nobody is held up by a line: if the queue is full it is counted, and if nobody wants lines it is not missed.
-        if let Err(TrySendError::Full(_)) = self.lines.try_send(line) {
-            self.plugin_lines_dropped(1);
-        }
     }
 }

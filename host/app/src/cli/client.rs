@@ -5,6 +5,7 @@
 
 use super::out::Failure;
 use crate::config::Plan;
+use crate::store::address::AddressFile;
 use crate::store::claim::Claim;
 use crate::store::token::TokenFile;
 use crate::tls;
@@ -19,13 +20,17 @@ use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// A deployment waits for its states to be tried, and a component for being compiled.
 const ANSWER_MAX: Duration = Duration::from_secs(180);
+/// How long a host may take until it answers what it is asked, once it listens.
+const START_MAX: Duration = Duration::from_secs(15);
+/// How often it is asked meanwhile.
+const PACE: Duration = Duration::from_millis(100);
 /// Bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -68,11 +73,12 @@ impl Host {
         if !Claim::is_taken(&server.data_dir) {
             return Ok(None);
         }
+        let Ok(Some(address)) = AddressFile::of(&server.data_dir).read() else { return Ok(None) };
         let Ok(Some(token)) = TokenFile::of(&server.data_dir).read() else { return Ok(None) };
         let tls = server.tls.as_ref().map(tls::client_config).transpose();
         let tls = tls.map_err(|e| Failure::new(4, e.to_string(), None))?;
         let host = Host {
-            address: reachable(&server.listen),
+            address: reachable(&address),
             token: token.reveal().to_owned(),
             tls,
             config: config.display().to_string(),
@@ -84,8 +90,9 @@ impl Host {
     /// The same; a command that needs one fails without.
     pub(super) fn needed(plan: &Plan, config: &Path) -> Result<Host, Failure> {
         Host::of(plan, config)?.ok_or_else(|| {
-            let help = format!("start one: `tidemill run {}`", config.display());
-            Failure::new(6, format!("no host answers at {}", plan.server.listen), help)
+            let (dir, file) = (plan.server.data_dir.display(), config.display());
+            let help = format!("start one: `tidemill run {file}`; one that reads only files has an admin API if `listen` is in [server]");
+            Failure::new(6, format!("no host with an admin API uses {dir}"), help)
         })
     }
 
@@ -116,7 +123,8 @@ impl Host {
         format!("{scheme}://{}", self.address)
     }
 
-    /// Asks, and gives the answer if it is what was asked for.
+    /// Asks, and gives the answer if it is what was asked for. A question to a host that has only just been started is asked
+    /// again for a while; a change is not, since it may be under way.
     pub(super) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let broken =
             |e: String| Failure::new(1, format!("the host at {} does not answer: {e}", self.address), None);
@@ -125,9 +133,16 @@ impl Host {
             .build()
             .map_err(|e| broken(e.to_string()))?;
         let answer = runtime.block_on(async {
-            tokio::time::timeout(ANSWER_MAX, self.exchange(ask))
-                .await
-                .unwrap_or_else(|_| Err(format!("nothing within {} s", ANSWER_MAX.as_secs())))
+            let begun = Instant::now();
+            loop {
+                let answer = tokio::time::timeout(ANSWER_MAX, self.exchange(ask))
+                    .await
+                    .unwrap_or_else(|_| Err(format!("nothing within {} s", ANSWER_MAX.as_secs())))?;
+                if answer.0 != 503 || ask.method != Method::GET || begun.elapsed() > START_MAX {
+                    return Ok(answer);
+                }
+                tokio::time::sleep(PACE).await;
+            }
         });
         let (status, answer) = answer.map_err(broken)?;
         if (200..300).contains(&status) { Ok(answer) } else { Err(refused(status, &answer.body)) }

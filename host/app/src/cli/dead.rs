@@ -5,6 +5,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
+use super::client::{Ask, Host};
 use super::out::{self, BOLD, Failure};
 use super::sessions::{align_right, plain_table};
 use super::{ConfigFile, text};
@@ -63,6 +64,11 @@ impl Letters {
 /// Runs the command.
 pub(super) fn execute(args: &DeadArgs) -> Result<u8, Failure> {
     let plan = args.config.load()?;
+    if let Some(host) = Host::of(&plan, args.config.path())? {
+        for pipeline in &plan.pipelines {
+            out::note(host.curl(&Ask::get(&format!("/api/v1/pipelines/{}/dead", pipeline.name))));
+        }
+    }
     let mut letters = Letters::default();
     let mut ran = false;
     for pipeline in &plan.pipelines {

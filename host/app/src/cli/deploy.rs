@@ -156,6 +156,8 @@ pub(super) fn deploy(args: &DeployArgs) -> Result<u8, Failure> {
 pub(super) fn rollback(args: &RollbackArgs) -> Result<u8, Failure> {
     let plan = args.config.load()?;
     let host = Host::needed(&plan, args.config.path())?;
+    // There may be nothing to go back from yet: the question waits for it, the change does not.
+    host.ask(&Ask::get(&format!("/api/v1/pipelines/{}/deployment", args.pipeline)))?;
     let text = json!({ "policy": args.policy.word(), "message": args.message }).to_string();
     let accepted = told(
         &host,

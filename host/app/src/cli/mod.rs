@@ -10,6 +10,7 @@ mod dead;
 mod deploy;
 mod guess;
 mod histogram;
+mod logs;
 mod measure;
 mod out;
 mod plugin;
@@ -60,6 +61,7 @@ enum Command {
     Sessions(sessions::SessionsArgs),
     Dead(dead::DeadArgs),
     Status(status::StatusArgs),
+    Logs(logs::LogsArgs),
     Recover(recover::RecoverArgs),
     Deploy(deploy::DeployArgs),
     Rollback(deploy::RollbackArgs),
@@ -86,7 +88,11 @@ impl Command {
             Command::Trace(a) => a.json,
             Command::Sessionize(a) => a.json,
             Command::Plugin(a) => a.tells_errors_as_json(),
-            Command::Sessions(_) | Command::Measure(_) | Command::Token(_) | Command::Completions(_) => false,
+            Command::Sessions(_)
+            | Command::Logs(_)
+            | Command::Measure(_)
+            | Command::Token(_)
+            | Command::Completions(_) => false,
         }
     }
 
@@ -97,6 +103,7 @@ impl Command {
             Command::Sessions(a) => sessions::execute(a),
             Command::Dead(a) => dead::execute(a),
             Command::Status(a) => status::execute(a),
+            Command::Logs(a) => logs::execute(a),
             Command::Recover(a) => recover::execute(a),
             Command::Trace(a) => trace::execute(a),
             Command::Measure(a) => measure::execute(a),

@@ -10,7 +10,8 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use indicatif::{BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::text;
-use crate::progress::{Line, Progress};
+use crate::journal::Line;
+use crate::progress::Progress;
 
 /// How often a terminal's lines are renewed: fast enough to look alive.
 const REDRAW: Duration = Duration::from_millis(200);
@@ -100,9 +101,10 @@ fn tell(line: &Line) {
     let text = text::foreign(&line.text, LINE_CHARS_MAX);
     let mut err = anstream::stderr().lock();
     // Nobody is left to be told that stderr is gone.
+    let pipeline = line.pipeline.as_deref().unwrap_or("tidemill");
     let _ = match &line.plugin {
-        Some((plugin, level)) => writeln!(err, "{}: plugin {plugin}: {level}: {text}", line.pipeline),
-        None => writeln!(err, "{}: {text}", line.pipeline),
+        Some(plugin) => writeln!(err, "{pipeline}: plugin {plugin}: {}: {text}", line.level),
+        None => writeln!(err, "{pipeline}: {text}"),
     };
 }
 
@@ -241,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_line_says_it_all() {
-        let p = Progress::new("visits", crate::progress::lines().0);
+        let p = Progress::new("visits", crate::journal::Journal::new().0);
         p.events.store(12_345, Relaxed);
         p.finals.store(7, Relaxed);
         p.late.store(1, Relaxed);
@@ -262,7 +264,7 @@ mod tests {
         p.watermark_ms.store(1_431_857_103_000, Relaxed);
         p.sealed_at_ms.store(1_000, Relaxed);
         assert!(line(&p, None, 1_400).ends_with("watermark 2015-05-17T10:05:03Z, fresh 400ms"));
-        p.halt("SUSPENDED", Some("why".to_owned()));
+        p.halt("SUSPENDED", "why", false);
         assert_eq!(line(&p, None, 1_400), "visits: SUSPENDED at 12,345 events, 7 sessions");
     }
 }

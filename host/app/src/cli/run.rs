@@ -15,9 +15,10 @@ use super::out::{self, BOLD, DIM, Failure};
 use super::progress::Watch;
 use super::{ConfigFile, text};
 use crate::config::{Plan, SinkKind};
+use crate::journal::Journal;
 use crate::plugin::budget::Suspended;
-use crate::progress::{self, Progress};
-use crate::run::{Outcome, RunError, RunOptions, Summary, run};
+use crate::progress::Progress;
+use crate::run::{RunError, RunOptions, Summary, run};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -147,12 +148,11 @@ pub(super) fn run_watched(
 ) -> Result<Vec<Summary>, Failure> {
     let stop =
         stop_at_signals().map_err(|e| Failure::new(1, format!("signals cannot be caught: {e}"), None))?;
-    let (to, lines) = progress::lines();
+    let (journal, lines) = Journal::new();
     let progress: Vec<Arc<Progress>> =
-        plan.pipelines.iter().map(|p| Arc::new(Progress::new(&p.name, to.clone()))).collect();
-    drop(to);
+        plan.pipelines.iter().map(|p| Arc::new(Progress::new(&p.name, journal.clone()))).collect();
     let watch = Watch::start(&progress, lines, quiet, stdout_used);
-    let result = run(plan, options, &progress, &stop, &|line| out::note(line));
+    let result = run(plan, options, &progress, &journal, &stop, &|line| out::note(line));
     drop(watch);
     result.map_err(|e| failed(&e, &progress))
 }
@@ -199,17 +199,8 @@ fn summary_json(plan: &Plan, summaries: &[Summary]) -> Result<Value, Failure> {
 
 /// What a run has done, since the pipeline's first start.
 fn tell_summary(to: &mut impl Write, plan: &Plan, summary: &Summary) -> io::Result<()> {
-    let outcome = match &summary.outcome {
-        Outcome::Finished => "finished: all input used, every session final",
-        Outcome::Held => "all input used; open sessions wait for the next run",
-        Outcome::Stopped => "stopped; the next run goes on from here",
-        Outcome::Suspended => "suspended: its plugins failed too often",
-        Outcome::AlreadyFinished => {
-            "had finished before, nothing to do (--reopen goes on, --fresh starts over)"
-        }
-    };
     let c = &summary.counters;
-    writeln!(to, "{BOLD}{}{BOLD:#}: {outcome}", summary.pipeline)?;
+    writeln!(to, "{BOLD}{}{BOLD:#}: {}", summary.pipeline, summary.outcome.words())?;
     for note in &summary.notes {
         writeln!(to, "  {note}")?;
     }

@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 use std::io::Write;
 
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
 use tidemill_engine::outbox::Stage;
 
+use super::client::{Ask, Host};
 use super::out::{self, Failure};
 use super::{ConfigFile, text};
-use crate::config::{Plan, Sink, SinkKind};
+use crate::config::{Pipeline, Plan, Sink, SinkKind};
 use crate::rows::{self, Row, Want};
 
 const EXAMPLES: &str = "\
@@ -24,7 +27,8 @@ const KEY_SHOWN: usize = 60;
 /// Show sessions, latest first
 ///
 /// Reads the SQLite or JSON-lines sink of the config, also while a run goes on. Of JSON lines the last revision of
-/// a session is shown; retracted sessions are left out unless asked for.
+/// a session is shown; retracted sessions are left out unless asked for. With a key, a host that runs is also asked what it
+/// holds of it in memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct SessionsArgs {
@@ -56,6 +60,10 @@ pub(super) fn execute(args: &SessionsArgs) -> Result<u8, Failure> {
     let plan = args.config.load()?;
     let sink = choose(&plan, args.sink.as_deref())?;
     let limit = (args.limit > 0).then_some(args.limit);
+    let held = match Host::of(&plan, args.config.path())? {
+        Some(host) => ask(&host, &plan, args)?,
+        None => Vec::new(),
+    };
     let rows =
         rows::read(sink, &Want { key: args.key.clone(), stage: args.stage, limit, ..Want::default() })?;
     let mut stdout = out::stdout();
@@ -67,7 +75,9 @@ pub(super) fn execute(args: &SessionsArgs) -> Result<u8, Failure> {
         stdout.flush()?;
         return Ok(0);
     }
+    held.iter().try_for_each(|line| writeln!(stdout, "{line}"))?;
     if rows.is_empty() {
+        stdout.flush()?;
         out::note(format!("no such session in sink `{}`", sink.name));
         return Ok(0);
     }
@@ -88,6 +98,47 @@ pub(super) fn execute(args: &SessionsArgs) -> Result<u8, Failure> {
         out::note(format!("only the latest {}; --limit 0 shows all", rows.len()));
     }
     Ok(0)
+}
+
+/// Says how the host is asked, and what it holds of a key in memory: a line a pipeline.
+fn ask(host: &Host, plan: &Plan, args: &SessionsArgs) -> Result<Vec<String>, Failure> {
+    let mut lines = Vec::new();
+    for pipeline in plan.pipelines.iter().filter(|p| is_asked(plan, p)) {
+        let mut path = format!("/api/v1/pipelines/{}/sessions", pipeline.name);
+        if let Some(key) = &args.key {
+            path = format!("{path}?key={}", utf8_percent_encode(key, NON_ALPHANUMERIC));
+        }
+        out::note(host.curl(&Ask::get(&path)));
+        if args.key.is_some() && !args.json {
+            let live = &host.ask(&Ask::get(&path))?.body["live"];
+            lines.push(format!("{}: {}", pipeline.name, in_memory(live)));
+        }
+    }
+    Ok(lines)
+}
+
+/// Whether a pipeline's sessions can be asked for over HTTP.
+fn is_asked(plan: &Plan, pipeline: &Pipeline) -> bool {
+    let sinks = pipeline.to.iter().filter_map(|t| plan.sinks.get(t.sink));
+    sinks.into_iter().any(|s| matches!(s.kind, SinkKind::Sqlite { .. }))
+}
+
+/// What a pipeline holds of a key, in words.
+fn in_memory(live: &Value) -> String {
+    if live.is_null() {
+        return "nothing of this key is in memory".to_owned();
+    }
+    let events = |v: &Value| text::counted(v["events"].as_u64().unwrap_or_default(), "event");
+    let at = |v: &Value| v.as_str().unwrap_or("-").to_owned();
+    let open = &live["open"];
+    let open = match open.is_null() {
+        true => String::new(),
+        false => {
+            format!("open since {}, {} until {}, and ", at(&open["start"]), events(open), at(&open["end"]))
+        }
+    };
+    let waiting = live["waiting"].as_u64().unwrap_or_default();
+    format!("in memory {open}{} whose order is not certain yet", text::counted(waiting, "event"))
 }
 
 /// The named sink, or the first that takes final sessions and can be read.
@@ -167,6 +218,21 @@ pub(super) fn align_right(table: &mut Table, columns: &[usize]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_in_memory_is_said_in_a_line() {
+        assert_eq!(in_memory(&Value::Null), "nothing of this key is in memory");
+        let open = json!({"start": "a", "end": "b", "events": 3});
+        assert_eq!(
+            in_memory(&json!({"open": open, "waiting": 1})),
+            "in memory open since a, 3 events until b, and 1 event whose order is not certain yet"
+        );
+        assert_eq!(
+            in_memory(&json!({"open": null, "waiting": 2})),
+            "in memory 2 events whose order is not certain yet"
+        );
+    }
 
     #[test]
     fn a_table_of_sessions() {

@@ -12,6 +12,7 @@ pub(crate) use self::feed::{Feed, FeedRow};
 pub(crate) use self::operation::{InForce, Operation, Standing};
 
 use crate::config::plan::{Pipeline, Plan};
+use crate::journal::Journal;
 use crate::meta::Meta;
 use crate::plugin::budget::{Budget, Suspended};
 use crate::plugin::{LoadedRule, Sandbox};
@@ -41,6 +42,8 @@ pub(crate) struct Control {
     pub(crate) components: Components,
     /// Where components are compiled.
     pub(crate) sandbox: Arc<Sandbox>,
+    /// What was said lately.
+    pub(crate) journal: Arc<Journal>,
     operations: Mutex<VecDeque<Arc<Operation>>>,
     next_operation: AtomicU64,
 }
@@ -229,12 +232,13 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Control {
     /// Of the pipelines of a plan, in its order, with their live numbers.
-    pub(crate) fn new(plan: &Plan, progress: &[Arc<Progress>]) -> Control {
+    pub(crate) fn new(plan: &Plan, progress: &[Arc<Progress>], journal: Arc<Journal>) -> Control {
         let handle = |(p, progress): (&Pipeline, &Arc<Progress>)| Arc::new(Handle::new(p, progress.clone()));
         Control {
             handles: plan.pipelines.iter().zip(progress).map(handle).collect(),
             components: Components::of(&plan.server.data_dir),
             sandbox: Arc::new(Sandbox::new(plan.server.data_dir.join("compiled"))),
+            journal,
             operations: Mutex::default(),
             next_operation: AtomicU64::new(1),
         }

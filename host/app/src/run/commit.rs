@@ -207,7 +207,7 @@ impl Committer<'_> {
             }
             changed |= e.has_news();
             let coming = RowIter::new(&unresolved).count() as u64;
-            e.describe(&mut meta, coming, self.log.last_epoch() + 1);
+            e.describe(&mut meta, coming, self.log.last_epoch() + 1, &self.progress);
         }
         meta.finished = meta.ended && meta.unresolved == 0;
         let states: Vec<&[u8]> = parts.iter().map(|p| p.state.as_slice()).collect();

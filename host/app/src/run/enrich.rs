@@ -19,8 +19,10 @@ use self::worker::{Source, Worker};
 use super::RunError;
 use crate::config::lookup::OnFailure;
 use crate::config::plan::{Pipeline, Plan};
+use crate::journal::Level;
 use crate::meta::{LookupMeta, Meta};
 use crate::plugin::enrich::Enricher;
+use crate::progress::Progress;
 use crossbeam_channel::{Sender, unbounded};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
@@ -252,10 +254,17 @@ impl Enrichment {
 
     /// Puts into the meta data what a reader of the record wants to know.
     /// `coming` rows of `epoch` itself are unresolved.
-    pub(crate) fn describe(&mut self, meta: &mut Meta, coming: u64, epoch: u64) {
+    pub(crate) fn describe(&mut self, meta: &mut Meta, coming: u64, epoch: u64, progress: &Progress) {
         meta.unresolved = self.account.count() + coming;
         meta.unresolved_from = self.account.oldest().or((coming > 0).then_some(epoch));
         meta.lookups = self.lookups();
+        for (name, lookup) in &meta.lookups {
+            match (&lookup.trouble, self.troubled.contains(name)) {
+                (Some(why), false) => progress.keep(Level::Warn, &format!("lookup `{name}`: {why}")),
+                (None, true) => progress.keep(Level::Info, &format!("lookup `{name}` answers again")),
+                (Some(_), true) | (None, false) => {}
+            }
+        }
         let troubled = meta.lookups.iter().filter(|(_, l)| l.trouble.is_some());
         self.troubled = troubled.map(|(name, _)| name.clone()).collect();
     }

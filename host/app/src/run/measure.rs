@@ -7,8 +7,9 @@
 
 use super::RunError;
 use crate::config::plan::{Early, Pipeline};
+use crate::journal::Journal;
 use crate::plugin::Stages;
-use crate::progress::{Progress, lines};
+use crate::progress::Progress;
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,7 +71,7 @@ pub(crate) fn session_stage(
 ) -> Result<Measured, RunError> {
     let spent = Arc::new(AtomicU64::new(0));
     // What a plugin logs goes nowhere.
-    let progress = Arc::new(Progress::new(&pipeline.name, lines().0));
+    let progress = Arc::new(Progress::new(&pipeline.name, Journal::new().0));
     let mut rules = stages.rules(&progress).map_err(RunError::Failed)?;
     let rule = rules.pop().ok_or_else(|| RunError::Failed("the pipeline has no rule".into()))?;
     let rule = Timed { rule, spent_ns: spent.clone() };

@@ -28,6 +28,7 @@ mod supervise;
 use self::inlets::Inlets;
 use crate::config::plan::{Pipeline, Plan};
 use crate::control::{Control, Handle};
+use crate::journal::{Journal, Level};
 use crate::meta::{Counters, Meta};
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
@@ -92,6 +93,21 @@ pub(crate) enum Outcome {
     AlreadyFinished,
     /// Its plugins failed too often; what was committed is delivered, and the next run tries again from there.
     Suspended,
+}
+
+impl Outcome {
+    /// What it says to a user.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Outcome::Finished => "finished: all input used, every session final",
+            Outcome::Held => "all input used; open sessions wait for the next run",
+            Outcome::Stopped => "stopped; the next run goes on from here",
+            Outcome::Suspended => "suspended: its plugins failed too often",
+            Outcome::AlreadyFinished => {
+                "had finished before, nothing to do (--reopen goes on, --fresh starts over)"
+            }
+        }
+    }
 }
 
 /// What a pipeline's run did.
@@ -160,6 +176,7 @@ pub(crate) fn run(
     plan: &Plan,
     options: &RunOptions,
     progress: &[Arc<Progress>],
+    journal: &Arc<Journal>,
     stop: &Arc<AtomicBool>,
     say: Say,
 ) -> Result<Vec<Summary>, RunError> {
@@ -171,7 +188,7 @@ pub(crate) fn run(
     let mut claim = Claim::take(&plan.server.data_dir)?;
     let incarnation = claim.next_incarnation()?;
     let claim = &claim;
-    let control = &Arc::new(Control::new(plan, progress));
+    let control = &Arc::new(Control::new(plan, progress, journal.clone()));
     let server = Server::start(plan, control, say).map_err(|e| match e {
         ServerError::Address { .. } => RunError::Conflict(e.to_string()),
         ServerError::Refused(_) => RunError::Refused(e.to_string()),
@@ -203,12 +220,15 @@ pub(crate) fn run(
                         stop,
                     };
                     let r = supervise::run(job);
+                    if let Ok(s) = &r {
+                        progress.keep(Level::Info, s.outcome.words());
+                    }
                     if let Err(e) = &r {
                         // The whole of it is said when the process ends, which for one pipeline is now.
                         let text = e.to_string();
-                        let line = || format!("failed: {}", text.lines().next().unwrap_or_default());
+                        let line = format!("failed: {}", text.lines().next().unwrap_or_default());
                         let others = plan.pipelines.len() > 1 && !e.stops_all();
-                        progress.halt("FAILED", others.then(line));
+                        progress.halt("FAILED", &line, !others);
                         if e.stops_all() {
                             stop.store(true, Ordering::Relaxed);
                         }

@@ -12,6 +12,7 @@ use super::{Job, Outcome, RunError, Summary};
 use crate::clock::now_ms;
 use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::control::{self, Again, Running};
+use crate::journal::Level;
 use crate::meta::{IMAGE_BLOCKS, Meta};
 use crate::plugin::budget::Suspended;
 use crate::plugin::{LoadedRule, Stages as PluginStages};
@@ -401,6 +402,9 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
     } else {
         (None, None)
     };
+    let epoch = r.log.last_epoch();
+    progress.keep(Level::Info, &format!("reads on after epoch {epoch}, as incarnation {incarnation}"));
+    notes.iter().for_each(|note| progress.keep(Level::Info, note));
     let hurry = AtomicBool::new(false);
     let lines_dropped = r.meta.as_ref().map_or(0, |m| m.counters.plugin_lines_dropped);
     std::thread::scope(|scope| {
@@ -469,7 +473,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
         let suspended = stages.budget.suspended();
         if let (Some(s), Ok(ended)) = (&suspended, &mut ended) {
             ended.mark(|| Meta::nothing(fingerprint, now_ms()), &cursors, s.clone(), handle)?;
-            progress.halt("SUSPENDED", Some(suspended_line(s)));
+            progress.halt("SUSPENDED", &suspended_line(s), false);
         }
         let delivered: Vec<Result<(), RunError>> = deliveries.into_iter().map(join).collect();
         let folded: Vec<Result<(), RunError>> = lane_threads.into_iter().map(join).collect();

@@ -20,6 +20,8 @@ use self::listen::Listening;
 use self::metrics::HttpMetrics;
 use crate::config::plan::{Http, Plan, SourceKind};
 use crate::control::Control;
+use crate::journal::{Journal, Level};
+use crate::store::address::AddressFile;
 use crate::store::token::TokenFile;
 use crate::tls::Certificates;
 use axum::middleware;
@@ -82,7 +84,21 @@ struct Parts<'a> {
     tls: Option<TlsAcceptor>,
     http: Arc<HttpMetrics>,
     stopping: watch::Receiver<bool>,
+    teller: Teller,
+}
+
+/// Tells the user, and whoever asks later.
+#[derive(Clone)]
+struct Teller {
+    journal: Arc<Journal>,
     say: Say,
+}
+
+impl Teller {
+    fn tell(&self, level: Level, line: &str) {
+        self.journal.keep(None, level, line);
+        (self.say)(line);
+    }
 }
 
 impl Server {
@@ -97,6 +113,8 @@ impl Server {
             SourceKind::Http(http) => Some((s.name.as_str(), http)),
             _ => None,
         });
+        let refused = |e: &dyn std::fmt::Display| ServerError::Refused(e.to_string());
+        AddressFile::of(&plan.server.data_dir).clear().map_err(|e| refused(&e))?;
         let mut by_address: BTreeMap<&str, Vec<(&str, &Http)>> = BTreeMap::new();
         for (name, http) in posted {
             by_address.entry(&http.listen).or_default().push((name, http));
@@ -113,7 +131,6 @@ impl Server {
             .enable_all()
             .build()
             .map_err(ServerError::Threads)?;
-        let refused = |e: &dyn std::fmt::Display| ServerError::Refused(e.to_string());
         let certificates =
             plan.server.tls.as_ref().map(Certificates::open).transpose().map_err(|e| refused(&e))?;
         let config = certificates.as_ref().map(Certificates::server_config).transpose();
@@ -127,7 +144,7 @@ impl Server {
             tls: config.map_err(|e| refused(&e))?.map(TlsAcceptor::from),
             http: Arc::new(HttpMetrics::new().map_err(|e| refused(&e))?),
             stopping,
-            say,
+            teller: Teller { journal: control.journal.clone(), say },
         };
         for sources in by_address.values() {
             parts.listen_for_events(sources)?;
@@ -174,7 +191,8 @@ impl Parts<'_> {
         let (scheme, address) = (self.scheme(), listening.address());
         for inlet in &inlets {
             let source = &inlet.source;
-            (self.say)(&format!("source `{source}` takes events at {scheme}://{address}/v1/events"));
+            let line = format!("source `{source}` takes events at {scheme}://{address}/v1/events");
+            self.teller.tell(Level::Info, &line);
         }
         self.server.inlets.extend(inlets.iter().cloned());
         let router = ingest::router(Arc::new(inlets))
@@ -196,19 +214,23 @@ impl Parts<'_> {
                 return Err(ServerError::Address { who, address, error });
             }
             Err(error) => {
-                (self.say)(&format!(
+                let line = format!(
                     "there is no admin API: {} cannot be had ({error}); `listen` in [server] names another address",
                     wanted.listen
-                ));
+                );
+                self.teller.tell(Level::Warn, &line);
                 return Ok(None);
             }
         };
         let file = TokenFile::of(&wanted.data_dir);
         let (token, new) = file.read_or_make().map_err(|e| ServerError::Refused(e.to_string()))?;
         let (scheme, address) = (self.scheme(), listening.address());
-        (self.say)(&format!("the admin API is at {scheme}://{address}"));
+        let at = AddressFile::of(&wanted.data_dir).write(&address.to_string());
+        at.map_err(|e| ServerError::Refused(e.to_string()))?;
+        self.teller.tell(Level::Info, &format!("the admin API is at {scheme}://{address}"));
         if new {
-            (self.say)(&format!(
+            // Shown, and not kept.
+            (self.teller.say)(&format!(
                 "its token, shown this once (`tidemill token` prints it again): {}",
                 token.reveal()
             ));
@@ -225,12 +247,19 @@ impl Parts<'_> {
 
     /// Looks now and then whether certificate or token have changed.
     fn refresh(&mut self, access: Option<(TokenFile, Arc<Access>)>) {
-        let (certificates, say, mut stopping) = (self.certificates.clone(), self.say, self.stopping.clone());
+        let (certificates, teller) = (self.certificates.clone(), self.teller.clone());
+        let mut stopping = self.stopping.clone();
         let look = move || {
             match certificates.as_ref().map(|c| c.refresh()) {
-                Some(Ok(true)) => say("the certificate has changed, and the new one is shown from now on"),
+                Some(Ok(true)) => {
+                    teller.tell(
+                        Level::Info,
+                        "the certificate has changed, and the new one is shown from now on",
+                    );
+                }
                 Some(Err(e)) => {
-                    say(&format!("the certificate has changed, and the old one is still shown: {e}"));
+                    let line = format!("the certificate has changed, and the old one is still shown: {e}");
+                    teller.tell(Level::Warn, &line);
                 }
                 Some(Ok(false)) | None => {}
             }

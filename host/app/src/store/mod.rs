@@ -7,11 +7,13 @@
 //! DATA_DIR/pipelines/NAME/COMMITTED      how far the log is known to be durable (log.rs)
 //! DATA_DIR/plugins/                      versions of plugins, by what they are (versions.rs)
 //! DATA_DIR/token                         what opens the admin API (token.rs)
+//! DATA_DIR/address                       where it is (address.rs)
 //! ```
 //!
 //! Here stand the errors, by what the caller must do, and the few file operations that all share.
 //! Invariant: a name in a directory counts as written only after that directory was synced.
 
+pub(crate) mod address;
 pub(crate) mod claim;
 pub(crate) mod components;
 pub(crate) mod log;

@@ -7,6 +7,7 @@ use crate::clock::now_ms;
 use crate::control::{
     Command, Deploy, InForce, Operation, Refusal, RefusalKind, Running, Standing, State, Told,
 };
+use crate::journal::Level;
 use crate::meta::{AUDIT_MAX, Entry};
 use crate::schedule::{Declared, Wish};
 use std::sync::Arc;
@@ -118,6 +119,8 @@ impl Reader<'_> {
     }
 
     pub(super) fn enter(&mut self, entry: Entry) {
+        let (gap, what) = (if entry.what.is_empty() { "" } else { ": " }, &entry.what);
+        self.job.progress.keep(Level::Info, &format!("{} by {}{gap}{what}", entry.action, entry.by));
         if self.audit.len() >= AUDIT_MAX {
             self.audit.remove(0);
         }

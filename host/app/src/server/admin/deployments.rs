@@ -136,9 +136,9 @@ fn in_force(handle: &Handle) -> Result<(InForce, DeploymentView), Problem> {
         Some((InForce { number, tag }, DeploymentView::of(d)))
     };
     committed.as_deref().and_then(of).ok_or_else(|| {
-        Problem::not_found(
-            "the pipeline has committed nothing yet, so no version is in force: try again in a moment",
-        )
+        let detail =
+            "the pipeline has committed nothing yet, so no version is in force: try again in a moment";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no-answer", detail).retry_after_s(1)
     })
 }
 
@@ -186,7 +186,8 @@ fn accepted(operation: &crate::control::Operation) -> Response {
         (status = 200, description = "The version in force for new events", body = DeploymentView,
             headers(("ETag" = String, description = "What `If-Match` wants"))),
         (status = 304, description = "As the client has it"),
-        (status = 404, description = "There is no such pipeline, or it has not begun", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such pipeline", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "It has not begun", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn show(

@@ -9,6 +9,7 @@ mod deployments;
 mod describe;
 mod health;
 mod live;
+mod logs;
 mod metrics;
 mod operations;
 mod pipelines;
@@ -110,6 +111,7 @@ pub(crate) fn router(admin: Arc<Admin>, access: Arc<Access>) -> Router {
         .routes(routes!(sessions::list))
         .routes(routes!(dead::list))
         .routes(routes!(live::live))
+        .routes(routes!(logs::list))
         .with_state(admin)
         .merge(OpenApiRouter::new().routes(routes!(page::make_link)).with_state(access.clone()))
         .split_for_parts();

@@ -3,7 +3,8 @@
 use super::*;
 use crate::config;
 use crate::control::State;
-use crate::progress::{self, Progress};
+use crate::journal::Journal;
+use crate::progress::Progress;
 use crate::store::token::TokenFile;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request};
@@ -46,9 +47,9 @@ pub(super) fn site() -> Site {
     let dir = tempfile::tempdir().unwrap();
     let plan = Arc::new(plan(dir.path()));
     let token = TokenFile::of(&plan.server.data_dir).make().unwrap();
-    let (lines, _) = progress::lines();
-    let progress = ["visits", "orders"].map(|name| Arc::new(Progress::new(name, lines.clone())));
-    let control = Arc::new(Control::new(&plan, &progress));
+    let (journal, _) = Journal::new();
+    let progress = ["visits", "orders"].map(|name| Arc::new(Progress::new(name, journal.clone())));
+    let control = Arc::new(Control::new(&plan, &progress, journal));
     let http = Arc::new(HttpMetrics::new().unwrap());
     let admin = Arc::new(Admin::new(plan, control, http, tokio::sync::watch::channel(false).1));
     let access = Arc::new(Access::new(token.clone(), vec!["tidemill.example".into()], false));
