@@ -354,7 +354,7 @@ impl Demo {
         if let Some(s) = seen.swap() {
             say("  the swap:");
             say(&format!(
-                "    {} visits were open; {} went over, their state migrated, {} were lost",
+                "    {} visits were open; {} went over, their state migrated; the others ended before, and {} were lost",
                 s.open, s.gone_over, s.lost
             ));
             say(&format!(
