@@ -53,6 +53,8 @@ pub(crate) struct Meta {
     pub(crate) live_keys: u64,
     /// Bytes of pending events.
     pub(crate) suffix_bytes: u64,
+    /// Bytes of open sessions, with their states.
+    pub(crate) base_bytes: u64,
     /// Keys that went over their cap, as rows show them; the last few.
     pub(crate) hot_keys: Vec<String>,
     /// Revisions that wait for their lookups.
@@ -91,6 +93,7 @@ impl Meta {
             counters: Counters::default(),
             live_keys: 0,
             suffix_bytes: 0,
+            base_bytes: 0,
             hot_keys: Vec::new(),
             unresolved: 0,
             unresolved_from: None,

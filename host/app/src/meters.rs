@@ -22,6 +22,8 @@ pub(crate) struct Meters {
     /// Batches that wait for the slowest lane.
     pub(crate) lane_queue: AtomicU64,
     plugins: Mutex<BTreeMap<String, Arc<PluginMeter>>>,
+    /// Bytes that are committed and that a sink has not confirmed.
+    sinks: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
 }
 
 /// Of one plugin in a pipeline, all its instances together.
@@ -33,6 +35,8 @@ pub(crate) struct PluginMeter {
     pub(crate) call_us: AtomicU64,
     /// Calls that failed.
     pub(crate) faults: AtomicU64,
+    /// Of these, calls that trapped: a panic, memory that was refused, any other trap.
+    pub(crate) traps: AtomicU64,
     /// Of these, calls that were stopped because they ran too long.
     pub(crate) deadline_stops: AtomicU64,
 }
@@ -62,6 +66,7 @@ impl Meters {
             epoch_bytes: histogram("tidemill_epoch_bytes", "Length of an epoch's record", &EPOCH_BYTES),
             lane_queue: AtomicU64::new(0),
             plugins: Mutex::default(),
+            sinks: Mutex::default(),
         }
     }
 
@@ -80,6 +85,17 @@ impl Meters {
     pub(crate) fn plugin(&self, name: &str) -> Arc<PluginMeter> {
         let mut all = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// The pipeline starts with these sinks.
+    pub(crate) fn put_sinks(&self, sinks: impl Iterator<Item = (String, Arc<AtomicU64>)>) {
+        *self.sinks.lock().unwrap_or_else(PoisonError::into_inner) = sinks.collect();
+    }
+
+    /// Bytes that wait for each sink.
+    pub(crate) fn sinks(&self) -> BTreeMap<String, u64> {
+        let sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        sinks.iter().map(|(name, bytes)| (name.clone(), bytes.load(Ordering::Relaxed))).collect()
     }
 
     /// All of them.

@@ -56,6 +56,8 @@ pub(crate) struct CommittedView {
     pub(crate) live_keys: u64,
     /// Bytes of pending events.
     pub(crate) suffix_bytes: u64,
+    /// Bytes of open sessions, with their states.
+    pub(crate) base_bytes: u64,
     /// How far each file or other part of a source is read.
     pub(crate) partitions: Vec<PartitionView>,
     /// How far each sink has confirmed.
@@ -202,6 +204,7 @@ impl PipelineView {
             counters: meta.counters.clone(),
             live_keys: meta.live_keys,
             suffix_bytes: meta.suffix_bytes,
+            base_bytes: meta.base_bytes,
             partitions: partitions(meta),
             sinks: sinks(plan, pipeline, meta),
             hot_keys: meta.hot_keys.clone(),

@@ -83,6 +83,11 @@ impl std::ops::Deref for Timers {
 }
 
 impl Open {
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let timers = if let Timers::Many(all) = &self.timers { size_of_val::<[Timer]>(all) } else { 0 };
+        size_of::<Open>() + self.state.len() + self.first.id.as_ref().map_or(0, |id| id.len()) + timers
+    }
     pub(crate) fn next_timer(&self) -> EventTime {
         self.timers.iter().map(|t| t.at).min().unwrap_or(EventTime::INFINITY)
     }

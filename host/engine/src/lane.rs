@@ -86,6 +86,8 @@ struct Entry {
     /// An epoch record may hold it.
     persisted: bool,
     live: bool,
+    /// Bytes of its base, as counted in the lane's.
+    base_bytes: u32,
     state: KeyState,
 }
 
@@ -110,6 +112,7 @@ pub struct Lane {
     )]
     tails: Vec<Box<Tail>>,
     suffix_bytes: usize,
+    base_bytes: u64,
     live_keys: u64,
     watermark: EventTime,
     /// The watermark at which room was last made for new keys.
@@ -151,6 +154,7 @@ impl Lane {
             dirty: Vec::new(),
             tails: Vec::new(),
             suffix_bytes: 0,
+            base_bytes: 0,
             live_keys: 0,
             watermark: EventTime::BEGINNING,
             room_made_at: EventTime::BEGINNING,
@@ -359,6 +363,7 @@ impl Lane {
         self.put_totals();
         self.out.live_keys = self.live_keys;
         self.out.suffix_bytes = self.suffix_bytes as u64;
+        self.out.base_bytes = self.base_bytes;
         Ok(std::mem::take(&mut self.out))
     }
 }

@@ -204,7 +204,7 @@ fn a_runaway_is_suspended_and_loses_nothing() {
     host.write(&case);
     let outcome = case.run();
     outcome.exits(1).says("pipeline `bad` is suspended").says("21 faults, where 20 are allowed");
-    outcome.says("hostile-sessions@0.1.0").says("the first fault was: the plugin panicked: told to");
+    outcome.says("hostile-sessions@1.0.0").says("the first fault was: the plugin panicked: told to");
     neighbour_is_exact(&case);
     let s = status(&case, "bad");
     assert_eq!(s["suspended"]["faults"], 21, "{s:#}");

@@ -52,7 +52,7 @@ impl Control {
         check_expected(&schedule, expected)?;
         if schedule.pending().is_some() {
             let change = |operation| match suspended(handle) {
-                true => Command::Again(Again { change: Some(Change::Strike(wish)), operation }),
+                true => Command::Again(Again { change: Change::Strike(wish), operation }),
                 false => Command::Strike(operation, wish),
             };
             return waited(self.hand_over(handle, "rollback", change)?);
@@ -83,7 +83,7 @@ impl Control {
         })?;
         if suspended(handle) {
             // Nothing runs that could be asked: the rest is found out when the pipeline starts again with it.
-            let change = Some(Change::Deploy(spec.clone(), wish));
+            let change = Change::Deploy(spec.clone(), wish, kind);
             let again = |operation| Command::Again(Again { change, operation });
             return waited(self.hand_over(handle, kind, again)?);
         }

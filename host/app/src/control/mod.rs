@@ -129,7 +129,7 @@ pub(crate) enum Command {
 /// How a suspended pipeline is to start again.
 pub(crate) struct Again {
     /// With what change.
-    pub(crate) change: Option<Change>,
+    pub(crate) change: Change,
     /// Whom to tell.
     pub(crate) operation: Arc<Operation>,
 }
@@ -137,13 +137,16 @@ pub(crate) struct Again {
 /// A change that is made at a start, before anything is read.
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
-    /// Another version.
-    Deploy(RuleSpec, Wish),
+    /// None: it goes on as it was; with who wants that.
+    Resume(String),
+    /// Another version; with the operation's kind.
+    Deploy(RuleSpec, Wish, &'static str),
     /// The newer of two live versions is taken back.
     Strike(Wish),
 }
 
-/// Somebody who waits until an epoch is durable, and what they are told then.
+/// Somebody who waits until an epoch is durable, and what they are told then. Where it never becomes so, because the
+/// pipeline is suspended or fails before, they are told that.
 #[derive(Debug)]
 pub(crate) enum Told {
     /// A change is made.
@@ -155,10 +158,22 @@ pub(crate) enum Told {
 impl Told {
     /// Tells it.
     pub(crate) fn tell(self) {
-        match self {
-            Told::Change(operation, in_force) => operation.end(Standing::InForce(in_force)),
+        match &self {
+            Told::Change(operation, in_force) => operation.end(Standing::InForce(in_force.clone())),
             // Whoever asked may have gone away.
             Told::Paused(reply) => drop(reply.send(())),
+        }
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // A pause that nobody answers says so itself.
+        if let Told::Change(operation, _) = self {
+            operation.end(Standing::Refused(Refusal::new(
+                RefusalKind::State,
+                "the pipeline stopped before this was durable: look at its state, then try again",
+            )));
         }
     }
 }
@@ -265,11 +280,12 @@ impl Control {
     }
 
     /// How a suspended pipeline starts again when it is resumed.
-    pub(crate) fn resume_after_suspension(&self, pipeline: &str) -> Again {
-        Again { change: None, operation: self.begin(pipeline, "resume") }
+    pub(crate) fn resume_after_suspension(&self, pipeline: &str, by: String) -> Again {
+        Again { change: Change::Resume(by), operation: self.begin(pipeline, "resume") }
     }
 
-    fn begin(&self, pipeline: &str, kind: &'static str) -> Arc<Operation> {
+    /// A change is asked for.
+    pub(crate) fn begin(&self, pipeline: &str, kind: &'static str) -> Arc<Operation> {
         let id = self.next_operation.fetch_add(1, Ordering::Relaxed);
         let operation = Arc::new(Operation::new(id, pipeline, kind));
         let mut all = lock(&self.operations);

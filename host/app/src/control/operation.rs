@@ -15,7 +15,7 @@ pub(crate) struct Operation {
     pub(crate) id: u64,
     /// The pipeline.
     pub(crate) pipeline: String,
-    /// `deploy` or `rollback`.
+    /// `deploy`, `rollback`, or `resume` after a suspension.
     pub(crate) kind: &'static str,
     /// Host clock, ms.
     pub(crate) begun_at_ms: i64,
@@ -81,10 +81,13 @@ impl Operation {
         standing
     }
 
-    /// It has come to its end.
+    /// It has come to its end; the first one counts.
     pub(crate) fn end(&self, standing: Standing) {
-        *lock(&self.standing) = standing;
-        self.told.notify_all();
+        let mut now = lock(&self.standing);
+        if *now == Standing::Waiting {
+            *now = standing;
+            self.told.notify_all();
+        }
     }
 
     /// A lane was busy with it for so long.
@@ -105,5 +108,29 @@ impl Operation {
             standing = self.told.wait_timeout(standing, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         self.with_busy(standing.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Told;
+    use super::*;
+    use std::sync::Arc;
+
+    /// Bug family: an operation that waits for ever, because the pipeline stopped between its barrier and its disk.
+    #[test]
+    fn what_never_became_durable_is_refused() {
+        let in_force = InForce {
+            version: Version(3),
+            from: EventTime::from_ms(7),
+            reading: Duration::ZERO,
+            folding: Duration::ZERO,
+        };
+        let new = || Arc::new(Operation::new(1, "visits", "deploy"));
+        let (lost, told) = (new(), new());
+        drop(Told::Change(lost.clone(), in_force.clone()));
+        assert!(matches!(lost.wait(Duration::ZERO), Standing::Refused(r) if r.message.contains("durable")));
+        Told::Change(told.clone(), in_force.clone()).tell();
+        assert_eq!(told.wait(Duration::ZERO), Standing::InForce(in_force));
     }
 }

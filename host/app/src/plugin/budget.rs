@@ -192,8 +192,14 @@ impl Warden {
     /// A call failed. Whether nothing more is to be asked.
     pub(crate) fn failed(&self, fault: &sandbox::Fault) -> bool {
         self.meter.faults.fetch_add(1, Ordering::Relaxed);
-        if matches!(fault.kind, FaultKind::Deadline(_)) {
-            self.meter.deadline_stops.fetch_add(1, Ordering::Relaxed);
+        match fault.kind {
+            FaultKind::Panic(_) | FaultKind::Trap(_) | FaultKind::Memory { .. } => {
+                self.meter.traps.fetch_add(1, Ordering::Relaxed);
+            }
+            FaultKind::Deadline(_) => {
+                self.meter.deadline_stops.fetch_add(1, Ordering::Relaxed);
+            }
+            FaultKind::Guest(_) | FaultKind::Malformed(_) | FaultKind::Host(_) => {}
         }
         self.budget.failed(&self.who, fault, Instant::now());
         matches!(fault.kind, FaultKind::Host(_)) || self.budget.is_spent()

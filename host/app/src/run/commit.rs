@@ -174,7 +174,7 @@ impl Committer<'_> {
         let mut rows = Vec::new();
         // After the reader's end no lane has anything more to say.
         if !parts.is_empty() {
-            (meta.live_keys, meta.suffix_bytes) = (0, 0);
+            (meta.live_keys, meta.suffix_bytes, meta.base_bytes) = (0, 0, 0);
         }
         for p in &mut parts {
             // Nothing is copied where one lane brought them all.
@@ -186,6 +186,7 @@ impl Committer<'_> {
             self.counts.add(&p.counts);
             meta.live_keys += p.live_keys;
             meta.suffix_bytes += p.suffix_bytes;
+            meta.base_bytes += p.base_bytes;
             letters.extend_from_slice(&p.letters);
             self.remember_hot(p.hot_key.as_deref());
             if let Some(rule) = rule.as_ref().filter(|_| !p.metrics.is_empty()) {
@@ -329,15 +330,16 @@ pub(super) fn meta_text(meta: &Meta) -> Result<Vec<u8>, RunError> {
 }
 
 impl Ended {
-    /// Writes that the pipeline is suspended, as an epoch of its own on top of the last committed one.
+    /// Writes that the pipeline is suspended, as an epoch of its own on top of the last committed one; of `first` if there
+    /// is none.
     pub(crate) fn mark(
         &mut self,
-        before: impl FnOnce() -> Meta,
+        first: Meta,
         cursors: &Cursors,
         suspended: Suspended,
         handle: &Handle,
     ) -> Result<(), RunError> {
-        let mut meta = self.meta.take().unwrap_or_else(before);
+        let mut meta = self.meta.take().unwrap_or(first);
         meta.cursors = cursors.all();
         meta.sealed_at_ms = now_ms();
         meta.suspended = Some(suspended);

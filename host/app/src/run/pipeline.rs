@@ -320,7 +320,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
         let epoch = r.log.last_epoch();
         handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));
     }
-    let change = again.and_then(|a| a.change.as_ref());
+    let change = again.map(|a| &a.change);
     let mut start = start::decide(job, r.meta.as_ref(), &file, wanted, change)?;
     notes.append(&mut start.notes);
     let stages = PluginStages::load(pipeline, &job.control.sandbox, start.rules.clone(), &mut start.schedule)
@@ -344,6 +344,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
     let cursors = Arc::new(Cursors::default());
     sinks.iter().for_each(|s| cursors.set(&s.name, s.cursor));
     let waiting: Vec<Arc<AtomicU64>> = sinks.iter().map(|_| Arc::default()).collect();
+    progress.meters.put_sinks(sinks.iter().map(|s| s.name.clone()).zip(waiting.iter().cloned()));
     let log_bytes = Arc::new(AtomicU64::new(r.log.bytes_retained()));
     let lane_letters = Arc::new(AtomicU64::new(0));
     let crowded = Arc::new(AtomicBool::new(false));
@@ -384,6 +385,8 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
         let outcome = Outcome::AlreadyFinished;
         return Ok(Summary { pipeline: pipeline.name.clone(), outcome, counters, notes, suspended: None });
     }
+    // What the store has of a pipeline that is suspended in its first epoch: else nobody could mend it.
+    let first = if r.meta.is_none() { reader.beginning() } else { Meta::nothing(fingerprint, now_ms()) };
     let stop = &Stop::new(process, stages.budget.clone());
     handle.set_running(Running {
         rules: start.rules.clone(),
@@ -472,7 +475,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
         let mut ended = join(committer);
         let suspended = stages.budget.suspended();
         if let (Some(s), Ok(ended)) = (&suspended, &mut ended) {
-            ended.mark(|| Meta::nothing(fingerprint, now_ms()), &cursors, s.clone(), handle)?;
+            ended.mark(first, &cursors, s.clone(), handle)?;
             progress.halt("SUSPENDED", &suspended_line(s), false);
         }
         let delivered: Vec<Result<(), RunError>> = deliveries.into_iter().map(join).collect();

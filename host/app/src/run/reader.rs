@@ -549,6 +549,11 @@ impl<'a> Reader<'a> {
         Some(at..at + IMAGE_GROUPS)
     }
 
+    /// What there is before anything is read.
+    pub(crate) fn beginning(&mut self) -> Meta {
+        self.meta(now_ms(), EventTime::BEGINNING, false)
+    }
+
     fn meta(&mut self, now: i64, watermark: EventTime, finished: bool) -> Meta {
         for p in &self.parts {
             if let Some(old) = self.old_partitions.get_mut(&p.key.0)

@@ -17,6 +17,9 @@ use tidemill_engine::metrics::Totals;
 use tidemill_engine::time::EventTime;
 use tidemill_engine::versions::{Policy, Scheduled};
 
+/// How the audit calls a version that comes into force, unless it is a rollback.
+const DEPLOY: &str = "deploy";
+
 /// What a pipeline starts with.
 pub(super) struct Start {
     /// The schedule with what changes at this start.
@@ -69,25 +72,30 @@ pub(super) fn decide(
         |message: &str| Wish { policy: job.options.policy, by: "config".into(), message: message.into() };
     let keep = || bytes.map_or(Ok(()), |bytes| job.control.components.keep(&bytes).map(drop));
     match change {
-        Some(Change::Deploy(spec, wish)) => {
+        Some(Change::Deploy(spec, wish, kind)) => {
             let loaded = Arc::new(stored(job, spec)?);
-            start.swap(job, meta, loaded, wish)?;
+            start.swap(job, meta, loaded, wish, kind)?;
         }
-        None if start.rules.is_empty() => {
+        _ if start.rules.is_empty() => {
             keep()?;
-            start.add(wanted, EventTime::BEGINNING, &by_config("first start"));
+            start.add(wanted, EventTime::BEGINNING, &by_config("first start"), DEPLOY);
             start.schedule.file = file.clone();
         }
-        None if start.schedule.file != *file => {
+        None | Some(Change::Resume(_)) if start.schedule.file != *file => {
             keep()?;
             start.schedule.file = file.clone();
             if start.rules.last().is_some_and(|r| r.spec == wanted.spec) {
                 start.notes.push("the config file asks for the version of the rule that is in force".into());
             } else {
-                start.swap(job, meta, wanted, &by_config("the config file has changed"))?;
+                start.swap(job, meta, wanted, &by_config("the config file has changed"), DEPLOY)?;
             }
         }
         _ => {}
+    }
+    if let (Some(Change::Resume(by)), Some(meta)) = (change, meta) {
+        let why = meta.suspended.as_ref().map_or("", |s| s.why.as_str());
+        let what = format!("it had been suspended: {why}");
+        start.entries.push(Entry { at_ms: now_ms(), by: by.clone(), action: "resume".into(), what });
     }
     Ok(start)
 }
@@ -159,13 +167,13 @@ impl Start {
         vec![Told::Change(again.operation.clone(), in_force)]
     }
 
-    fn add(&mut self, rule: Arc<LoadedRule>, from: EventTime, wish: &Wish) {
+    fn add(&mut self, rule: Arc<LoadedRule>, from: EventTime, wish: &Wish, action: &str) {
         rule.slots(&mut self.schedule);
         let scheduled = self.schedule.add(rule.spec.clone(), &rule.description, from, wish, now_ms());
         self.entries.push(Entry {
             at_ms: now_ms(),
             by: wish.by.clone(),
-            action: "deploy".into(),
+            action: action.into(),
             what: if from == EventTime::BEGINNING {
                 format!("{}: {}", scheduled.plugin, wish.message)
             } else {
@@ -183,6 +191,7 @@ impl Start {
         meta: Option<&Meta>,
         rule: Arc<LoadedRule>,
         wish: &Wish,
+        action: &str,
     ) -> Result<(), RunError> {
         let name = &job.pipeline.name;
         if let Some(newer) = self.schedule.pending() {
@@ -210,7 +219,7 @@ impl Start {
                 Policy::Drain => "open sessions end under the version they began with",
             }
         ));
-        self.add(rule, from, wish);
+        self.add(rule, from, wish, action);
         Ok(())
     }
 

@@ -66,8 +66,8 @@ fn wait(job: Job<'_>) -> Option<Again> {
     while !job.stop.load(Ordering::Relaxed) {
         match job.handle.wait_asked(LOOK_AT_STOP) {
             Some(Command::Again(again)) => return Some(again),
-            Some(Command::Pause(false, _, reply)) => {
-                let again = job.control.resume_after_suspension(&job.pipeline.name);
+            Some(Command::Pause(false, by, reply)) => {
+                let again = job.control.resume_after_suspension(&job.pipeline.name, by);
                 // Whoever asked may have gone away.
                 let _ = reply.send(());
                 return Some(again);

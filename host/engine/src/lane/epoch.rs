@@ -79,6 +79,8 @@ pub struct LaneEpoch {
     pub live_keys: u64,
     /// Bytes in suffixes, after the epoch.
     pub suffix_bytes: u64,
+    /// Bytes of open sessions in bases, after the epoch.
+    pub base_bytes: u64,
     /// The key that went over its cap first in this epoch, as rows show it.
     pub hot_key: Option<String>,
     /// Dead letters that the rule has caused, by reason: rejected events, discarded sessions, faults.

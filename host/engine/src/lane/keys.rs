@@ -58,8 +58,16 @@ impl Lane {
         let state =
             KeyState { hash, key: key.into(), base: None, settled_b: EventTime::BEGINNING, tail: None };
         let due = EventTime::INFINITY;
-        let e =
-            Entry { state, due, bucket: NEVER, touched: false, dirty: false, persisted: false, live: true };
+        let e = Entry {
+            due,
+            bucket: NEVER,
+            touched: false,
+            dirty: false,
+            persisted: false,
+            live: true,
+            base_bytes: 0,
+            state,
+        };
         let slot = if let Some(s) = self.free.pop() {
             // The list of dirty keys may still name the slot.
             let dirty = self.entries[s as usize].dirty;
@@ -120,8 +128,17 @@ impl Lane {
         due
     }
 
+    /// Counts what a key's base takes anew.
+    pub(super) fn count_base(&mut self, slot: u32) {
+        let e = &mut self.entries[slot as usize];
+        let now = e.state.base.as_ref().map_or(0, |open| open.bytes() as u32);
+        self.base_bytes = (self.base_bytes + u64::from(now)).saturating_sub(u64::from(e.base_bytes));
+        e.base_bytes = now;
+    }
+
     pub(super) fn forget(&mut self, slot: u32) {
         let e = &mut self.entries[slot as usize];
+        self.base_bytes = self.base_bytes.saturating_sub(u64::from(e.base_bytes));
         e.live = false;
         e.bucket = NEVER;
         if let Some(mut t) = e.state.tail.take() {

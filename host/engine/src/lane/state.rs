@@ -31,6 +31,7 @@ impl Lane {
             self.let_go(slot);
             return;
         }
+        self.count_base(slot);
         let e = &mut self.entries[slot as usize];
         e.touched = false;
         self.out.state.push(KEY_RECORD);
@@ -125,10 +126,11 @@ impl Lane {
         self.watermark = watermark;
         self.suffix_bytes = 0;
         for s in 0..self.entries.len() as u32 {
-            let e = &mut self.entries[s as usize];
-            if !e.live {
+            if !self.entries[s as usize].live {
                 continue;
             }
+            self.count_base(s);
+            let e = &mut self.entries[s as usize];
             let timer = e.state.base.as_ref().map_or(EventTime::INFINITY, Open::next_timer);
             let visit = match &e.state.tail {
                 Some(t) => {

@@ -80,6 +80,29 @@ fn copies_leave_no_bytes_behind() {
     assert_eq!((epoch.counts.duplicates, epoch.suffix_bytes), (10, 0));
 }
 
+/// Bug family: what sessions take is counted twice, or goes on being counted when they have ended.
+#[test]
+fn bases_are_counted_while_their_sessions_are_open() {
+    let mut first = lane();
+    let until = |lane: &mut Lane, ms: i64| {
+        let watermark = EventTime::from_ms(ms);
+        lane.barrier(Barrier { watermark, early_tick: false, at_end: false }).unwrap()
+    };
+    first.insert(&rows(b"abc"), EventTime::BEGINNING, ORIGIN).unwrap();
+    let one = until(&mut first, 1);
+    assert!(one.base_bytes > 0 && one.suffix_bytes > 0, "{one:?}");
+    let all = until(&mut first, 5);
+    assert_eq!((all.base_bytes, all.suffix_bytes), (3 * one.base_bytes, 0));
+    // The same after a restart.
+    let mut again = lane();
+    [&one, &all].into_iter().for_each(|e| again.load(&e.state).unwrap());
+    again.loaded(EventTime::from_ms(5));
+    assert_eq!(until(&mut again, 5).base_bytes, all.base_bytes);
+    for lane in [&mut first, &mut again] {
+        assert_eq!(until(lane, 100).base_bytes, 0);
+    }
+}
+
 /// Bug family: a trial that leaves traces, or that sees another state than a swap would.
 #[test]
 fn states_are_those_of_sessions_open_at_that_place_and_asking_changes_nothing() {

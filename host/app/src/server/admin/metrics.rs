@@ -7,7 +7,7 @@ use super::super::metrics::HttpMetrics;
 use super::super::problem::{Problem, ProblemBody};
 use super::Admin;
 use crate::clock::now_ms;
-use crate::control::{Handle, Standing};
+use crate::control::{Handle, Operation, Standing};
 use crate::meta::Meta;
 use crate::view::PipelineView;
 use axum::extract::State;
@@ -165,7 +165,8 @@ impl Admin {
             &of,
             live,
         );
-        let of_pipeline = self.control.operations().into_iter().rev().filter(|o| o.pipeline == name);
+        let swaps = |o: &Arc<Operation>| o.pipeline == name && o.kind != "resume";
+        let of_pipeline = self.control.operations().into_iter().rev().filter(swaps);
         let last = of_pipeline.map(|o| o.standing()).find_map(|s| match s {
             Standing::InForce(f) => Some(f.pause().as_secs_f64()),
             _ => None,
@@ -190,13 +191,20 @@ fn tell_progress(handle: &Handle, page: &mut Page) {
     for h in [&p.meters.commit_seconds, &p.meters.epoch_bytes].into_iter().flatten() {
         page.collected(h.collect());
     }
+    for (sink, bytes) in p.meters.sinks() {
+        let labels = [of[0], ("sink", sink.as_str())];
+        let help = "Bytes of epochs that are durable and that a sink has not confirmed";
+        page.gauge("tidemill_sink_lag_bytes", help, &labels, number(bytes));
+    }
     for (plugin, m) in p.meters.plugins() {
         let labels = [of[0], ("plugin", plugin.as_str())];
         page.count("tidemill_plugin_calls_total", "Calls of a plugin", &labels, m.calls.load(Relaxed));
         let time = number(m.call_us.load(Relaxed)) / 1e6;
         page.counter("tidemill_plugin_call_seconds_total", "Time in calls of a plugin", &labels, time);
-        let help = "Calls of a plugin that failed";
+        let help = "Calls of a plugin that failed: that trapped, were stopped, or had no usable answer";
         page.count("tidemill_plugin_faults_total", help, &labels, m.faults.load(Relaxed));
+        let help = "Calls of a plugin that trapped";
+        page.count("tidemill_plugin_traps_total", help, &labels, m.traps.load(Relaxed));
         let help = "Calls of a plugin that were stopped because they ran too long";
         page.count("tidemill_plugin_deadline_stops_total", help, &labels, m.deadline_stops.load(Relaxed));
     }
@@ -225,7 +233,11 @@ fn tell_counters(meta: &Meta, pipeline: &str, page: &mut Page) {
     page.count("tidemill_plugin_lines_dropped_total", help, &of, c.plugin_lines_dropped);
     let help = "Keys with a session that is open or may still change";
     page.gauge("tidemill_open_sessions", help, &of, number(meta.live_keys));
-    page.gauge("tidemill_state_bytes", "Bytes of events that wait in memory", &of, number(meta.suffix_bytes));
+    for (part, bytes) in [("suffix", meta.suffix_bytes), ("base", meta.base_bytes)] {
+        let help =
+            "Bytes of events that wait in memory (suffix), and of open sessions with their states (base)";
+        page.gauge("tidemill_state_bytes", help, &[of[0], ("part", part)], number(bytes));
+    }
     let help = "Revisions that wait for their lookups";
     page.gauge("tidemill_unresolved_revisions", help, &of, number(meta.unresolved));
 }

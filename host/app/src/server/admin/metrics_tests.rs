@@ -1,9 +1,10 @@
 //! What moves each metric, and that no metric says what was asked.
 
 use super::super::tests::{Site, site};
-use crate::config::plan::GapRule;
-use crate::control::{Committed, Handle, State};
+use crate::config::plan::{FaultLimits, GapRule};
+use crate::control::{Committed, Handle, InForce, Standing, State};
 use crate::meta::Meta;
+use crate::plugin::budget::{Budget, Identity, Warden};
 use crate::schedule::{RuleSpec, Wish};
 use axum::body::Body;
 use axum::http::Request;
@@ -11,13 +12,14 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tidemill_connect::lookup::LookupCounts;
 use tidemill_engine::gap::{Boundary, Gap, GapConfig};
 use tidemill_engine::metrics::Total;
 use tidemill_engine::rule::SessionRule;
 use tidemill_engine::time::EventTime;
-use tidemill_engine::versions::Policy;
+use tidemill_engine::versions::{Policy, Version};
+use tidemill_sandbox::{Fault, FaultKind, TrapKind};
 use tower::ServiceExt;
 
 /// The value of a metric with these labels; none: there is no such line.
@@ -64,7 +66,8 @@ const MOVES: &[Moves] = &[
     ("tidemill_rule_steps_total", "", |m, _| m.counters.fold.steps += 1),
     ("tidemill_plugin_lines_dropped_total", "", |m, _| m.counters.plugin_lines_dropped += 1),
     ("tidemill_open_sessions", "", |m, _| m.live_keys += 1),
-    ("tidemill_state_bytes", "", |m, _| m.suffix_bytes += 1),
+    ("tidemill_state_bytes", "part=\"suffix\"", |m, _| m.suffix_bytes += 1),
+    ("tidemill_state_bytes", "part=\"base\"", |m, _| m.base_bytes += 1),
     ("tidemill_unresolved_revisions", "", |m, _| m.unresolved += 1),
     ("tidemill_watermark_timestamp_seconds", "", |m, _| {
         m.watermark = EventTime::from_ms(m.watermark.ms() + 9_000);
@@ -74,6 +77,9 @@ const MOVES: &[Moves] = &[
     }),
     ("tidemill_epoch_age_seconds", "", |m, _| m.sealed_at_ms -= 9_000_000),
     ("tidemill_sink_lag_epochs", "sink=\"sessions\"", |m, _| m.outbox_epoch += 1),
+    ("tidemill_sink_lag_bytes", "sink=\"sessions\"", |_, h| {
+        h.progress.meters.put_sinks(std::iter::once(("sessions".into(), Arc::new(9.into()))));
+    }),
     ("tidemill_plugin_metric_total", "metric=\"coupons\"", |m, _| total(m, "coupons", Vec::new()).add(1.0)),
     ("tidemill_plugin_observations_count", "metric=\"pages\"", |m, _| {
         total(m, "pages", vec![1.0, 5.0]).add(3.0);
@@ -97,16 +103,33 @@ const MOVES: &[Moves] = &[
     ("tidemill_plugin_call_seconds_total", "", |_, h| {
         h.progress.meters.plugin("p").call_us.fetch_add(9, Relaxed);
     }),
-    ("tidemill_plugin_faults_total", "", |_, h| {
-        h.progress.meters.plugin("p").faults.fetch_add(1, Relaxed);
-    }),
-    ("tidemill_plugin_deadline_stops_total", "", |_, h| {
-        h.progress.meters.plugin("p").deadline_stops.fetch_add(1, Relaxed);
-    }),
+    ("tidemill_plugin_faults_total", "", |_, h| fails(h, FaultKind::Guest("no".into()))),
+    ("tidemill_plugin_faults_total", "", |_, h| fails(h, FaultKind::Panic(None))),
+    ("tidemill_plugin_traps_total", "", |_, h| fails(h, FaultKind::Panic(None))),
+    ("tidemill_plugin_traps_total", "", |_, h| fails(h, FaultKind::Trap(TrapKind::DivisionByZero))),
+    ("tidemill_plugin_traps_total", "", |_, h| fails(h, FaultKind::Memory { wanted: 1 })),
+    ("tidemill_plugin_deadline_stops_total", "", |_, h| fails(h, FaultKind::Deadline(Duration::ZERO))),
     ("tidemill_pipeline_state", "state=\"paused\"", |_, h| h.set_state(State::Paused)),
     ("tidemill_swaps_total", "", deployed),
     ("tidemill_live_versions", "", deployed),
+    ("tidemill_epoch", "", |_, _| {}),
 ];
+
+/// Names that tests of their own move, and the one that nothing does.
+const OTHERS: [&str; 4] = [
+    "tidemill_swap_pause_seconds",
+    "tidemill_http_requests_total",
+    "tidemill_http_request_duration_seconds",
+    "tidemill_build_info",
+];
+
+/// A call of a plugin fails.
+fn fails(handle: &Handle, kind: FaultKind) {
+    let limits = FaultLimits { faults: 9, overdue: Duration::MAX, overdue_window: Duration::MAX };
+    let who = Identity { name: "p".into(), version: "p@1.0.0".into(), digest: "00".into() };
+    let warden = Warden::new(&Arc::new(who), &Arc::new(Budget::new(limits)), &handle.progress);
+    warden.failed(&Fault { kind, progress: None, ran: Duration::ZERO });
+}
 
 fn total<'a>(m: &'a mut Meta, metric: &str, bounds: Vec<f64>) -> &'a mut Total {
     let of = tidemill_engine::metrics::Metric { name: metric.into(), bounds };
@@ -147,6 +170,55 @@ fn each_metric_is_moved_by_what_it_counts() {
         let others = value(&text, name, &["pipeline=\"orders\"", label]).unwrap_or(0.0);
         assert!(others == 0.0, "{name} {label} of another pipeline: {others}");
     }
+}
+
+/// Bug family: a name that somebody adds and nobody ever sees move.
+#[test]
+fn each_name_has_something_that_moves_it() {
+    let s = site();
+    let handle = &s.admin.control.pipelines()[0];
+    let mut meta = Meta::nothing(Value::Null, 1_750_000_000_000);
+    meta.watermark = EventTime::from_ms(1_750_000_000_000);
+    MOVES.iter().for_each(|(_, _, happens)| happens(&mut meta, handle));
+    s.commit(1, meta);
+    swapped(&s);
+    // The page counts itself the next time.
+    s.metrics();
+    let text = s.metrics();
+    let names: Vec<&str> = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next())
+        .filter(|name| !OTHERS.contains(name))
+        .collect();
+    let moves = |name: &str| {
+        let parts = ["", "_count", "_sum", "_bucket"].map(|part| format!("{name}{part}"));
+        MOVES.iter().any(|(moved, ..)| parts.iter().any(|part| part == moved))
+    };
+    let still: Vec<&&str> = names.iter().filter(|name| !moves(name)).collect();
+    assert!(names.len() > 30 && still.is_empty(), "nothing here moves {still:?}");
+    for name in OTHERS {
+        assert!(text.contains(&format!("# TYPE {name} ")), "{name} is no name any more");
+    }
+}
+
+/// A swap that held events up for 3 ms.
+fn swapped(s: &Site) {
+    let operation = s.admin.control.begin("visits", "deploy");
+    let ms = Duration::from_millis;
+    let in_force =
+        InForce { version: Version(1), from: EventTime::from_ms(1), reading: ms(1), folding: ms(0) };
+    operation.lane_was_busy(ms(2));
+    operation.end(Standing::InForce(in_force));
+}
+
+#[test]
+fn the_pause_of_the_last_swap_is_told() {
+    let s = site();
+    s.commit(1, Meta::nothing(Value::Null, 1_750_000_000_000));
+    let pause = |text: &str| value(text, "tidemill_swap_pause_seconds", &["pipeline=\"visits\""]);
+    assert_eq!(pause(&s.metrics()), None, "there has been none");
+    swapped(&s);
+    assert_eq!(pause(&s.metrics()), Some(0.003));
 }
 
 #[test]
