@@ -26,7 +26,7 @@ const POSTED: &str = "kind = \"http\"\nlisten = \"127.0.0.1:0\"\nfar_future = \"
 /// The config: `bad` runs this component, `good` the rule that ships; both end sessions after 30 silent seconds.
 fn configure(case: &Case, guest: &str, bad_source: &str, limits: &str) {
     let inside = |path: std::path::PathBuf| Value::from(path.to_str().unwrap()).to_string();
-    let mut t = format!("[server]\ndata_dir = \"state\"\nlisten = \"127.0.0.1:0\"\nepoch = \"50ms\"\n");
+    let mut t = String::from("[server]\ndata_dir = \"state\"\nlisten = \"127.0.0.1:0\"\nepoch = \"50ms\"\n");
     let _ = writeln!(t, "[plugin.hostile-sessions]\npath = {}", inside(plugin(guest)));
     let gap = inside(plugin("gap-sessions"));
     let _ = writeln!(t, "[plugin.gap-sessions]\npath = {gap}\nconfig = {{ gap = \"30s\" }}");
