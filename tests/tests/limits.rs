@@ -1,7 +1,8 @@
-//! `limits.open_sessions`: what is over it is a letter, what the watermark closes makes room, and nothing waits for ever.
+//! Limits at which honest input must not fail. `limits.open_sessions`: what is over it is a letter, what the watermark closes
+//! makes room, and nothing waits for ever. The time of a call: a rule that is slow is asked about less at once.
 //!
 //! The bug family: a run that stands still because it may open no session and closes none, events in neither a session nor
-//! a letter, and a bound that counts sessions that ended long ago.
+//! a letter, a bound that counts sessions that ended long ago, and a slow rule that is taken for a runaway.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -9,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use tidemill_tests::model::{self, Format, Gap, Source, Unit};
 use tidemill_tests::traffic::START_MS;
-use tidemill_tests::{Case, Config, current, latest, places, same_table};
+use tidemill_tests::{Case, Config, Plugin, Session, current, latest, places, same_table};
 
 const FILE: &str = "in.jsonl";
 
@@ -79,4 +80,27 @@ fn sessions_that_have_ended_make_room() {
         let what = format!("early {early}, lateness {lateness_ms} ms");
         assert_eq!(bounded(&what, &lines, 4_000, early, lateness_ms), 0, "{what}");
     }
+}
+
+/// A third of a millisecond an event, and one key with most of them: a call for all that wait would take half a second, where
+/// 25 ms are allowed.
+#[test]
+fn a_slow_rule_is_no_runaway_even_on_a_hot_key() {
+    let mut lines = String::new();
+    for n in 0..3_000 {
+        let user = if n % 3 == 0 { format!("u{}", n % 50) } else { "hot".into() };
+        let _ = writeln!(lines, r#"{{"user":"{user}","ts":{}}}"#, START_MS + 40 * n);
+    }
+    let file = Source::file("web", FILE, Format::Json, "user", "ts", Unit::Millis);
+    let source = Source { disorder_ms: 1_000, fields: vec![("kind".into(), "type".into())], ..file };
+    let gap = Gap::of_seconds(2, false);
+    let case = Case::new();
+    case.put(FILE, lines.as_bytes());
+    let mut config = Config::new(source.clone(), gap.clone());
+    config.session = Session::Plugin(Plugin::new("swap-sessions", "gap = \"2s\", rounds = 300000"));
+    case.configure(&config);
+    case.run().exits(0);
+    assert_eq!(case.letters(), Vec::<serde_json::Value>::new());
+    let log = model::read(&[(&source, FILE, lines.as_bytes())], &gap);
+    same_table("a slow rule", &model::sessions(&log, &BTreeSet::new(), &gap), &current(&case.table()));
 }

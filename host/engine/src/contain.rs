@@ -26,6 +26,17 @@ impl Faults for u32 {
     }
 }
 
+/// How often in one turn a fault may not be found again: a rule that is no pure function, or a machine that stands still.
+const LOST_MAX: u32 = 32;
+
+/// What a search for a fault has come to.
+enum Found {
+    /// It is taken out.
+    Contained,
+    /// There is none any more.
+    Nothing(Fault),
+}
+
 /// A rule whose failures are contained. Its answers have no fault but fatal ones.
 pub struct Contained<R, F> {
     rule: R,
@@ -50,93 +61,118 @@ impl<R: SessionRule, F: Faults> Contained<R, F> {
     /// Answers a turn piece by piece, around what fails in it.
     fn piecemeal(&mut self, turns: &Turns, turn: &Turn, out: &mut Results) -> TurnResult {
         let mut whole = Pieces::without_poison(turns, turn);
+        // Inputs of the next piece, where the last one took too long; and how often a fault was not found again.
+        let (mut most, mut lost) = (usize::MAX, 0);
         loop {
-            // Each round answers the rest or up to a poison input, or takes an input out, or closes a session: it ends.
-            let stop = whole.wanted_poison();
-            let reach = match stop {
-                Some(i) => Reach::Inputs { inputs: whole.before(i), until: Some(whole.time(i)) },
-                None => Reach::Everything,
-            };
-            match (self.ask(&whole, reach), stop) {
-                (Ok(r), Some(i)) => {
-                    whole.take_first(&r, &self.part_answers, whole.before(i));
-                    let now = whole.now();
-                    whole.snapshots.push(now);
-                }
-                (Ok(r), None) => {
+            // Each round answers the rest or a part of it, or makes the next piece shorter, or takes an input out, or closes a
+            // session: it ends. What never gets any faster is ended by whoever keeps count of the time.
+            let reach = whole.next_piece(most.min(self.rule.inputs_max()).max(1));
+            let asked = whole.asked(reach);
+            let fault = match (self.ask(&whole, reach), reach) {
+                (Ok(r), Reach::Everything) => {
                     whole.take(&r, &self.part_answers);
                     return whole.finish(out);
                 }
-                (Err(f), _) if f.fatal => return TurnResult::failed(f),
-                (Err(f), _) => {
-                    if let Err(f) = self.step_over(&mut whole, f) {
-                        return TurnResult::failed(f);
+                (Ok(r), Reach::Inputs { inputs, until }) => {
+                    whole.take_first(&r, &self.part_answers, inputs);
+                    if until.is_some() {
+                        let now = whole.now();
+                        whole.snapshots.push(now);
                     }
+                    most = usize::MAX;
+                    continue;
                 }
+                (Err(f), _) if f.fatal || f.overdue && asked > 1 => f,
+                (Err(f), _) => match self.step_over(&mut whole, f, reach) {
+                    Ok(Found::Contained) => {
+                        most = usize::MAX;
+                        continue;
+                    }
+                    Ok(Found::Nothing(f)) if lost < LOST_MAX => {
+                        lost += 1;
+                        f
+                    }
+                    Ok(Found::Nothing(f)) => Fault { fatal: true, ..f },
+                    Err(f) => f,
+                },
+            };
+            if fault.fatal {
+                return TurnResult::failed(fault);
             }
+            // Up to where it came; if it does not even come there again, half as far.
+            let came = match fault.at {
+                FaultAt::Input(i) => whole.before(i).min(asked),
+                FaultAt::Unknown | FaultAt::Output => asked,
+            };
+            most = if came < asked && most == usize::MAX { came } else { came / 2 }.max(1);
         }
     }
 
-    /// Finds what fails first in the rest of the turn, and takes it out.
-    fn step_over(&mut self, whole: &mut Pieces<'_>, fault: Fault) -> Result<(), Fault> {
-        if !self.faults.found(&fault) {
-            return Err(Fault { fatal: true, ..fault });
-        }
-        let n = whole.rest.len();
-        // The least number of inputs that fails; `n + 1` if only the timers, fields or the end after all of them do.
+    /// Finds what fails first in a part of the rest that has failed, and takes it out.
+    ///
+    /// # Errors
+    /// A fault that cannot be contained, or one that was overdue while it was searched for: less at once may work.
+    fn step_over(&mut self, whole: &mut Pieces<'_>, fault: Fault, reach: Reach) -> Result<Found, Fault> {
+        // How many inputs work, and the least number that fails: one more than there are if only the timers, fields or the end
+        // after all of them do.
+        let (mut good, mut bad) = match reach {
+            Reach::Everything => (0, whole.rest.len() + 1),
+            Reach::Inputs { inputs, until: Some(_) } => (0, inputs + 1),
+            Reach::Inputs { inputs, until: None } => (0, inputs),
+        };
         let hint = match fault.at {
-            FaultAt::Input(i) => whole.rest.iter().position(|r| *r == i),
+            FaultAt::Input(i) => whole.rest.iter().position(|r| *r == i).filter(|i| *i < bad),
             FaultAt::Unknown | FaultAt::Output => None,
         };
-        let mut message = fault.message;
-        let (mut good, mut bad) = (0, n + 1);
         if let Some(i) = hint {
             // Two questions instead of a search, where the rule has said where it was.
-            match self.fails(whole, i + 1)? {
-                Some(f) => (bad, message) = (i + 1, f.message),
-                None => good = i + 1,
+            match self.fails(whole, i + 1, bad)? {
+                true => bad = i + 1,
+                false => good = i + 1,
             }
-            if bad == i + 1 && self.fails(whole, i)?.is_none() {
+            if bad == i + 1 && !self.fails(whole, i, bad)? {
                 good = i;
             }
         }
         while good + 1 < bad {
             let middle = good + (bad - good) / 2;
-            match self.fails(whole, middle)? {
-                Some(f) => (bad, message) = (middle, f.message),
-                None => good = middle,
+            match self.fails(whole, middle, bad)? {
+                true => bad = middle,
+                false => good = middle,
             }
         }
-        // All but the last input of the failing prefix work. Does the last fail, or a timer or output before it?
-        let before = self.answer(whole, Reach::Inputs { inputs: good, until: None })?;
-        let timer = self.first_timer(before.as_ref());
-        let next = whole.rest.get(good).copied();
-        let mut at_timer = next.is_none();
-        let mut at_output = false;
-        if let Some(i) = next {
-            let time = whole.time(i);
-            if let Err(f) = self.ask(whole, Reach::Inputs { inputs: good, until: Some(time) }) {
-                if f.fatal {
-                    return Err(f);
-                }
-                (at_timer, message) = (true, f.message);
-            } else if let Err(f) = self.ask(whole, Reach::Inputs { inputs: good + 1, until: None }) {
-                at_output = f.at == FaultAt::Output;
-                message = f.message;
-            }
-        }
-        let before = self.answer(whole, Reach::Inputs { inputs: good, until: None })?;
-        let Some(before) = before else {
-            return Err(Fault { message, at: FaultAt::Unknown, fatal: true });
+        // All but the last input of the failing prefix work, and are answered. Does the last fail, or a timer or output before it?
+        let Some(before) = self.answer(whole, Reach::Inputs { inputs: good, until: None })? else {
+            return Ok(Found::Nothing(fault));
         };
-        let open = before.end.first.is_some();
-        if let Some(i) = next.filter(|_| !(at_timer || at_output && open)) {
-            whole.poison(i, &message);
-            return Ok(());
-        }
+        let (open, timer) = (before.end.first.is_some(), self.first_timer(&before));
         whole.take_first(&before, &self.part_answers, good);
+        let next = whole.rest.first().copied();
+        let (failed, at_timer) = match (reach, next) {
+            // The part ends with timers, before the next input.
+            (Reach::Inputs { inputs, until: until @ Some(_) }, _) if inputs == good => {
+                (self.surely(whole, Reach::Inputs { inputs: 0, until })?, true)
+            }
+            (_, Some(i)) => {
+                let due = Reach::Inputs { inputs: 0, until: Some(whole.time(i)) };
+                match self.surely(whole, due)? {
+                    Some(f) => (Some(f), true),
+                    None => (self.surely(whole, Reach::Inputs { inputs: 1, until: None })?, false),
+                }
+            }
+            (_, None) => (self.surely(whole, Reach::Everything)?, true),
+        };
+        let Some(failed) = failed else { return Ok(Found::Nothing(fault)) };
+        if !self.faults.found(&failed) {
+            return Err(Fault { fatal: true, ..failed });
+        }
+        let at_output = !at_timer && failed.at == FaultAt::Output;
+        if let Some(i) = next.filter(|_| !(at_timer || at_output && open)) {
+            whole.poison(i, &failed.message);
+            return Ok(Found::Contained);
+        }
         let cause = match (timer, next) {
-            _ if !open => return Err(Fault { message, at: FaultAt::Unknown, fatal: true }),
+            _ if !open => return Err(Fault { fatal: true, ..Fault::unknown(failed.message) }),
             (Some(t), Some(i)) if at_timer && t.at <= whole.time(i) => Cause::Timer(t),
             (Some(t), None) if t.at <= whole.turn.until && t.at != EventTime::INFINITY => Cause::Timer(t),
             (_, Some(i)) => Cause::Input(i),
@@ -144,33 +180,46 @@ impl<R: SessionRule, F: Faults> Contained<R, F> {
             // Only the fields of the session that stays open fail: it goes without.
             (_, None) => {
                 whole.report_open = false;
-                return Ok(());
+                return Ok(Found::Contained);
             }
         };
         whole.close(cause);
-        Ok(())
+        Ok(Found::Contained)
     }
 
-    fn first_timer(&self, before: Option<&TurnResult>) -> Option<Timer> {
-        let timers = self.part_answers.timers.get(before?.end.timers.range())?;
+    fn first_timer(&self, before: &TurnResult) -> Option<Timer> {
+        let timers = self.part_answers.timers.get(before.end.timers.range())?;
         timers.iter().copied().min()
     }
 
-    fn fails(&mut self, whole: &Pieces<'_>, inputs: usize) -> Result<Option<Fault>, Fault> {
-        let reach =
-            if inputs > whole.rest.len() { Reach::Everything } else { Reach::Inputs { inputs, until: None } };
-        match self.ask(whole, reach) {
-            Ok(_) => Ok(None),
-            Err(f) if f.fatal => Err(f),
-            Err(f) => Ok(Some(f)),
+    /// Whether the first so many inputs fail; of `bad` it is known.
+    fn fails(&mut self, whole: &Pieces<'_>, inputs: usize, bad: usize) -> Result<bool, Fault> {
+        if inputs >= bad {
+            return Ok(true);
         }
+        Ok(self.answer(whole, Reach::Inputs { inputs, until: None })?.is_none())
     }
 
+    /// An answer; none if it fails, and not for its time.
     fn answer(&mut self, whole: &Pieces<'_>, reach: Reach) -> Result<Option<TurnResult>, Fault> {
         match self.ask(whole, reach) {
             Ok(r) => Ok(Some(r)),
-            Err(f) if f.fatal => Err(f),
+            Err(f) if f.fatal || f.overdue && whole.asked(reach) > 1 => Err(f),
             Err(_) => Ok(None),
+        }
+    }
+
+    /// Why a single step fails. It may have been overdue because the machine was busy with something else, so that it is asked
+    /// once more.
+    fn surely(&mut self, whole: &Pieces<'_>, reach: Reach) -> Result<Option<Fault>, Fault> {
+        let again = match self.ask(whole, reach) {
+            Err(f) if f.overdue && !f.fatal => self.ask(whole, reach),
+            answer => answer,
+        };
+        match again {
+            Ok(_) => Ok(None),
+            Err(f) if f.fatal => Err(f),
+            Err(f) => Ok(Some(f)),
         }
     }
 

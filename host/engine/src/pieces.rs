@@ -89,6 +89,25 @@ impl<'a> Pieces<'a> {
         &self.turns.wanted[self.turn.wanted.range()]
     }
 
+    /// What to ask next: the whole rest, or up to a poison input after which the state is wanted, but at most so many inputs.
+    pub(crate) fn next_piece(&self, most: usize) -> Reach {
+        match self.wanted_poison() {
+            Some(i) if self.before(i) <= most => {
+                Reach::Inputs { inputs: self.before(i), until: Some(self.time(i)) }
+            }
+            None if self.rest.len() <= most => Reach::Everything,
+            _ => Reach::Inputs { inputs: most, until: None },
+        }
+    }
+
+    /// How many inputs a part has.
+    pub(crate) fn asked(&self, reach: Reach) -> usize {
+        match reach {
+            Reach::Everything => self.rest.len(),
+            Reach::Inputs { inputs, .. } => inputs,
+        }
+    }
+
     /// Writes the part as a turn of its own behind the others.
     pub(crate) fn part(&self, reach: Reach, out: &mut Turns) {
         let (timers, asked, wanted) = (out.timers.len(), out.inputs.len(), out.wanted.len());

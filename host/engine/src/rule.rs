@@ -198,6 +198,8 @@ pub struct Fault {
     pub at: FaultAt,
     /// Nothing more should be asked of the rule: it has failed too often, or cannot be made ready again.
     pub fatal: bool,
+    /// It took too long, and that is all: with fewer inputs at once it may work.
+    pub overdue: bool,
 }
 
 /// What a rule was at when it failed.
@@ -215,7 +217,7 @@ impl Fault {
     /// A fault whose place is not known.
     #[must_use]
     pub fn unknown(message: impl Into<String>) -> Fault {
-        Fault { message: message.into(), at: FaultAt::Unknown, fatal: false }
+        Fault { message: message.into(), at: FaultAt::Unknown, fatal: false, overdue: false }
     }
 }
 
@@ -338,6 +340,10 @@ pub trait SessionRule: Send {
     fn describe(&self) -> &Description;
     /// Answers every turn, in order. Never panics; a turn that cannot be answered has a fault.
     fn call(&mut self, turns: &Turns, out: &mut Results);
+    /// How many inputs it takes in one turn at the moment; a longer turn fails as `overdue`, and is asked in parts.
+    fn inputs_max(&self) -> usize {
+        usize::MAX
+    }
     /// Puts states of an older form into this rule's, one answer each: the state, or why it cannot be taken over.
     fn migrate(&mut self, from: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>>;
 }

@@ -6,6 +6,7 @@
 pub(crate) mod budget;
 pub(crate) mod enrich;
 mod frames;
+mod pace;
 pub(crate) mod purity;
 mod rule;
 pub(crate) mod validate;

@@ -3,22 +3,20 @@
 use super::CALL_DEADLINE;
 use super::budget::Warden;
 use super::frames::{Column, TurnFrames, read_results, read_states};
+use super::pace::Pace;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tidemill_contract::rows::progress;
 use tidemill_engine::metrics::Metric;
 use tidemill_engine::rule::{
-    Description, Fault, FaultAt, Results, SessionRule, StateForm, TurnResult, Turns,
+    Description, Fault, FaultAt, Results, SessionRule, StateForm, Turn, TurnResult, Turns,
 };
-use tidemill_sandbox::{self as sandbox, Instance, MetricKind};
+use tidemill_sandbox::{self as sandbox, FaultKind, Instance, MetricKind};
 
 /// Inputs in one frame: the cost of a call is spread over them, and a call that fails is found again among them.
 const FRAME_INPUTS: usize = 1024;
 /// Turns in one frame.
 const FRAME_TURNS: usize = 256;
-/// What each input beyond [`FRAME_INPUTS`] adds to a call's deadline: a hot key's turn is one call however long it is, and
-/// a rule takes some 100 ns for an input.
-const INPUT_DEADLINE: Duration = Duration::from_micros(2);
 
 /// A plugin behind the engine's trait.
 pub(crate) struct PluginRule {
@@ -26,6 +24,8 @@ pub(crate) struct PluginRule {
     frames: TurnFrames,
     instance: Instance,
     warden: Warden,
+    /// Inputs in one frame.
+    pace: Pace,
 }
 
 impl PluginRule {
@@ -34,23 +34,26 @@ impl PluginRule {
         let d = instance.plugin().component().description();
         let columns = d.fields.iter().zip(slots).map(|(f, slot)| Column::new(f, *slot)).collect();
         let description = description(d, &warden.who.digest);
-        PluginRule { description, frames: TurnFrames::new(columns), instance, warden }
+        let (frames, pace) = (TurnFrames::new(columns), Pace::new(FRAME_INPUTS));
+        PluginRule { description, frames, instance, warden, pace }
     }
 
     /// Answers a run of turns; where the call fails, the turn at fault alone, and the others again.
     fn answer(&mut self, turns: &Turns, which: Range<usize>, out: &mut Results) {
         let inputs: usize = turns.turns[which.clone()].iter().map(|t| t.inputs.len as usize).sum();
-        let deadline = deadline(inputs);
         let frame = self.frames.write(turns, which.clone());
         let begun = Instant::now();
-        let answer = self.instance.fold(frame, deadline);
+        let answer = self.instance.fold(frame, CALL_DEADLINE);
         self.warden.meter.called(begun);
         let fault = match answer {
             Ok(words) => match read_results(words, turns, which.clone(), out) {
-                Ok(()) => return,
+                Ok(()) => return self.pace.answered(inputs, begun.elapsed()),
                 Err(e) => Fault::unknown(format!("the answer is no frame of results: {e}")),
             },
             Err(f) => {
+                if matches!(f.kind, FaultKind::Deadline(_)) {
+                    self.pace.overdue(inputs, came(&f, &turns.turns[which.clone()]));
+                }
                 let row = f.progress.map(|p| p.row as usize).filter(|r| *r < which.len());
                 let fault = fault(&f, self.warden.failed(&f));
                 if let Some(row) = row.filter(|_| which.len() > 1 && !fault.fatal) {
@@ -96,21 +99,47 @@ impl PluginRule {
         self.migrate_some(from, b, out);
     }
 
+    /// Answers a run of turns in calls that are as large as they may be now.
     fn run(&mut self, turns: &Turns, which: Range<usize>, out: &mut Results) {
+        let (mut start, mut inputs) = (which.start, 0);
+        for i in which.clone() {
+            let n = turns.turns[i].inputs.len as usize;
+            let full = inputs + n > self.pace.now() || i - start >= FRAME_TURNS;
+            if i > start && full {
+                self.one_call(turns, start..i, out);
+                (start, inputs) = (i, 0);
+            }
+            inputs += n;
+        }
+        self.one_call(turns, start..which.end, out);
+    }
+
+    fn one_call(&mut self, turns: &Turns, which: Range<usize>, out: &mut Results) {
+        let inputs = |i: usize| turns.turns[i].inputs.len as usize;
         if self.warden.budget.is_spent() {
             // Whatever is asked now costs another deadline, and its answer leads nowhere.
             let spent = Fault { fatal: true, ..Fault::unknown("the fault budget is spent") };
             out.turns.extend(which.map(|_| TurnResult::failed(spent.clone())));
+        } else if which.len() == 1 && inputs(which.start) > self.pace.now() {
+            out.turns.push(TurnResult::failed(too_long()));
         } else if !which.is_empty() {
             self.answer(turns, which, out);
         }
     }
 }
 
-/// How long a call may take.
-fn deadline(inputs: usize) -> Duration {
-    let beyond = u32::try_from(inputs.saturating_sub(FRAME_INPUTS)).unwrap_or(u32::MAX);
-    CALL_DEADLINE.saturating_add(INPUT_DEADLINE.saturating_mul(beyond))
+/// A turn that is to be asked in parts.
+fn too_long() -> Fault {
+    Fault { overdue: true, ..Fault::unknown("the turn has more inputs than are asked about at once") }
+}
+
+/// How many inputs of a call's turns were behind it when it was stopped.
+fn came(f: &sandbox::Fault, turns: &[Turn]) -> Option<usize> {
+    let p = f.progress?;
+    let before = turns.get(..p.row as usize)?.iter().map(|t| t.inputs.len as usize).sum::<usize>();
+    let own = turns.get(p.row as usize)?.inputs.len as usize;
+    let input = if p.input < progress::OUTPUT { p.input as usize } else { own };
+    Some(before + input.min(own))
 }
 
 /// What a sessionizer says of itself, in the engine's words.
@@ -147,7 +176,7 @@ fn fault(f: &sandbox::Fault, fatal: bool) -> Fault {
         Some(progress::OUTPUT) => FaultAt::Output,
         Some(i) => FaultAt::Input(i),
     };
-    Fault { message: f.to_string(), at, fatal }
+    Fault { message: f.to_string(), at, fatal, overdue: matches!(f.kind, FaultKind::Deadline(_)) }
 }
 
 impl SessionRule for PluginRule {
@@ -163,29 +192,13 @@ impl SessionRule for PluginRule {
         out
     }
 
+    fn inputs_max(&self) -> usize {
+        self.pace.now()
+    }
+
     fn call(&mut self, turns: &Turns, out: &mut Results) {
         out.clear();
-        let (mut start, mut inputs) = (0, 0);
-        for (i, turn) in turns.turns.iter().enumerate() {
-            let n = turn.inputs.len as usize;
-            if i > start && (inputs + n > FRAME_INPUTS || i - start >= FRAME_TURNS) {
-                self.run(turns, start..i, out);
-                (start, inputs) = (i, 0);
-            }
-            inputs += n;
-        }
-        self.run(turns, start..turns.turns.len(), out);
+        self.run(turns, 0..turns.turns.len(), out);
         self.warden.pass_on_log(&mut self.instance);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_turn_may_take_longer_and_a_usual_call_may_not() {
-        assert_eq!([0, 1, FRAME_INPUTS].map(deadline), [CALL_DEADLINE; 3]);
-        assert_eq!(deadline(FRAME_INPUTS + 500_000), CALL_DEADLINE + Duration::from_secs(1));
     }
 }

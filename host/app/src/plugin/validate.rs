@@ -6,12 +6,13 @@
 use super::CALL_DEADLINE;
 use super::budget::{Identity, Warden};
 use super::frames::{Column, push_cells};
+use super::pace::Pace;
 use std::time::Instant;
 use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
 use tidemill_contract::rows;
 use tidemill_engine::event::{RowHead, Rows};
 use tidemill_engine::metrics::{Metric, Total, Totals};
-use tidemill_sandbox::Instance;
+use tidemill_sandbox::{FaultKind, Instance};
 
 /// Events in one frame.
 const FRAME_EVENTS: usize = 512;
@@ -27,6 +28,8 @@ pub(crate) struct Validators {
 struct Stage {
     instance: Instance,
     warden: Warden,
+    /// Events in one frame.
+    pace: Pace,
     columns: Vec<Column>,
     reasons: Vec<String>,
     metrics: Vec<Metric>,
@@ -65,6 +68,7 @@ impl Validators {
             metrics: super::rule::metrics(d),
             instance,
             warden,
+            pace: Pace::new(FRAME_EVENTS),
             writer: FrameWriter::default(),
             events: Vec::new(),
             bytes: Vec::new(),
@@ -107,9 +111,7 @@ impl Validators {
         let mut dead: Vec<(usize, usize)> = Vec::new();
         for stage in &mut self.stages {
             let mut next = Vec::new();
-            for part in self.order.chunks(FRAME_EVENTS) {
-                stage.part(lanes, part, &mut next)?;
-            }
+            stage.all(lanes, &self.order, &mut next)?;
             stage.warden.pass_on_log(&mut stage.instance);
             for (at, why) in &next {
                 let by = &stage.warden.who;
@@ -136,8 +138,25 @@ impl Validators {
 type Verdicts = Vec<((usize, usize), Rejected)>;
 
 impl Stage {
-    /// Judges some rows; where the call fails, the row at fault is rejected and the others are asked again.
-    fn part(&mut self, lanes: &[Rows], part: &[(usize, usize)], out: &mut Verdicts) -> Result<(), String> {
+    /// Judges rows, in calls that are as large as they may be now.
+    fn all(&mut self, lanes: &[Rows], mut rows: &[(usize, usize)], out: &mut Verdicts) -> Result<(), String> {
+        while !rows.is_empty() {
+            let (part, rest) = rows.split_at(self.pace.now().min(rows.len()));
+            self.part(lanes, part, false, out)?;
+            rows = rest;
+        }
+        Ok(())
+    }
+
+    /// Judges some rows; where the call fails, the row at fault is rejected and the others are asked again. `sure`: a single row
+    /// that is overdue was so before, and not because the machine was busy with something else.
+    fn part(
+        &mut self,
+        lanes: &[Rows],
+        part: &[(usize, usize)],
+        sure: bool,
+        out: &mut Verdicts,
+    ) -> Result<(), String> {
         if part.is_empty() {
             return Ok(());
         }
@@ -147,11 +166,23 @@ impl Stage {
         self.warden.meter.called(begun);
         let (message, row) = match answer {
             Ok(words) => match read(words, part, &self.reasons, &mut self.totals, out) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.pace.answered(part.len(), begun.elapsed());
+                    return Ok(());
+                }
                 Err(e) => (format!("the answer is no frame of verdicts: {e}"), None),
             },
             Err(f) if self.warden.failed(&f) => return Err(f.to_string()),
-            Err(f) => (f.to_string(), f.progress.map(|p| p.row as usize).filter(|r| *r < part.len())),
+            Err(f) => {
+                let row = f.progress.map(|p| p.row as usize).filter(|r| *r < part.len());
+                if matches!(f.kind, FaultKind::Deadline(_)) {
+                    self.pace.overdue(part.len(), row);
+                    if part.len() == 1 && !sure {
+                        return self.part(lanes, part, true, out);
+                    }
+                }
+                (f.to_string(), row)
+            }
         };
         match row {
             _ if part.len() == 1 => {
@@ -162,14 +193,14 @@ impl Stage {
                 Ok(())
             }
             Some(row) => {
-                self.part(lanes, &part[..row], out)?;
-                self.part(lanes, &part[row..=row], out)?;
-                self.part(lanes, &part[row + 1..], out)
+                self.all(lanes, &part[..row], out)?;
+                self.part(lanes, &part[row..=row], true, out)?;
+                self.all(lanes, &part[row + 1..], out)
             }
             None => {
                 let (a, b) = part.split_at(part.len() / 2);
-                self.part(lanes, a, out)?;
-                self.part(lanes, b, out)
+                self.all(lanes, a, out)?;
+                self.all(lanes, b, out)
             }
         }
     }

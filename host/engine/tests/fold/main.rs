@@ -47,6 +47,9 @@ enum Op {
 struct Case {
     /// A rule that rejects, discards and fails, in place of the built-in one.
     rude: Option<Hint>,
+    /// How many inputs such a rule takes in time, and how often it does not for no reason; 0: never.
+    most: usize,
+    hiccups: u32,
     gap: i64,
     inclusive: bool,
     max: Option<i64>,
@@ -78,8 +81,9 @@ fn case() -> impl Strategy<Value = Case> {
         1 => Just(Some(Hint::Wrong)),
     ];
     let second = (1..12i64, any::<bool>(), proptest::option::of(1..20i64), any::<bool>());
+    let slow = (prop_oneof![Just(usize::MAX), 1..6usize], prop_oneof![Just(0u32), 4..9u32]);
     (
-        rude,
+        (rude, slow),
         proptest::option::of(second),
         rule,
         prop_oneof![Just(0i64), 1..30i64],
@@ -87,20 +91,32 @@ fn case() -> impl Strategy<Value = Case> {
         any::<bool>(),
         proptest::collection::vec(op, 1..90),
     )
-        .prop_map(|(rude, second, (gap, inclusive, max, marks), lateness, early, position_ids, ops)| {
-            Case {
-                second: second.filter(|_| rude.is_none()).map(|(g, i, m, k)| gap_config(g, i, m, k)),
-                rude,
-                gap,
-                inclusive,
-                max,
-                marks,
+        .prop_map(
+            |(
+                (rude, (most, hiccups)),
+                second,
+                (gap, inclusive, max, marks),
                 lateness,
                 early,
                 position_ids,
                 ops,
-            }
-        })
+            )| {
+                Case {
+                    second: second.filter(|_| rude.is_none()).map(|(g, i, m, k)| gap_config(g, i, m, k)),
+                    rude,
+                    most,
+                    hiccups,
+                    gap,
+                    inclusive,
+                    max,
+                    marks,
+                    lateness,
+                    early,
+                    position_ids,
+                    ops,
+                }
+            },
+        )
 }
 
 fn config(c: &Case) -> GapConfig {
@@ -375,6 +391,8 @@ fn cases() -> u32 {
 fn a_swap_settles_when_the_frontier_reaches_it() {
     let mut c = Case {
         rude: None,
+        most: usize::MAX,
+        hiccups: 0,
         gap: 5,
         inclusive: false,
         max: None,

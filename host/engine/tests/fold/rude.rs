@@ -41,6 +41,12 @@ pub(crate) struct Rude {
     description: Description,
     silence: i64,
     hint: Hint,
+    /// Turns with more inputs take too long.
+    most: usize,
+    /// About one turn in so many takes too long for no reason of its own, but never two in a row; 0: none.
+    hiccups: u32,
+    random: u32,
+    hiccup: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -69,6 +75,10 @@ impl Rude {
             },
             silence: c.gap + i64::from(c.inclusive),
             hint,
+            most: c.most,
+            hiccups: c.hiccups,
+            random: 1,
+            hiccup: false,
         }
     }
 
@@ -79,7 +89,7 @@ impl Rude {
             (Hint::Wrong, FaultAt::Input(i)) => FaultAt::Input(i.saturating_sub(1)),
             (Hint::Wrong, _) => FaultAt::Input(7),
         };
-        Fault { message: "rude".into(), at, fatal: false }
+        Fault { at, ..Fault::unknown("rude") }
     }
 
     fn turn(&self, turns: &Turns, turn: &Turn, out: &mut Results) -> Result<TurnResult, Fault> {
@@ -203,9 +213,26 @@ impl SessionRule for Rude {
     fn call(&mut self, turns: &Turns, out: &mut Results) {
         out.clear();
         for turn in &turns.turns {
-            let r = self.turn(turns, turn, out).unwrap_or_else(TurnResult::failed);
+            let inputs = turn.inputs.len as usize;
+            self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            self.hiccup =
+                self.hiccups > 0 && !self.hiccup && (self.random >> 16).is_multiple_of(self.hiccups);
+            let r = if inputs > self.most || self.hiccup {
+                let at = match self.hint {
+                    Hint::None => FaultAt::Unknown,
+                    _ => FaultAt::Input((self.most / 2).min(inputs) as u32),
+                };
+                TurnResult::failed(Fault { at, overdue: true, ..Fault::unknown("slow") })
+            } else {
+                self.turn(turns, turn, out).unwrap_or_else(TurnResult::failed)
+            };
             out.turns.push(r);
         }
+    }
+
+    fn inputs_max(&self) -> usize {
+        // It does not always know beforehand.
+        if self.hint == Hint::True { self.most } else { usize::MAX }
     }
 }
 
