@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub enum Policy {
     /// The new version goes on with it.
     Migrate,
-    /// The version of its first event goes on with it.
-    Drain,
+    /// The version of its first event goes on with it, for so many ms after the place at most.
+    Drain(i64),
 }
 
 /// A version and its place.
@@ -55,12 +55,19 @@ pub fn sessions(log: &Log, dead: &BTreeSet<Place>, schedule: &[Version]) -> Vec<
     // Whose an open session is at `t`: it goes over at each swap that migrates, and stays for good at one that drains.
     let owner = |mut version: usize, t: i64| {
         while let Some(next) = schedule.get(version + 1).filter(|v| v.from_ms <= t) {
-            if next.policy == Policy::Drain {
+            if matches!(next.policy, Policy::Drain(_)) {
                 break;
             }
             version += 1;
         }
         version
+    };
+    // Where an open session ends unless an event comes before, and whether it was drained for so long that it had to.
+    let end = |o: &Open| {
+        let after = schedule[owner(o.version, o.due) + 1..].first().filter(|v| v.from_ms <= o.due);
+        let by =
+            after.and_then(|v| if let Policy::Drain(max) = v.policy { Some(v.from_ms + max) } else { None });
+        by.filter(|by| *by <= o.due).map_or((o.due, false), |by| (by, true))
     };
     let mut rows = Vec::new();
     let mut close = |key: &str, o: &Open| {
@@ -69,14 +76,14 @@ pub fn sessions(log: &Log, dead: &BTreeSet<Place>, schedule: &[Version]) -> Vec<
             start_ms: o.start,
             end_ms: o.last,
             events: o.events,
-            reason: Some("gap".to_owned()),
+            reason: Some(if end(o).1 { "limit" } else { "gap" }.to_owned()),
         };
         rows.push(Named { row, plugin: schedule[owner(o.version, o.due)].plugin.clone() });
     };
     for (key, events) in keys {
         let mut open: Option<Open> = None;
         for (time, _) in events {
-            if let Some(o) = open.take_if(|o| o.due <= time) {
+            if let Some(o) = open.take_if(|o| end(o).0 <= time) {
                 close(key, &o);
             }
             let o = open.get_or_insert_with(|| Open {

@@ -111,7 +111,7 @@ fn open_sessions_may_end_under_the_version_they_began_with() {
     assert!(!kept.is_empty());
     let versions = [
         version("swap-sessions@1.0.0", i64::MIN, Policy::Migrate, 20),
-        version("swap-sessions@4.0.0", place(&outcome), Policy::Drain, 45),
+        version("swap-sessions@4.0.0", place(&outcome), Policy::Drain(86_400_000), 45),
     ];
     let rows = compare("drain", &case, &versions);
     let across =

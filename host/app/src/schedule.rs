@@ -181,6 +181,10 @@ impl Schedule {
             version: Version(self.next),
             from,
             policy: wish.policy,
+            drained_by: match wish.policy {
+                Policy::Migrate => EventTime::INFINITY,
+                Policy::Drain => from.plus(wish.drain_max_ms),
+            },
             plugin: description.plugin.clone(),
             digest: description.digest.clone(),
         };
@@ -219,11 +223,16 @@ impl Schedule {
     }
 }
 
+/// How long sessions may be drained if nobody says: a day has passed for everybody by then.
+pub(crate) const DRAIN_MAX_MS: i64 = 86_400_000;
+
 /// How somebody wants a version to come into force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wish {
     /// What becomes of open sessions.
     pub(crate) policy: Policy,
+    /// How long after its place sessions may be drained, ms of event time.
+    pub(crate) drain_max_ms: i64,
     /// Who wants it.
     pub(crate) by: String,
     /// Why.

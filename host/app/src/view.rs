@@ -125,6 +125,8 @@ pub(crate) struct DeploymentView {
     pub(crate) config: Value,
     /// What became of sessions that were open: `migrate` or `drain`.
     pub(crate) policy: String,
+    /// Under `drain`: where sessions of the version before that are still open end.
+    pub(crate) drained_by: Option<String>,
     /// Events from here on are folded by it, others by the version before; none: all.
     pub(crate) from: Option<String>,
     /// When it was deployed.
@@ -167,6 +169,7 @@ impl DeploymentView {
             digest: d.scheduled.digest.clone(),
             config,
             policy: policy_word(d.scheduled.policy).to_owned(),
+            drained_by: event_instant(d.scheduled.drained_by),
             from: event_instant(d.scheduled.from),
             at: instant(d.at_ms),
             by: d.by.clone(),

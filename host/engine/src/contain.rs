@@ -8,7 +8,9 @@
 
 use crate::check::check;
 use crate::pieces::{Pieces, Reach};
-use crate::rule::{Cause, Description, Fault, FaultAt, Results, SessionRule, Timer, Turn, TurnResult, Turns};
+use crate::rule::{
+    Cause, Description, Fault, FaultAt, PLUGIN_FAULT, Results, SessionRule, Timer, Turn, TurnResult, Turns,
+};
 use crate::time::EventTime;
 
 /// Keeps count of what a rule fails at, and knows how much of it is too much.
@@ -183,7 +185,7 @@ impl<R: SessionRule, F: Faults> Contained<R, F> {
                 return Ok(Found::Contained);
             }
         };
-        whole.close(cause);
+        whole.close(cause, PLUGIN_FAULT, b"");
         Ok(Found::Contained)
     }
 

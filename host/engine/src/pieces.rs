@@ -108,6 +108,14 @@ impl<'a> Pieces<'a> {
         }
     }
 
+    /// Writes the first inputs as a part after which nothing more is asked of what is open: its fields are wanted.
+    pub(crate) fn last_part(&self, inputs: usize, until: EventTime, out: &mut Turns) {
+        self.part(Reach::Inputs { inputs, until: Some(until) }, out);
+        if let Some(turn) = out.turns.last_mut() {
+            turn.report_open = true;
+        }
+    }
+
     /// Writes the part as a turn of its own behind the others.
     pub(crate) fn part(&self, reach: Reach, out: &mut Turns) {
         let (timers, asked, wanted) = (out.timers.len(), out.inputs.len(), out.wanted.len());
@@ -308,12 +316,11 @@ impl<'a> Pieces<'a> {
         (self.state, self.timers) = (state, timers);
     }
 
-    /// Closes what is open for a fault.
-    pub(crate) fn close(&mut self, cause: Cause) {
+    /// Closes what is open for a reason of the host's.
+    pub(crate) fn close(&mut self, cause: Cause, reason: u16, fields: &[u8]) {
         let Some((_, first, last)) = self.open.take() else { return };
-        let c =
-            Closing { cause, discarded: false, first, last, reason: PLUGIN_FAULT, fields: Span::default() };
-        self.closings.push((c, Vec::new()));
+        let c = Closing { cause, discarded: false, first, last, reason, fields: Span::default() };
+        self.closings.push((c, fields.to_vec()));
         self.state.clear();
         self.timers.clear();
     }

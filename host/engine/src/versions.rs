@@ -41,6 +41,8 @@ pub struct Scheduled {
     pub from: EventTime,
     /// What became of the sessions that were open there.
     pub policy: Policy,
+    /// Where those that are drained and still open end, with reason `limit`: so long the version before may be needed.
+    pub drained_by: EventTime,
     /// `name@version` of its rule, as rows show it.
     pub plugin: String,
     /// SHA-256 of its component, in hex, as letters show it; none for what is built in.
@@ -153,6 +155,8 @@ enum Route<'a> {
     Across(Box<Pieces<'a>>, usize),
     /// The older one until it has nothing open at or after S.
     Drained,
+    /// The same, and what is then open ends where draining does: before that there are so many inputs.
+    Ending(Box<Pieces<'a>>, usize),
     /// The older one, and the newer one from an input on; with what was answered before: closings, snapshots.
     HandedOver(Box<Pieces<'a>>, usize, usize),
     /// It failed.
@@ -200,6 +204,7 @@ impl Versions {
             version: Version::default(),
             from: EventTime::BEGINNING,
             policy: Policy::Migrate,
+            drained_by: EventTime::INFINITY,
             plugin: rule.describe().plugin.clone(),
             digest: rule.describe().digest.clone(),
         };
@@ -241,6 +246,12 @@ impl Versions {
         if self.live.len() > 1 {
             self.live.remove(0);
         }
+    }
+
+    /// The older version while it drains, and where what it still has open ends.
+    pub(crate) fn draining(&self) -> Option<(Version, EventTime)> {
+        let (older, newer) = self.swap()?;
+        (newer.policy == Policy::Drain).then_some((older, newer.drained_by))
     }
 
     /// The swap at hand, if two versions are live: the older version, and the newer one's place.
@@ -405,6 +416,10 @@ impl Both<'_> {
                 Route::Older | Route::Drained => copy_turn(turns, turn, &mut self.first.turns),
                 Route::Across(pieces, before) => pieces
                     .part(Reach::Inputs { inputs: *before, until: Some(at.minus(1)) }, &mut self.first.turns),
+                Route::Ending(pieces, before) => {
+                    let until = self.newer.scheduled.drained_by.minus(1);
+                    pieces.last_part(*before, until, &mut self.first.turns);
+                }
                 Route::Newer | Route::HandedOver(..) | Route::Failed(_) => {}
             }
         }
@@ -415,7 +430,7 @@ impl Both<'_> {
             match route {
                 Route::Newer => copy_turn(turns, turn, &mut self.second.turns),
                 Route::HandedOver(pieces, ..) => pieces.part(Reach::Everything, &mut self.second.turns),
-                Route::Older | Route::Across(..) | Route::Drained | Route::Failed(_) => {}
+                Route::Older | Route::Across(..) | Route::Drained | Route::Ending(..) | Route::Failed(_) => {}
             }
         }
         self.newer.call(&self.second.turns, &mut self.second.answers);
@@ -435,7 +450,14 @@ impl Both<'_> {
             _ if !is_open && before == 0 && reaches => Route::Newer,
             _ if !reaches => Route::Older,
             Policy::Migrate => Route::Across(Box::new(Pieces::all(turns, turn)), before),
-            Policy::Drain => Route::Drained,
+            Policy::Drain => {
+                let end = self.newer.scheduled.drained_by;
+                let before = inputs.partition_point(|i| i.time < end);
+                if before == inputs.len() && turn.until < end {
+                    return Route::Drained;
+                }
+                Route::Ending(Box::new(Pieces::all(turns, turn)), before)
+            }
         }
     }
 
@@ -466,6 +488,20 @@ impl Both<'_> {
                         *route = Route::HandedOver(pieces, closings, snapshots);
                     }
                 }
+                Route::Ending(pieces, before) => {
+                    match handover(turns, turn, r, given, self.newer.scheduled.from) {
+                        Some((input, closings)) => pieces.take_until(r, given, closings, input),
+                        None => {
+                            pieces.take_first(r, given, *before);
+                            let at = self.newer.scheduled.drained_by;
+                            let fields = &given.bytes[r.open_fields.range()];
+                            pieces.close(Cause::Timer(Timer { at, number: 0 }), LIMIT, fields);
+                        }
+                    }
+                    let (closings, snapshots) = pieces.answered();
+                    let pieces = std::mem::replace(pieces, Box::new(Pieces::all(turns, turn)));
+                    *route = Route::HandedOver(pieces, closings, snapshots);
+                }
                 _ => {}
             }
         }
@@ -488,7 +524,7 @@ impl Both<'_> {
             let (closings, snapshots) = pieces.answered();
             match pieces.open_state().and_then(|_| migrated.next()) {
                 Some(Ok((state, timers))) => pieces.put_state(state, timers),
-                Some(Err(_)) => pieces.close(Cause::Timer(Timer { at, number: 0 })),
+                Some(Err(_)) => pieces.close(Cause::Timer(Timer { at, number: 0 }), PLUGIN_FAULT, b""),
                 None => {}
             }
             *route = Route::HandedOver(pieces, closings, snapshots);
@@ -503,7 +539,7 @@ impl Both<'_> {
         for route in routes {
             let mut by = Answered::by(older);
             let r = match route {
-                Route::Older | Route::Across(..) | Route::Drained => match first.next() {
+                Route::Older | Route::Across(..) | Route::Drained | Route::Ending(..) => match first.next() {
                     Some(r) => copy_answer(&self.first.answers, r, out),
                     None => missing(),
                 },

@@ -63,6 +63,9 @@ pub(super) struct DeployArgs {
     /// What becomes of open sessions
     #[arg(long, value_enum, default_value = "migrate")]
     policy: PolicyWord,
+    /// Under `drain`: how long after that in event time they may go on [default: 24h]
+    #[arg(long, value_name = "DURATION")]
+    drain_max: Option<String>,
     /// What the plugin is configured with (default: as before, if it is the same plugin)
     #[arg(long, value_name = "JSON", value_parser = object)]
     with: Option<Value>,
@@ -88,6 +91,9 @@ pub(super) struct RollbackArgs {
     /// What becomes of open sessions, if it comes as a deployment of its own
     #[arg(long, value_enum, default_value = "migrate")]
     policy: PolicyWord,
+    /// Under `drain`: how long after that in event time they may go on [default: 24h]
+    #[arg(long, value_name = "DURATION")]
+    drain_max: Option<String>,
     /// What for; it stands in the history and the audit
     #[arg(long, short, default_value = "")]
     message: String,
@@ -134,6 +140,9 @@ pub(super) fn deploy(args: &DeployArgs) -> Result<u8, Failure> {
         "plugin": brought.body["name"], "version": brought.body["version"],
         "policy": args.policy.word(), "message": args.message,
     });
+    if let Some(max) = &args.drain_max {
+        wish["drain_max"] = max.as_str().into();
+    }
     if let Some(config) = &args.with {
         wish["config"] = config.clone();
     }
@@ -158,7 +167,11 @@ pub(super) fn rollback(args: &RollbackArgs) -> Result<u8, Failure> {
     let host = Host::needed(&plan, args.config.path())?;
     // There may be nothing to go back from yet: the question waits for it, the change does not.
     host.ask(&Ask::get(&format!("/api/v1/pipelines/{}/deployment", args.pipeline)))?;
-    let text = json!({ "policy": args.policy.word(), "message": args.message }).to_string();
+    let mut wish = json!({ "policy": args.policy.word(), "message": args.message });
+    if let Some(max) = &args.drain_max {
+        wish["drain_max"] = max.as_str().into();
+    }
+    let text = wish.to_string();
     let accepted = told(
         &host,
         &Ask {

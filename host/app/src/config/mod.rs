@@ -24,6 +24,7 @@ pub(crate) use self::plan::{
     Change, ChangeKind, Early, EndOfInput, Format, IdSpec, KeySpec, Pipeline, Plan, Rule, Server, Sink,
     SinkKind, Source, SourceKind, Target, compare, fingerprint,
 };
+pub(crate) use self::raw::duration_ms;
 use self::raw::{Entry, Env, Field, Section};
 use self::references::{Names, Uses};
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use crate::control::{Again, Change, InForce, Refusal, Told};
 use crate::meta::{Entry, Meta};
 use crate::plugin::LoadedRule;
 use crate::plugin::budget::Budget;
-use crate::schedule::{RuleSpec, Schedule, Wish};
+use crate::schedule::{DRAIN_MAX_MS, RuleSpec, Schedule, Wish};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,8 +68,12 @@ pub(super) fn decide(
         };
         start.rules.push(rule);
     }
-    let by_config =
-        |message: &str| Wish { policy: job.options.policy, by: "config".into(), message: message.into() };
+    let by_config = |message: &str| Wish {
+        policy: job.options.policy,
+        drain_max_ms: DRAIN_MAX_MS,
+        by: "config".into(),
+        message: message.into(),
+    };
     let keep = || bytes.map_or(Ok(()), |bytes| job.control.components.keep(&bytes).map(drop));
     match change {
         Some(Change::Deploy(spec, wish, kind)) => {

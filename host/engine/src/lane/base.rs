@@ -7,7 +7,7 @@ use crate::bounds::SNAPSHOT_ROWS;
 use crate::key_state::{Open, Snapshot, Tail};
 use crate::rule::{Place, Results, TurnResult};
 use crate::time::EventTime;
-use crate::versions::Answered;
+use crate::versions::{Answered, Version};
 
 /// The state after the turn becomes the base; its memory is used again.
 pub(super) fn advance_direct(
@@ -91,6 +91,7 @@ pub(super) fn next_visit(
     p: Pending,
     now: Now,
     lateness_ms: i64,
+    draining: Option<(Version, EventTime)>,
 ) -> EventTime {
     let mut due = EventTime::INFINITY;
     let folded = if p.direct { 0 } else { tail.snapshots.last().map_or(0, |s| s.rows) };
@@ -99,7 +100,8 @@ pub(super) fn next_visit(
     }
     let tip = tail.snapshots.last().map_or(base.as_ref(), |s| s.open.as_ref());
     if let Some(o) = tip {
-        let t = o.next_timer();
+        let end = draining.filter(|(older, _)| o.version == *older).map(|(_, end)| end);
+        let t = o.next_timer().min(end.unwrap_or(EventTime::INFINITY));
         due = due.min(if t <= now.w { t.plus(lateness_ms) } else { t });
     }
     for c in tail.closed.iter().filter(|c| c.at != EventTime::INFINITY && !c.fixed_at(now.b)) {

@@ -82,12 +82,17 @@ impl Lane {
     }
 
     /// Before the fold of a barrier: keys whose base lags behind B with events before S are folded again from base, so
-    /// that it moves on. Adds them to the keys to visit.
+    /// that it moves on; so are those whose session has been drained for too long, since no timer may wake them. Adds
+    /// them to the keys to visit.
     pub(super) fn catch_up(&mut self, now: Now, slots: &mut Vec<u32>) {
         let Some((keys, at, _)) = self.settling(now) else { return };
         let before = slots.len();
+        let overdue = self.versions.draining().filter(|(_, end)| now.b >= *end).map(|(older, _)| older);
         for slot in keys {
             let e = &mut self.entries[slot];
+            if e.live && overdue.is_some() && e.state.base.as_ref().map(|o| o.version) == overdue {
+                slots.push(slot as u32);
+            }
             let Some(tail) = e.state.tail.as_deref_mut().filter(|_| e.live) else { continue };
             if tail.rows.iter().any(|r| r.time < at) {
                 tail.void_from(0);

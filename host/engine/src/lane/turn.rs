@@ -217,7 +217,7 @@ impl Lane {
         if tail.rows.is_empty() && !again {
             tail.counted = None;
         }
-        e.due = next_visit(&e.state.base, &tail, p, now, self.config.lateness_ms);
+        e.due = next_visit(&e.state.base, &tail, p, now, self.config.lateness_ms, self.versions.draining());
         self.suffix_bytes = (self.suffix_bytes + tail.suffix_bytes()).saturating_sub(bytes_before);
         if tail.is_empty() {
             tail.clear();

@@ -39,7 +39,7 @@ enum Op {
     },
     Restart,
     /// The other of two configs from here on; for cases with swaps only.
-    Deploy(Policy),
+    Deploy(Policy, i64),
     Rollback,
 }
 
@@ -70,7 +70,8 @@ fn case() -> impl Strategy<Value = Case> {
         2 => Just(Op::Room),
         3 => any::<bool>().prop_map(|early| Op::Barrier { early }),
         1 => Just(Op::Restart),
-        1 => any::<bool>().prop_map(|d| Op::Deploy(if d { Policy::Drain } else { Policy::Migrate })),
+        1 => (any::<bool>(), 1..15i64)
+            .prop_map(|(d, max)| Op::Deploy(if d { Policy::Drain } else { Policy::Migrate }, max)),
         1 => Just(Op::Rollback),
     ];
     let rule = (1..12i64, any::<bool>(), proptest::option::of(1..20i64), any::<bool>());
@@ -248,12 +249,12 @@ impl World {
         self.uncommitted.push(e);
     }
     /// The other config from 1 ms after everything so far on (SEMANTICS 20).
-    fn deploy(&mut self, c: &Case, policy: Policy) {
+    fn deploy(&mut self, c: &Case, policy: Policy, max_ms: i64) {
         if c.second.is_none() || self.schedule.swap().is_some() {
             return;
         }
         self.barrier(false, false);
-        let next = self.schedule.deploy(self.watermark.max(self.greatest).plus(1), policy);
+        let next = self.schedule.deploy(self.watermark.max(self.greatest).plus(1), policy, max_ms);
         let rule = rule(c, next.version);
         self.lane.deploy(next, rule, vec!["type".into()]);
     }
@@ -329,7 +330,7 @@ fn run(c: &Case) -> (Outcome, Outcome) {
                 }
             }
             Op::Restart => w.restart(c),
-            Op::Deploy(policy) => w.deploy(c, *policy),
+            Op::Deploy(policy, max) => w.deploy(c, *policy, *max),
             Op::Rollback => w.rollback(c),
         }
     }
@@ -386,6 +387,46 @@ fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(4000)
 }
 
+/// Bug family: a session that no timer wakes keeps the older version for as long as it lasts.
+#[test]
+fn a_drained_session_ends_where_draining_does() {
+    let c = Case {
+        rude: None,
+        most: usize::MAX,
+        hiccups: 0,
+        gap: 1_000,
+        inclusive: false,
+        max: None,
+        marks: false,
+        lateness: 20,
+        early: false,
+        position_ids: false,
+        second: Some(gap_config(9, true, None, false)),
+        ops: Vec::new(),
+    };
+    for restarts in [false, true] {
+        let mut w = world(&c);
+        (0..10).for_each(|i| w.accept(&c, (0, i, 0, 5)));
+        w.watermark = EventTime::from_ms(9);
+        w.barrier(false, false);
+        w.deploy(&c, Policy::Drain, 30);
+        // The swap is at 10, so draining ends at 40; B comes there when W is at 60.
+        w.watermark = EventTime::from_ms(59);
+        w.barrier(false, false);
+        w.barrier(false, false);
+        assert_eq!(w.schedule.swap(), Some(EventTime::from_ms(10)));
+        if restarts {
+            w.restart(&c);
+        }
+        w.watermark = EventTime::from_ms(60);
+        (0..3).for_each(|_| w.barrier(false, false));
+        assert_eq!(w.schedule.swap(), None);
+        let rows: Vec<&Session> = w.table.values().map(|(_, _, session)| session).collect();
+        let want = ("k0".to_owned(), 0, 9, 10, "limit".to_owned(), "v0".to_owned());
+        assert_eq!(rows, [&want]);
+    }
+}
+
 /// The older version goes as soon as B has reached S, though bases lag behind B by some events.
 #[test]
 fn a_swap_settles_when_the_frontier_reaches_it() {
@@ -407,7 +448,7 @@ fn a_swap_settles_when_the_frontier_reaches_it() {
         c.ops.clear();
         let mut w = world(&c);
         (0..10).for_each(|i| w.accept(&c, (0, i, 0, 5)));
-        w.deploy(&c, policy);
+        w.deploy(&c, policy, 1_000);
         (10..40).for_each(|i| w.accept(&c, (0, i, 0, 5)));
         w.watermark = EventTime::from_ms(29);
         w.barrier(false, false);

@@ -21,13 +21,14 @@ pub(crate) struct Schedule {
 
 impl Default for Schedule {
     fn default() -> Self {
-        let first = scheduled(0, EventTime::BEGINNING, Policy::Migrate);
+        let first = scheduled(0, EventTime::BEGINNING, Policy::Migrate, 0);
         Schedule { all: vec![first], next: 1, retired: 0 }
     }
 }
 
-fn scheduled(n: u32, from: EventTime, policy: Policy) -> Scheduled {
-    Scheduled { version: Version(n), from, policy, plugin: format!("v{n}"), digest: None }
+fn scheduled(n: u32, from: EventTime, policy: Policy, max_ms: i64) -> Scheduled {
+    let drained_by = from.plus(max_ms);
+    Scheduled { version: Version(n), from, policy, drained_by, plugin: format!("v{n}"), digest: None }
 }
 
 impl Schedule {
@@ -45,14 +46,14 @@ impl Schedule {
     pub(crate) fn swap(&self) -> Option<EventTime> {
         self.all[self.retired..].get(1).map(|s| s.from)
     }
-    pub(crate) fn deploy(&mut self, from: EventTime, policy: Policy) -> Scheduled {
+    pub(crate) fn deploy(&mut self, from: EventTime, policy: Policy, max_ms: i64) -> Scheduled {
         // Every other number is the other config.
         let last = self.all[self.all.len() - 1].version.0;
         self.next = self.next.max(last + 1);
         if self.next % 2 == last % 2 {
             self.next += 1;
         }
-        self.all.push(scheduled(self.next, from, policy));
+        self.all.push(scheduled(self.next, from, policy, max_ms));
         self.next += 1;
         self.all[self.all.len() - 1].clone()
     }
@@ -90,6 +91,15 @@ impl Open {
     fn due(&self) -> i64 {
         self.gap_at.min(self.max_at)
     }
+    /// Where it ends unless an event comes before, and whether it was drained for so long that it had to.
+    fn end(&self, schedule: &Schedule) -> (i64, bool) {
+        let after = schedule.all[self.version + 1..].iter().take_while(|s| s.from.ms() <= self.due());
+        let drain = after.into_iter().find(|s| s.policy == Policy::Drain);
+        match drain.map(|s| s.drained_by.ms()).filter(|end| *end <= self.due()) {
+            Some(end) => (end, true),
+            None => (self.due(), false),
+        }
+    }
     /// Whose it is at `t`.
     fn go_on(&mut self, schedule: &Schedule, t: i64) {
         while let Some(next) = schedule.all.get(self.version + 1).filter(|s| s.from.ms() <= t) {
@@ -118,9 +128,11 @@ pub(crate) fn naive(c: &Case, accepted: &BTreeSet<Event>, schedule: &Schedule) -
         let end_of_time = (key, i64::MAX, 0, 9);
         let events = accepted.iter().filter(|e| e.0 == key).chain([&end_of_time]);
         for (_, t, _, kind) in events {
-            if let Some(mut o) = open.take_if(|o| o.due() <= *t) {
-                o.go_on(schedule, o.due());
-                close(o, if o.max_at < o.gap_at { "max" } else { "gap" });
+            if let Some(mut o) = open.take_if(|o| o.end(schedule).0 <= *t) {
+                let (end, drained) = o.end(schedule);
+                o.go_on(schedule, end);
+                let why = if o.max_at < o.gap_at { "max" } else { "gap" };
+                close(o, if drained { "limit" } else { why });
             }
             if *t == i64::MAX {
                 continue;

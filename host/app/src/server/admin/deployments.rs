@@ -5,8 +5,9 @@ use super::answer::{Json, JsonOr, Path, check_message, names_tag, tagged, with_t
 use super::operations::Shown as ShownOperation;
 use super::pipelines::BY;
 use super::{Admin, blocking, refused};
+use crate::config::duration_ms;
 use crate::control::Handle;
-use crate::schedule::{RuleSpec, Wish};
+use crate::schedule::{DRAIN_MAX_MS, RuleSpec, Wish};
 use crate::view::{DeploymentView, instant};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -52,6 +53,11 @@ pub(super) struct Wanted {
     /// What becomes of open sessions; `migrate` if nothing is said.
     #[serde(default)]
     policy: PolicyWord,
+    /// Under `drain`: how long after its place in event time sessions of the version before may go on; what is then still
+    /// open ends with reason `limit`. `24h` if nothing is said.
+    #[serde(default)]
+    #[schema(example = "24h")]
+    drain_max: Option<String>,
     /// What for; at most 4,096 bytes.
     #[serde(default)]
     message: String,
@@ -65,6 +71,11 @@ pub(super) struct Back {
     /// What becomes of open sessions if the version before comes as a deployment of its own.
     #[serde(default)]
     policy: PolicyWord,
+    /// Under `drain`: how long after its place in event time sessions of the version before may go on; what is then still
+    /// open ends with reason `limit`. `24h` if nothing is said.
+    #[serde(default)]
+    #[schema(example = "24h")]
+    drain_max: Option<String>,
     /// What for; at most 4,096 bytes.
     #[serde(default)]
     message: String,
@@ -163,8 +174,14 @@ fn expected(headers: &HeaderMap, now: &InForce, needed: bool) -> Result<Option<u
     }
 }
 
-fn wish(policy: PolicyWord, message: String) -> Wish {
-    Wish { policy: policy.policy(), by: BY.to_owned(), message }
+fn wish(policy: PolicyWord, drain_max: Option<&str>, message: String) -> Result<Wish, Problem> {
+    let drain_max_ms = match drain_max.map(duration_ms) {
+        None => DRAIN_MAX_MS,
+        Some(Ok(ms)) if ms > 0 => ms,
+        Some(Ok(_)) => return Err(Problem::bad_request("`drain_max` must be longer than nothing")),
+        Some(Err(why)) => return Err(Problem::bad_request(format!("`drain_max`: {why}"))),
+    };
+    Ok(Wish { policy: policy.policy(), drain_max_ms, by: BY.to_owned(), message })
 }
 
 fn accepted(operation: &crate::control::Operation) -> Response {
@@ -234,6 +251,7 @@ pub(super) async fn deploy(
 ) -> Result<Response, Problem> {
     let handle = admin.handle(&name)?;
     check_message(&wanted.message)?;
+    let wish = wish(wanted.policy, wanted.drain_max.as_deref(), wanted.message)?;
     let (now, _) = in_force(&handle)?;
     let expected = expected(&headers, &now, true)?;
     blocking(move || {
@@ -245,7 +263,6 @@ pub(super) async fn deploy(
         })?;
         let config = wanted.config.unwrap_or_else(|| same_config(&handle, &wanted.plugin));
         let spec = RuleSpec::Plugin { name: version.name, digest: version.digest, config: config.into() };
-        let wish = wish(wanted.policy, wanted.message);
         let operation = admin.control.deploy(&handle, &spec, wish, expected).map_err(refused)?;
         Ok(accepted(&operation))
     })
@@ -294,10 +311,10 @@ pub(super) async fn rollback(
 ) -> Result<Response, Problem> {
     let handle = admin.handle(&name)?;
     check_message(&back.message)?;
+    let wish = wish(back.policy, back.drain_max.as_deref(), back.message)?;
     let (now, _) = in_force(&handle)?;
     let expected = expected(&headers, &now, false)?;
     blocking(move || {
-        let wish = wish(back.policy, back.message);
         let operation = admin.control.rollback(&handle, wish, expected).map_err(refused)?;
         Ok(accepted(&operation))
     })

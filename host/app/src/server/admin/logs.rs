@@ -21,7 +21,8 @@ pub(super) struct LogsQuery {
     /// Only of this pipeline, and of the host as a whole.
     pipeline: Option<String>,
     /// Only lines after this number.
-    after: Option<u64>,
+    #[param(minimum = 0)]
+    after: Option<i64>,
     /// The last so many; 100 if nothing is said.
     #[param(minimum = 1, maximum = 2048)]
     limit: Option<usize>,
@@ -78,6 +79,8 @@ pub(super) async fn list(
         admin.handle(name)?;
     }
     let most = limit(query.limit, LIMIT, KEPT_MAX)?;
-    let lines = admin.control.journal.after(query.after.unwrap_or(0), pipeline, most);
+    let after = u64::try_from(query.after.unwrap_or(0))
+        .map_err(|_| Problem::bad_request("`after` is the number of a line, and they begin at 1"))?;
+    let lines = admin.control.journal.after(after, pipeline, most);
     tagged(&headers, &Logs { lines: lines.into_iter().map(LogLine::from).collect() })
 }

@@ -1,0 +1,109 @@
+//! Sessions that are drained go on under the version that they began with, and no longer than somebody allows.
+//!
+//! The bug family: a version that one busy user keeps alive for ever, so that no other can follow; a session that changes hands
+//! in its midst; a bound that depends on when a host happened to look.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use serde_json::json;
+use std::io::Write as _;
+use std::time::Duration;
+use tidemill_tests::api::{Api, instant_ms};
+use tidemill_tests::model::{self, Format, Gap, Source, Unit};
+use tidemill_tests::plugins::plugin;
+use tidemill_tests::schedule::{self, Policy, Version};
+use tidemill_tests::traffic::{START_MS, Shop, Timed, delayed, file_of};
+use tidemill_tests::{Case, Config, Plugin, Process, Session, wait_for};
+
+const WAIT_MAX: Duration = Duration::from_secs(120);
+const PIPELINE: &str = "/api/v1/pipelines/visits";
+const MAX_MS: i64 = 60_000;
+
+fn source() -> Source {
+    let file = Source::file("web", "in.jsonl", Format::Json, "user", "ts", Unit::Millis);
+    let fields = vec![("kind".into(), "type".into())];
+    let more = "follow = true\nidle = \"1s\"".into();
+    Source { id: Some("id".into()), fields, disorder_ms: 2_000, more, ..file }
+}
+
+fn append(case: &Case, lines: &[Timed]) {
+    let path = case.path("in.jsonl");
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    file.write_all(&file_of(lines)).unwrap();
+}
+
+fn start(case: &Case, events: usize) -> (Process, Api) {
+    let process = case.start(&[], &[]);
+    let api = Api::of(case, &process);
+    wait_for("the events to be read", WAIT_MAX, || {
+        (api.get(PIPELINE)["counters"]["events"] == events).then_some(())
+    });
+    (process, api)
+}
+
+#[test]
+fn what_is_drained_for_too_long_ends_there_whatever_the_order() {
+    for killed in [false, true] {
+        // Somebody who never falls silent, among others who come and go.
+        let mut lines = Shop { seed: 21, events: 8_000, users: 80, step_ms: 50, invalid_every: 0 }.lines();
+        for n in 0..200 {
+            let ts = START_MS + 2_000 * n;
+            let line = format!("{{\"id\":\"b{n}\",\"user\":\"busy\",\"ts\":{ts},\"type\":\"view\"}}");
+            lines.push(Timed { time: ts, line });
+        }
+        lines.sort_by_key(|l| l.time);
+        let lines = delayed(&lines, 21, 1_999, true);
+        let (before, after) = lines.split_at(lines.len() / 3);
+        let mut config = Config::new(source(), Gap::of_seconds(1, true));
+        config.session = Session::Plugin(Plugin::new("swap-sessions", "gap = \"5s\""));
+        config.epoch = "50ms".into();
+        config.listen = Some("127.0.0.1:0".into());
+        let case = Case::new();
+        append(&case, before);
+        case.configure(&config);
+        let (mut process, mut api) = start(&case, before.len());
+        let (name, version) = api.upload(&plugin("swap-sessions-4"));
+        let wish = |max: &str| {
+            let config = json!({ "gap": "5s" });
+            let wish = json!({ "plugin": name, "version": version, "config": config, "policy": "drain", "drain_max": max });
+            let headers = [("content-type", "application/json"), ("if-match", "*")];
+            api.ask("PUT", &format!("{PIPELINE}/deployment"), &headers, wish.to_string().as_bytes())
+        };
+        for wrong in ["0s", "soon", "-1h", ""] {
+            let answer = wish(wrong).is(400).json();
+            assert!(answer["detail"].as_str().unwrap().contains("drain_max"), "{answer}");
+        }
+        let from = instant_ms(&api.ended(wish("60s"))["from"]);
+        let live = api.get(PIPELINE)["deployments"].clone();
+        assert_eq!(instant_ms(&live[1]["drained_by"]), from + MAX_MS, "status says how long: {live}");
+        append(&case, after);
+        if killed {
+            process.kill();
+            (process, api) = start(&case, lines.len());
+        }
+        api.settled("visits");
+        let first = Version {
+            plugin: "swap-sessions@1.0.0".into(),
+            from_ms: i64::MIN,
+            policy: Policy::Migrate,
+            gap_ms: 5_000,
+        };
+        let newer = Version {
+            plugin: format!("{name}@{version}"),
+            from_ms: from,
+            policy: Policy::Drain(MAX_MS),
+            gap_ms: 5_000,
+        };
+        wait_for("every session to be final", WAIT_MAX, || {
+            let shown = api.get(PIPELINE);
+            let all = shown["counters"]["events"] == lines.len() && shown["live_keys"] == 0;
+            (all && case.table().iter().all(|s| s.stage != "early")).then_some(())
+        });
+        process.terminate();
+        process.outcome(WAIT_MAX).exits(0);
+        let log = model::read(&[(&source(), "in.jsonl", &file_of(&lines))], &Gap::of_seconds(1, true));
+        let rows = schedule::compare("drained", &case, &log, &[first, newer]);
+        let ended = rows.iter().filter(|r| r.row.reason.as_deref() == Some("limit"));
+        assert!(ended.clone().any(|r| r.row.key == "busy" && r.plugin == "swap-sessions@1.0.0"), "{rows:?}");
+    }
+}
