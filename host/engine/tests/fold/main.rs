@@ -390,7 +390,7 @@ fn cases() -> u32 {
 /// Bug family: a session that no timer wakes keeps the older version for as long as it lasts.
 #[test]
 fn a_drained_session_ends_where_draining_does() {
-    let c = Case {
+    let mut c = Case {
         rude: None,
         most: usize::MAX,
         hiccups: 0,
@@ -398,29 +398,30 @@ fn a_drained_session_ends_where_draining_does() {
         inclusive: false,
         max: None,
         marks: false,
-        lateness: 20,
+        lateness: 0,
         early: false,
         position_ids: false,
         second: Some(gap_config(9, true, None, false)),
         ops: Vec::new(),
     };
-    for restarts in [false, true] {
+    for (lateness, restarts) in [(0, false), (0, true), (20, false), (20, true)] {
+        c.lateness = lateness;
         let mut w = world(&c);
         (0..10).for_each(|i| w.accept(&c, (0, i, 0, 5)));
-        w.watermark = EventTime::from_ms(9);
+        // All of it is in base: without a new event nobody looks at the key until its timer.
+        w.watermark = EventTime::from_ms(10 + lateness);
         w.barrier(false, false);
         w.deploy(&c, Policy::Drain, 30);
-        // The swap is at 10, so draining ends at 40; B comes there when W is at 60.
-        w.watermark = EventTime::from_ms(59);
-        w.barrier(false, false);
-        w.barrier(false, false);
-        assert_eq!(w.schedule.swap(), Some(EventTime::from_ms(10)));
+        let swap = 11 + lateness;
+        w.watermark = EventTime::from_ms(swap + 30 + lateness - 1);
+        (0..2).for_each(|_| w.barrier(false, false));
+        assert_eq!(w.schedule.swap(), Some(EventTime::from_ms(swap)));
         if restarts {
             w.restart(&c);
         }
-        w.watermark = EventTime::from_ms(60);
+        w.watermark = w.watermark.plus(1);
         (0..3).for_each(|_| w.barrier(false, false));
-        assert_eq!(w.schedule.swap(), None);
+        assert_eq!(w.schedule.swap(), None, "B has come to where draining ends");
         let rows: Vec<&Session> = w.table.values().map(|(_, _, session)| session).collect();
         let want = ("k0".to_owned(), 0, 9, 10, "limit".to_owned(), "v0".to_owned());
         assert_eq!(rows, [&want]);
