@@ -14,7 +14,7 @@ use super::start::Start;
 use super::stop::Stop;
 use super::{Job, RunError};
 use crate::clock::now_ms;
-use crate::config::plan::{Early, EndOfInput, Source};
+use crate::config::plan::{Early, EndOfInput, Pipeline, Source};
 use crate::control::{Again, Operation, States, Told};
 use crate::meta::{Counters, Decision, Entry, IMAGE_GROUPS, Meta, PartitionMeta, SourceMeta};
 use crate::plugin::budget::{Budget, Warden};
@@ -40,8 +40,12 @@ use tidemill_engine::watermark::{PartitionKey, SourceTime, Watermarks};
 /// Rows in one epoch: bounds what the lanes hold between barriers, whatever the epoch's length.
 const EPOCH_ROWS_MAX: u64 = 2_000_000;
 /// The same where rows wait for lookups: what an epoch, and those that are being made durable, add to what waits before
-/// the reader hears of it. Some 5 MiB each.
+/// the reader hears of it. Some 5 MiB each; less where little may wait ([`epoch_rows_max`]).
 const EPOCH_ROWS_ENRICHED_MAX: u64 = 32_768;
+/// Bytes of a row that waits, with a key of usual length.
+const UNRESOLVED_ROW_BYTES: u64 = 128;
+/// Epochs that are under way at a time, about.
+const EPOCHS_UNDER_WAY: u64 = 4;
 /// Bytes of dead letters in one epoch.
 const EPOCH_LETTER_BYTES_MAX: u64 = 16 << 20;
 /// The shortest epoch, as in the config.
@@ -169,6 +173,15 @@ pub(crate) enum End {
     Suspended,
     /// Another thread has failed and says why.
     Hangup,
+}
+
+/// Where rows wait for lookups, the epochs under way bring about as much as may wait, however little that is.
+fn epoch_rows_max(pipeline: &Pipeline) -> u64 {
+    if pipeline.enrich.is_empty() {
+        return EPOCH_ROWS_MAX;
+    }
+    let each = pipeline.limits.unresolved_bytes / EPOCHS_UNDER_WAY;
+    (each / UNRESOLVED_ROW_BYTES).clamp(1, EPOCH_ROWS_ENRICHED_MAX)
 }
 
 impl<'a> Reader<'a> {
@@ -342,8 +355,7 @@ impl<'a> Reader<'a> {
 
     fn epoch_is_over(&self) -> bool {
         self.epoch_began.elapsed().as_millis() as i64 >= self.job.plan.server.epoch_ms
-            || self.epoch_rows
-                >= if self.job.pipeline.enrich.is_empty() { EPOCH_ROWS_MAX } else { EPOCH_ROWS_ENRICHED_MAX }
+            || self.epoch_rows >= epoch_rows_max(self.job.pipeline)
             || self.letters.lines.len() as u64 + self.out.lane_letters.load(Ordering::Relaxed)
                 >= EPOCH_LETTER_BYTES_MAX
             || self.out.tray.bytes.load(Ordering::Relaxed) >= TRAY_BYTES_FULL
