@@ -1,6 +1,6 @@
 //! A service of rows over HTTP, as bad as a test wants it: slow, failing, gone. It counts what it is asked.
 //!
-//! `POST` with `{"keys": [..]}` answers with an object from key to row. Small and single-minded on purpose: it is the other side
+//! `POST` with `{"keys": [..]}` answers with an object from key to row, `GET` of `/rows/KEY` with the row or 404. Small and single-minded on purpose: it is the other side
 //! of what is tested, so it shares no code with it.
 
 use serde_json::{Map, Value, json};
@@ -113,15 +113,27 @@ impl Shared {
     fn serve(&self, stream: TcpStream) {
         let mut stream = BufReader::new(stream);
         // Whatever is no request ends the connection, a client that was killed too.
-        while let Some(keys) = request(&mut stream) {
+        while let Some(request) = request(&mut stream) {
             if self.gone.load(Ordering::Relaxed) {
                 return;
             }
-            let (status, body) = self.answer(&keys);
+            let (status, body) = match request {
+                Request::Post(keys) => self.answer(&keys),
+                Request::Get(key) => self.one(&key),
+            };
             let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n", body.len());
             if stream.get_mut().write_all(format!("{head}{body}").as_bytes()).is_err() {
                 return;
             }
+        }
+    }
+
+    fn one(&self, key: &str) -> (u16, String) {
+        let (status, body) = self.answer(&[key.to_owned()]);
+        match serde_json::from_str::<Value>(&body) {
+            Ok(rows) if rows[key].is_null() => (404, String::new()),
+            Ok(rows) => (status, rows[key].to_string()),
+            Err(_) => (status, body),
         }
     }
 
@@ -164,13 +176,21 @@ impl Shared {
     }
 }
 
-/// The keys of the next request.
-fn request(stream: &mut BufReader<TcpStream>) -> Option<Vec<String>> {
-    let mut length = None;
+enum Request {
+    Get(String),
+    Post(Vec<String>),
+}
+
+/// The next request.
+fn request(stream: &mut BufReader<TcpStream>) -> Option<Request> {
+    let (mut length, mut got) = (None, None);
     loop {
         let mut line = String::new();
         if stream.read_line(&mut line).ok()? == 0 {
             return None;
+        }
+        if let Some(path) = line.strip_prefix("GET ") {
+            got = path.split(' ').next()?.rsplit('/').next().map(str::to_owned);
         }
         let line = line.trim().to_lowercase();
         if line.is_empty() {
@@ -178,9 +198,12 @@ fn request(stream: &mut BufReader<TcpStream>) -> Option<Vec<String>> {
         }
         length = length.or_else(|| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
     }
+    if let Some(key) = got {
+        return Some(Request::Get(key));
+    }
     let mut body = vec![0; length?];
     stream.read_exact(&mut body).ok()?;
     let body: Value = serde_json::from_slice(&body).ok()?;
     let keys = body["keys"].as_array()?.iter().map(|k| k.as_str().map(str::to_owned));
-    keys.collect()
+    keys.collect::<Option<_>>().map(Request::Post)
 }

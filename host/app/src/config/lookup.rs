@@ -97,7 +97,7 @@ impl Lookup {
 }
 
 /// Keys that only some kinds of lookup have.
-const ELSEWHERE: [(&str, &str); 8] = [
+const ELSEWHERE: [(&str, &str); 9] = [
     ("path", "kind = \"http\" has a `url`"),
     ("format", "only kind = \"file\" has it"),
     ("key", "kind = \"http\" has no columns; `{key}` in the `url` stands for the key"),
@@ -106,6 +106,7 @@ const ELSEWHERE: [(&str, &str); 8] = [
     ("url", "only kind = \"http\" has it"),
     ("method", "only kind = \"http\" has it"),
     ("headers", "only kind = \"http\" has it"),
+    ("batch", "a GET asks for one key; `concurrency` says how many are under way at a time"),
 ];
 
 pub(super) fn check_lookup(mut s: Section<'_>, p: &mut Problems) -> Option<Lookup> {
@@ -125,7 +126,7 @@ pub(super) fn check_lookup(mut s: Section<'_>, p: &mut Problems) -> Option<Looku
         }
     };
     let on_failure = check_on_failure(&mut s, p);
-    let settings = check_settings(&mut s, word == Some("file"), on_failure, p);
+    let settings = check_settings(&mut s, word == Some("file"), is_get(kind.as_ref()), on_failure, p);
     s.finish(&ELSEWHERE, p);
     Some(Lookup { name, at, path_at, kind: kind?, settings: settings?, on_failure: on_failure? })
 }
@@ -210,6 +211,10 @@ fn check_http(s: &mut Section<'_>, p: &mut Problems) -> Option<LookupKind> {
     Some(LookupKind::Http { url: url?, method: method?, headers: headers?, rows: rows? })
 }
 
+fn is_get(kind: Option<&LookupKind>) -> bool {
+    matches!(kind, Some(LookupKind::Http { method: Method::Get, .. }))
+}
+
 fn check_headers(f: &Field<'_>, p: &mut Problems) -> Option<Vec<(String, Secret)>> {
     let example = "write `headers = { authorization = \"Bearer ${env:TOKEN}\" }`";
     let section = f.section(example, p)?;
@@ -238,6 +243,7 @@ fn check_on_failure(s: &mut Section<'_>, p: &mut Problems) -> Option<OnFailure> 
 fn check_settings(
     s: &mut Section<'_>,
     is_file: bool,
+    is_get: bool,
     on_failure: Option<OnFailure>,
     p: &mut Problems,
 ) -> Option<Settings> {
@@ -246,8 +252,13 @@ fn check_settings(
     let cache_bytes = s.get("cache").map_or(Some(bounds::CACHE_BYTES), |f| f.size_bytes(p));
     let ttl_ms = s.get("ttl").map_or(Some(ttl.0), |f| f.duration_ms(p));
     let negative_ttl_ms = s.get("negative_ttl").map_or(Some(ttl.1), |f| f.duration_ms(p));
-    let batch = within(s, "batch", bounds::BATCH_KEYS, 1..=bounds::BATCH_KEYS_MAX, p);
-    let concurrency = within(s, "concurrency", bounds::CONCURRENCY, 1..=bounds::CONCURRENCY_MAX, p);
+    // A GET has one key in its URL.
+    let (batch, at_once) = if is_get {
+        (Some(1), bounds::CONCURRENCY_OF_ONE)
+    } else {
+        (within(s, "batch", bounds::BATCH_KEYS, 1..=bounds::BATCH_KEYS_MAX, p), bounds::CONCURRENCY)
+    };
+    let concurrency = within(s, "concurrency", at_once, 1..=bounds::CONCURRENCY_MAX, p);
     let timeout_ms = s.get("timeout").map_or(Some(bounds::TIMEOUT_MS), |f| {
         let ms = f.duration_ms(p)?;
         if ms == 0 {

@@ -538,7 +538,14 @@ fn lookups_and_what_uses_them() {
     assert_eq!((s.cache_bytes, s.ttl_ms, s.negative_ttl_ms, s.gives_up), (1 << 20, 3_600_000, 0, true));
     assert_eq!((campaigns.on_failure, regions.on_failure), (OnFailure::Empty, OnFailure::DeadLetter));
     assert_eq!(regions.settings.ttl_ms, 0, "a file is in memory already");
+    // One key a request, so many requests at a time.
+    let get =
+        with_lookups(OF_POST, "url = \"http://127.0.0.1:8080/v/{key}\"\n").replace("concurrency = 2\n", "");
+    let s = parsed(&get.replace("batch = 50\n", "")).unwrap().lookups[0].settings;
+    assert_eq!((s.batch_keys, s.concurrency), (1, 16));
 }
+
+const OF_POST: &str = "url = \"http://127.0.0.1:8080/v\"\nmethod = \"post\"\n";
 
 #[test]
 fn mistakes_in_lookups() {
@@ -580,6 +587,12 @@ fn mistakes_in_lookups() {
             "batch = 50",
             "batch = 50000",
             "25:9 lookup.visitors.batch: `lookup.visitors.batch` may be at most 10000\n",
+        ),
+        (
+            OF_POST,
+            "url = \"http://127.0.0.1:8080/v/{key}\"\n",
+            "24:1 lookup.visitors.batch: `batch` means nothing here: a GET asks for one key; \
+             `concurrency` says how many are under way at a time\n",
         ),
         (
             "retries = 7",

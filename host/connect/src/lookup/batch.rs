@@ -1,16 +1,20 @@
-//! The core of a lookup: which keys are asked for now, in which calls, and what a failure means. No threads, no clock.
+//! The core of a lookup: which keys are asked for now, in which calls, and whose fault a failure is. No threads, no clock.
 //!
-//! Invariants: a key has at most one flight, and stands in the queue, in a batch that waits for its retry, or in a call
-//! under way; all its tickets are answered at once. Retries wait longer each time, and each is of half as many keys, so a
-//! key that breaks its call takes ever fewer with it. A provider that fails [`bounds::DOWN_AFTER`] times in a row is
-//! *down*: one call at a time tries it, at bounded intervals, and each that fails counts against every key that waits.
+//! - A call that fails as a whole may do so for one of its keys, so it is asked again in halves. That is no retry.
+//! - A key that fails alone, or where others of its call are answered, is at fault itself: it is retried by itself, each time
+//!   after a longer wait, and in the end given up. The provider is not blamed for it a second time.
+//! - A provider that fails [`bounds::DOWN_AFTER`] times in a row is *down*: one key at a time tries it, another each time, at
+//!   bounded intervals. Each try in vain counts against every key that waits, until one succeeds.
+//!
+//! Invariants: a key has at most one flight, and stands in the queue, in a part, among the retries, or in a call under way;
+//! all its tickets are answered at once. Queue, parts and retries take turns, so none keeps the others waiting.
 
 use super::bounds::{self, BACKOFF_MAX_MS, BACKOFF_MS};
 use super::cache::Cache;
-use super::{Answer, LookupError, Row, Ticket};
-use serde::{Deserialize, Serialize};
+use super::counts::LookupCounts;
+use super::{Answer, Fetched, LookupError, Row, Ticket};
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 /// How a lookup asks.
@@ -34,61 +38,18 @@ pub struct Settings {
     pub gives_up: bool,
 }
 
-/// What a lookup did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct LookupCounts {
-    /// Keys asked for.
-    pub asked: u64,
-    /// Of these, answered at once by a row that was kept.
-    pub cache_hits: u64,
-    /// Of these, answered at once because it is known that there is no row.
-    pub negative_hits: u64,
-    /// Of these, joined to one that was under way.
-    pub joined: u64,
-    /// Calls to the provider, retries included.
-    pub calls: u64,
-    /// Keys in these calls.
-    pub keys_called: u64,
-    /// Keys in the largest of them.
-    pub keys_in_call_max: u64,
-    /// Calls that failed.
-    pub failures: u64,
-    /// Keys that were asked for again.
-    pub retries: u64,
-    /// Keys that were given up.
-    pub given_up: u64,
-    /// Time in calls, µs; calls side by side count each.
-    pub call_us: u64,
-}
-
-impl LookupCounts {
-    /// Both together.
-    #[must_use]
-    pub fn plus(self, o: LookupCounts) -> LookupCounts {
-        LookupCounts {
-            asked: self.asked + o.asked,
-            cache_hits: self.cache_hits + o.cache_hits,
-            negative_hits: self.negative_hits + o.negative_hits,
-            joined: self.joined + o.joined,
-            calls: self.calls + o.calls,
-            keys_called: self.keys_called + o.keys_called,
-            keys_in_call_max: self.keys_in_call_max.max(o.keys_in_call_max),
-            failures: self.failures + o.failures,
-            retries: self.retries + o.retries,
-            given_up: self.given_up + o.given_up,
-            call_us: self.call_us + o.call_us,
-        }
-    }
-}
-
 /// A call to make.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) keys: Vec<Arc<str>>,
+    /// It tries a provider that is down.
+    probe: bool,
+    /// Which of the provider's contents it reads, at the oldest.
+    content: u64,
 }
 
-/// A failed batch that waits for its next try.
-struct Retry {
+/// A part of a call that failed as a whole.
+struct Part {
     due_ms: u64,
     keys: Vec<Arc<str>>,
 }
@@ -96,20 +57,30 @@ struct Retry {
 #[derive(Default)]
 struct Flight {
     tickets: Vec<Ticket>,
+    /// How often the key itself failed.
     failures: u32,
+    /// How often the provider was tried in vain since it is down.
+    vain: u32,
 }
 
 pub(super) struct Batcher {
     settings: Settings,
     cache: Cache,
+    content: u64,
     flights: HashMap<Arc<str>, Flight>,
     queue: VecDeque<Arc<str>>,
-    retries: Vec<Retry>,
+    parts: VecDeque<Part>,
+    /// Keys that failed by themselves, with when they are due.
+    retries: BTreeSet<(u64, Arc<str>)>,
+    /// Whose turn it is: the queue's, the parts', the retries'.
+    turn: u32,
     calls: usize,
     failed_in_a_row: u32,
     /// Not before this is a provider that is down tried again.
     resume_at_ms: u64,
     last_error: Option<Arc<str>>,
+    /// Flights whose key has failed more than once.
+    stubborn: usize,
     counts: LookupCounts,
     jitter: fastrand::Rng,
 }
@@ -118,6 +89,11 @@ pub(super) type Answers = Vec<(Ticket, Answer)>;
 
 fn found(row: Option<Row>) -> Answer {
     row.map_or(Answer::NotFound, Answer::Found)
+}
+
+/// Whether the provider has said something about the key.
+fn is_answer(f: &Fetched) -> bool {
+    matches!(f, Ok(_) | Err(LookupError::Unusable(_)))
 }
 
 /// The wait after the `n`th failure: doubled each time, bounded, and between half and all of that by chance, so that many
@@ -132,13 +108,17 @@ impl Batcher {
         Batcher {
             cache: Cache::new(settings.cache_bytes, settings.ttl_ms, settings.negative_ttl_ms),
             settings,
+            content: 0,
             flights: HashMap::new(),
             queue: VecDeque::new(),
-            retries: Vec::new(),
+            parts: VecDeque::new(),
+            retries: BTreeSet::new(),
+            turn: 0,
             calls: 0,
             failed_in_a_row: 0,
             resume_at_ms: 0,
             last_error: None,
+            stubborn: 0,
             counts: LookupCounts::default(),
             jitter,
         }
@@ -165,10 +145,16 @@ impl Batcher {
             }
             Entry::Vacant(e) => {
                 self.queue.push_back(e.key().clone());
-                e.insert(Flight { tickets: vec![ticket], failures: 0 });
+                e.insert(Flight { tickets: vec![ticket], ..Flight::default() });
             }
         }
         None
+    }
+
+    /// The provider has other rows than before: what is kept of it is not believed any more.
+    pub(super) fn forget(&mut self) {
+        self.cache.clear();
+        self.content += 1;
     }
 
     /// Whether the provider counts as down.
@@ -176,9 +162,9 @@ impl Batcher {
         self.failed_in_a_row >= bounds::DOWN_AFTER
     }
 
-    /// What the last failed call said, until one succeeds.
-    pub(super) fn last_error(&self) -> Option<Arc<str>> {
-        self.last_error.clone()
+    /// What is wrong, if the provider is down or a key fails again and again.
+    pub(super) fn trouble(&self) -> Option<Arc<str>> {
+        self.last_error.clone().filter(|_| self.is_down() || self.stubborn > 0)
     }
 
     pub(super) fn counts(&self) -> LookupCounts {
@@ -187,17 +173,15 @@ impl Batcher {
 
     /// The next call, if one is due.
     pub(super) fn next_call(&mut self, now_ms: u64) -> Option<Call> {
-        let concurrency = if self.is_down() { 1 } else { self.settings.concurrency };
-        if self.calls >= concurrency || (self.is_down() && now_ms < self.resume_at_ms) {
+        let probe = self.is_down();
+        let concurrency = if probe { 1 } else { self.settings.concurrency };
+        if self.calls >= concurrency || (probe && now_ms < self.resume_at_ms) {
             return None;
         }
-        let due = self.retries.iter().position(|r| r.due_ms <= now_ms);
-        let keys: Vec<Arc<str>> = match due {
-            Some(i) => self.retries.swap_remove(i).keys,
-            None => {
-                let n = self.queue.len().min(self.settings.batch_keys);
-                self.queue.drain(..n).collect()
-            }
+        let keys = if probe {
+            Vec::from_iter(self.key_to_try())
+        } else {
+            (0..3).map(|_| self.keys_in_turn(now_ms)).find(|k| !k.is_empty()).unwrap_or_default()
         };
         if keys.is_empty() {
             return None;
@@ -206,22 +190,53 @@ impl Batcher {
         self.counts.calls += 1;
         self.counts.keys_called += keys.len() as u64;
         self.counts.keys_in_call_max = self.counts.keys_in_call_max.max(keys.len() as u64);
-        Some(Call { keys })
+        Some(Call { keys, probe, content: self.content })
+    }
+
+    fn keys_in_turn(&mut self, now_ms: u64) -> Vec<Arc<str>> {
+        self.turn = self.turn.wrapping_add(1);
+        match self.turn % 3 {
+            0 => self.queue.drain(..self.queue.len().min(self.settings.batch_keys)).collect(),
+            1 => {
+                let due = self.parts.iter().position(|p| p.due_ms <= now_ms);
+                due.and_then(|i| self.parts.remove(i)).map(|p| p.keys).unwrap_or_default()
+            }
+            _ if self.retries.first().is_none_or(|(due_ms, _)| *due_ms > now_ms) => Vec::new(),
+            _ => Vec::from_iter(self.retries.pop_first().map(|(_, key)| key)),
+        }
+    }
+
+    /// One that has not failed by itself says most; of others the one that has waited longest.
+    fn key_to_try(&mut self) -> Option<Arc<str>> {
+        self.turn = self.turn.wrapping_add(1);
+        let key = if self.turn.is_multiple_of(2) {
+            self.queue.pop_front().or_else(|| self.key_of_a_part())
+        } else {
+            self.key_of_a_part().or_else(|| self.queue.pop_front())
+        };
+        key.or_else(|| self.retries.pop_first().map(|(_, key)| key))
+    }
+
+    fn key_of_a_part(&mut self) -> Option<Arc<str>> {
+        let key = self.parts.front_mut()?.keys.pop();
+        self.parts.pop_front_if(|p| p.keys.is_empty());
+        key
     }
 
     /// When to ask for the next call again, if nothing else happens before.
     pub(super) fn wake_at_ms(&self) -> Option<u64> {
-        let retry = self.retries.iter().map(|r| r.due_ms).min();
+        let part = self.parts.iter().map(|p| p.due_ms).min();
+        let retry = self.retries.first().map(|(due_ms, _)| *due_ms);
         let queued = (!self.queue.is_empty()).then_some(0);
-        let due = retry.into_iter().chain(queued).min()?;
-        Some(if self.is_down() { due.max(self.resume_at_ms) } else { due })
+        let due_ms = part.into_iter().chain(retry).chain(queued).min()?;
+        Some(if self.is_down() { self.resume_at_ms } else { due_ms })
     }
 
     /// Takes what came of a call; the answers that it gives.
     pub(super) fn answered(
         &mut self,
         call: Call,
-        result: Result<Vec<Option<Row>>, LookupError>,
+        result: Result<Vec<Fetched>, LookupError>,
         took_us: u64,
         now_ms: u64,
     ) -> Answers {
@@ -229,254 +244,109 @@ impl Batcher {
         self.counts.call_us += took_us;
         let mut out = Answers::new();
         match result {
-            Ok(rows) => {
-                (self.failed_in_a_row, self.last_error) = (0, None);
-                for (key, row) in call.keys.into_iter().zip(rows) {
-                    let flight = self.flights.remove(&key).unwrap_or_default();
-                    out.extend(flight.tickets.into_iter().map(|t| (t, found(row.clone()))));
-                    self.cache.put(key, row, now_ms);
-                }
+            Ok(all) if all.iter().any(is_answer) => self.succeeded(call, all, now_ms, &mut out),
+            Ok(all) => {
+                let e = all.into_iter().find_map(Result::err);
+                let e = e.unwrap_or_else(|| LookupError::Refused("there is no answer".into()));
+                self.failed(call, &e, now_ms, &mut out);
             }
             Err(e) => self.failed(call, &e, now_ms, &mut out),
         }
         out
     }
 
-    fn failed(&mut self, call: Call, e: &LookupError, now_ms: u64, out: &mut Answers) {
-        self.counts.failures += 1;
-        self.failed_in_a_row = self.failed_in_a_row.saturating_add(1);
-        let why: Arc<str> = e.to_string().into();
-        self.last_error = Some(why.clone());
+    fn succeeded(&mut self, call: Call, all: Vec<Fetched>, now_ms: u64, out: &mut Answers) {
         if self.is_down() {
-            let tries = self.failed_in_a_row - bounds::DOWN_AFTER;
-            self.resume_at_ms = now_ms + backoff_ms(tries, &mut self.jitter);
-            // Whatever waits, waits for this provider: it is asked in the order in which it came.
-            let mut all = call.keys;
-            all.extend(self.retries.drain(..).flat_map(|r| r.keys));
-            all.extend(self.queue.drain(..));
-            let kept = self.count_failure(all, &why, out);
-            self.counts.retries += kept.len() as u64;
-            self.queue.extend(kept);
-            return;
+            self.flights.values_mut().for_each(|f| f.vain = 0);
         }
-        let mut kept = self.count_failure(call.keys, &why, out);
-        self.counts.retries += kept.len() as u64;
-        let most = kept.iter().filter_map(|k| self.flights.get(k)).map(|f| f.failures).max().unwrap_or(1);
-        let due_ms = match e {
-            LookupError::Unavailable(_) => now_ms + backoff_ms(most - 1, &mut self.jitter),
-            // What was refused as a whole may be taken in parts, now as well as later.
-            LookupError::Refused(_) if kept.len() > 1 => now_ms,
-            LookupError::Refused(_) => now_ms + backoff_ms(most - 1, &mut self.jitter),
-        };
-        let second = kept.split_off(kept.len().div_ceil(2));
-        let halves = [kept, second].into_iter().filter(|k| !k.is_empty());
-        self.retries.extend(halves.map(|keys| Retry { due_ms, keys }));
-    }
-
-    /// Counts a failure against keys; those that have failed too often are answered, the others come back.
-    fn count_failure(&mut self, keys: Vec<Arc<str>>, why: &Arc<str>, out: &mut Answers) -> Vec<Arc<str>> {
-        let mut kept = Vec::with_capacity(keys.len());
-        for key in keys {
-            let Entry::Occupied(mut e) = self.flights.entry(key) else { continue };
-            e.get_mut().failures += 1;
-            if self.settings.gives_up && e.get().failures > self.settings.retries {
-                self.counts.given_up += 1;
-                out.extend(e.remove().tickets.into_iter().map(|t| (t, Answer::Failed(why.clone()))));
-            } else {
-                kept.push(e.key().clone());
+        self.failed_in_a_row = 0;
+        for (key, answer) in call.keys.into_iter().zip(all) {
+            match answer {
+                Ok(row) => {
+                    let flight = self.flights.remove(&key).unwrap_or_default();
+                    self.stubborn -= usize::from(flight.failures > 1);
+                    out.extend(flight.tickets.into_iter().map(|t| (t, found(row.clone()))));
+                    if call.content == self.content {
+                        self.cache.put(key, row, now_ms);
+                    }
+                }
+                Err(e) => self.key_failed(key, &e, now_ms, out),
             }
         }
-        kept
+    }
+
+    /// The call failed as a whole.
+    fn failed(&mut self, call: Call, e: &LookupError, now_ms: u64, out: &mut Answers) {
+        self.counts.failures += 1;
+        let why: Arc<str> = e.to_string().into();
+        self.last_error = Some(why.clone());
+        let known = matches!(&*call.keys, [key] if self.flights.get(key).is_some_and(|f| f.failures > 0));
+        // What was under way when it went down says nothing new.
+        if call.probe || !(known || self.is_down()) {
+            self.failed_in_a_row = self.failed_in_a_row.saturating_add(1);
+            let tries = self.failed_in_a_row.saturating_sub(bounds::DOWN_AFTER);
+            self.resume_at_ms = now_ms + backoff_ms(tries, &mut self.jitter);
+        }
+        let mut keys = call.keys;
+        if keys.len() > 1 {
+            self.counts.retries += keys.len() as u64;
+            let due_ms = match e {
+                LookupError::Unavailable(_) => now_ms + backoff_ms(0, &mut self.jitter),
+                // What was refused as a whole may be taken in parts, now as well as later.
+                LookupError::Refused(_) | LookupError::Unusable(_) => now_ms,
+            };
+            let second = keys.split_off(keys.len().div_ceil(2));
+            self.parts.extend([keys, second].map(|keys| Part { due_ms, keys }));
+        } else if let Some(key) = keys.pop() {
+            self.key_failed(key, e, now_ms, out);
+        }
+        if call.probe && self.settings.gives_up {
+            self.tried_in_vain(&why, out);
+        }
+    }
+
+    /// A key failed by itself: it is retried, or answered with the failure.
+    fn key_failed(&mut self, key: Arc<str>, e: &LookupError, now_ms: u64, out: &mut Answers) {
+        let Some(flight) = self.flights.get_mut(&key) else { return };
+        flight.failures += 1;
+        let why: Arc<str> = e.to_string().into();
+        let last = flight.failures > self.settings.retries || matches!(e, LookupError::Unusable(_));
+        if self.settings.gives_up && last {
+            // Counted as it was before this failure.
+            self.stubborn -= usize::from(flight.failures > 2);
+            self.counts.given_up += 1;
+            let tickets = self.flights.remove(&key).unwrap_or_default().tickets;
+            out.extend(tickets.into_iter().map(|t| (t, Answer::Failed(why.clone()))));
+            return;
+        }
+        self.stubborn += usize::from(flight.failures == 2);
+        self.counts.retries += 1;
+        let due_ms = now_ms + backoff_ms(flight.failures - 1, &mut self.jitter);
+        self.last_error = Some(why);
+        self.retries.insert((due_ms, key));
+    }
+
+    /// A provider that is down was tried in vain: those that have waited for it too often are answered.
+    fn tried_in_vain(&mut self, why: &Arc<str>, out: &mut Answers) {
+        let Batcher { settings, flights, counts, stubborn, .. } = self;
+        let mut waits_on = |key: &Arc<str>| {
+            let Some(flight) = flights.get_mut(key) else { return false };
+            flight.vain += 1;
+            if flight.vain <= settings.retries.max(bounds::VAIN_MIN) {
+                return true;
+            }
+            *stubborn -= usize::from(flight.failures > 1);
+            counts.given_up += 1;
+            let tickets = flights.remove(key).unwrap_or_default().tickets;
+            out.extend(tickets.into_iter().map(|t| (t, Answer::Failed(why.clone()))));
+            false
+        };
+        self.queue.retain(&mut waits_on);
+        self.parts.iter_mut().for_each(|p| p.keys.retain(&mut waits_on));
+        self.parts.retain(|p| !p.keys.is_empty());
+        self.retries.retain(|(_, key)| waits_on(key));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const SETTINGS: Settings = Settings {
-        cache_bytes: 1 << 20,
-        ttl_ms: 1_000,
-        negative_ttl_ms: 100,
-        batch_keys: 4,
-        concurrency: 2,
-        timeout_ms: 10,
-        retries: 2,
-        gives_up: true,
-    };
-
-    fn batcher(settings: Settings) -> Batcher {
-        Batcher::new(settings, fastrand::Rng::with_seed(7))
-    }
-    fn keys(call: &Call) -> Vec<&str> {
-        call.keys.iter().map(|k| &**k).collect()
-    }
-    fn rows(call: &Call) -> Vec<Option<Row>> {
-        call.keys.iter().map(|k| Some(format!("{{\"k\":\"{k}\"}}").into())).collect()
-    }
-    fn down() -> LookupError {
-        LookupError::Unavailable("gone".into())
-    }
-
-    #[test]
-    fn a_key_has_one_flight_and_all_its_tickets_one_answer() {
-        let mut b = batcher(SETTINGS);
-        for (t, k) in [(1, "a"), (2, "b"), (3, "a")] {
-            assert_eq!(b.ask(t, k, 0), None);
-        }
-        let call = b.next_call(0).unwrap();
-        assert_eq!(keys(&call), ["a", "b"]);
-        // Under way: still one flight.
-        assert_eq!(b.ask(4, "a", 0), None);
-        assert!(b.next_call(0).is_none());
-        let rows = vec![Some("{}".into()), None];
-        let mut out = b.answered(call, Ok(rows), 5, 0);
-        out.sort_by_key(|a| a.0);
-        let found = Answer::Found("{}".into());
-        assert_eq!(out, [(1, found.clone()), (2, Answer::NotFound), (3, found.clone()), (4, found.clone())]);
-        // Kept, each for its time.
-        assert_eq!((b.ask(5, "a", 99), b.ask(6, "b", 99)), (Some(found), Some(Answer::NotFound)));
-        assert_eq!(b.ask(7, "b", 100), None);
-        let c = b.counts();
-        assert_eq!((c.asked, c.joined, c.cache_hits, c.negative_hits, c.calls), (7, 2, 1, 1, 1));
-        assert_eq!((c.keys_called, c.keys_in_call_max, c.call_us), (2, 2, 5));
-    }
-
-    #[test]
-    fn calls_are_full_and_no_more_than_allowed() {
-        let mut b = batcher(SETTINGS);
-        (0..10).for_each(|t| assert_eq!(b.ask(t, &format!("k{t}"), 0), None));
-        let (one, two) = (b.next_call(0).unwrap(), b.next_call(0).unwrap());
-        assert_eq!((one.keys.len(), two.keys.len()), (4, 4));
-        assert!(b.next_call(0).is_none(), "two at a time");
-        let r = rows(&one);
-        assert_eq!(b.answered(one, Ok(r), 0, 0).len(), 4);
-        assert_eq!(b.next_call(0).unwrap().keys.len(), 2);
-    }
-
-    #[test]
-    fn a_key_that_breaks_its_call_ends_up_alone() {
-        let mut b = batcher(Settings { retries: 3, ..SETTINGS });
-        ["a", "bad", "c", "d"].iter().zip(0..).for_each(|(k, t)| assert_eq!(b.ask(t, k, 0), None));
-        let (mut now, mut answers) = (0, Vec::new());
-        while let Some(at) = b.wake_at_ms() {
-            now = now.max(at);
-            while let Some(call) = b.next_call(now) {
-                let bad = call.keys.iter().any(|k| &**k == "bad");
-                let result = if bad { Err(LookupError::Refused("no".into())) } else { Ok(rows(&call)) };
-                answers.extend(b.answered(call, result, 0, now));
-            }
-        }
-        answers.sort_by_key(|a| a.0);
-        let failed: Vec<bool> = answers.iter().map(|(_, a)| matches!(a, Answer::Failed(_))).collect();
-        assert_eq!(failed, [false, true, false, false]);
-        assert_eq!(b.counts().given_up, 1);
-    }
-
-    #[test]
-    fn a_provider_that_is_down_is_tried_by_one_call_at_a_time_and_noticed_when_it_is_back() {
-        let mut b = batcher(Settings { gives_up: false, retries: 0, ..SETTINGS });
-        (0..100).for_each(|t| assert_eq!(b.ask(t, &format!("k{t}"), 0), None));
-        let (mut now, mut calls) = (0, 0);
-        let mut answered = Vec::new();
-        while answered.len() < 100 {
-            now = now.max(b.wake_at_ms().unwrap());
-            while let Some(call) = b.next_call(now) {
-                calls += u32::from(now < 10_000);
-                let result = if now < 10_000 { Err(down()) } else { Ok(rows(&call)) };
-                if b.is_down() && now < 10_000 {
-                    assert!(b.next_call(now).is_none(), "one call tries it");
-                }
-                answered.extend(b.answered(call, result, 0, now));
-            }
-            assert!(b.last_error().is_some() || now >= 10_000);
-        }
-        assert!(now < 10_000 + BACKOFF_MAX_MS, "{now}");
-        assert!(calls < bounds::DOWN_AFTER + 20, "{calls} calls in ten seconds");
-        assert!(answered.iter().all(|(_, a)| matches!(a, Answer::Found(_))));
-        assert_eq!((b.is_down(), b.last_error()), (false, None));
-    }
-
-    #[test]
-    fn keys_that_wait_for_a_provider_that_is_down_are_given_up_in_bounded_time() {
-        let mut b = batcher(SETTINGS);
-        (0..1000).for_each(|t| assert_eq!(b.ask(t, &format!("k{t}"), 0), None));
-        let (mut now, mut answered) = (0, 0);
-        while let Some(at) = b.wake_at_ms() {
-            now = now.max(at);
-            while let Some(call) = b.next_call(now) {
-                answered += b.answered(call, Err(down()), 0, now).len();
-            }
-        }
-        assert_eq!(answered, 1000);
-        let most =
-            u64::from(SETTINGS.retries + 1) * BACKOFF_MAX_MS + u64::from(bounds::DOWN_AFTER) * BACKOFF_MAX_MS;
-        assert!(now <= most, "{now} ms");
-        assert_eq!(b.counts().given_up, 1000);
-        assert!(b.flights.is_empty() && b.queue.is_empty() && b.retries.is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn waits_grow_and_stay_within_their_bounds(n in 0_u32..64, seed: u64) {
-            let mut rng = fastrand::Rng::with_seed(seed);
-            let full = BACKOFF_MS.saturating_mul(1 << n.min(32)).min(BACKOFF_MAX_MS);
-            let wait = backoff_ms(n, &mut rng);
-            prop_assert!(wait >= full / 2 && wait <= full, "{wait} of {full}");
-        }
-
-        /// Whatever fails and whenever: each ticket gets one answer, and no key is under way twice.
-        #[test]
-        fn every_ticket_is_answered_once(
-            asks in prop::collection::vec((0_u8..12, 0_u64..300), 1..80),
-            fates in prop::collection::vec(0_u8..4, 1..40),
-            gives_up: bool,
-        ) {
-            let mut b = batcher(Settings { gives_up, ttl_ms: 50, negative_ttl_ms: 20, ..SETTINGS });
-            let mut answered: HashMap<Ticket, u32> = HashMap::new();
-            let mut under_way: Vec<Call> = Vec::new();
-            let (mut now, mut n) = (0, 0);
-            let mut asks: VecDeque<_> = asks.into_iter().zip(0..).collect();
-            let total = asks.len();
-            let mut idle = 0;
-            while answered.len() < total {
-                idle += 1;
-                prop_assert!(idle < 100_000, "it does not come to an end");
-                if let Some(((key, after), ticket)) = asks.pop_front() {
-                    now += after;
-                    if b.ask(ticket, &format!("k{key}"), now).is_some() {
-                        *answered.entry(ticket).or_default() += 1;
-                    }
-                } else if under_way.is_empty() && let Some(at) = b.wake_at_ms() {
-                    now = now.max(at);
-                }
-                while let Some(call) = b.next_call(now) {
-                    prop_assert!(call.keys.len() <= SETTINGS.batch_keys || b.is_down());
-                    for key in &call.keys {
-                        prop_assert!(!under_way.iter().any(|c| c.keys.contains(key)), "{key} is under way twice");
-                    }
-                    under_way.push(call);
-                    prop_assert!(under_way.len() <= SETTINGS.concurrency);
-                }
-                if let Some(call) = under_way.pop() {
-                    // After a while it works again, or a lookup that does not give up would never end.
-                    let fate = if n > 200 { 0 } else { fates[n % fates.len()] };
-                    n += 1;
-                    let result = match fate {
-                        0 => Ok(rows(&call)),
-                        1 => Ok(vec![None; call.keys.len()]),
-                        2 => Err(down()),
-                        _ => Err(LookupError::Refused("no".into())),
-                    };
-                    for (ticket, answer) in b.answered(call, result, 1, now) {
-                        prop_assert!(gives_up || !matches!(answer, Answer::Failed(_)));
-                        *answered.entry(ticket).or_default() += 1;
-                    }
-                }
-            }
-            prop_assert!(answered.values().all(|n| *n == 1));
-            prop_assert!(b.flights.is_empty() && b.queue.is_empty() && b.retries.is_empty());
-        }
-    }
-}
+mod tests;

@@ -14,11 +14,13 @@ pub const BATCH_KEYS: u64 = 100;
 pub const BATCH_KEYS_MAX: u64 = 10_000;
 /// Calls under way at a time, by default.
 pub const CONCURRENCY: u64 = 4;
+/// The same where a call asks for one key only: at 50 ms a call some 300 keys a second.
+pub const CONCURRENCY_OF_ONE: u64 = 16;
 /// Calls under way at a time at most; each is a thread.
 pub const CONCURRENCY_MAX: u64 = 64;
-/// How long one call may take, ms, by default.
+/// How long one call to a database or request to a service may take, ms, by default.
 pub const TIMEOUT_MS: i64 = 2_000;
-/// How often a key is asked for again after a failure, by default.
+/// How often a key that failed by itself is asked for again, by default, or a provider that is down is tried in vain.
 pub const RETRIES: u64 = 4;
 /// The same at most.
 pub const RETRIES_MAX: u64 = 20;
@@ -26,8 +28,11 @@ pub const RETRIES_MAX: u64 = 20;
 pub const BACKOFF_MS: u64 = 100;
 /// Longest wait between two calls to a provider that does not answer, ms. Its return is noticed within this.
 pub const BACKOFF_MAX_MS: u64 = 2_000;
-/// Calls that fail one after the other before a provider counts as down: then one call at a time tries it.
+/// Calls that fail one after the other before a provider counts as down: then one key at a time tries it.
 pub const DOWN_AFTER: u32 = 8;
+/// How often a provider that is down is tried with one key or another before those that wait for it are given up, even if fewer
+/// retries are wanted: two tries in vain may be two bad keys.
+pub const VAIN_MIN: u32 = 2;
 /// Bytes of one row.
 pub const ROW_BYTES_MAX: usize = 64 << 10;
 /// Bytes of one key; longer ones are not asked for.
@@ -36,11 +41,12 @@ pub const KEY_BYTES_MAX: usize = 4 << 10;
 pub const RESPONSE_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of the rows of a file that is kept in memory; larger tables belong into a database.
 pub const FILE_BYTES_MAX: usize = 256 << 20;
-/// How often a file is looked at for changes, ms.
-pub const FILE_LOOK_MS: u64 = 1_000;
+/// How often a provider looks whether its rows have changed, ms.
+pub const LOOK_MS: u64 = 1_000;
 
 const _: () = {
-    assert!(BACKOFF_MS <= BACKOFF_MAX_MS && BATCH_KEYS <= BATCH_KEYS_MAX && CONCURRENCY <= CONCURRENCY_MAX);
+    assert!(BACKOFF_MS <= BACKOFF_MAX_MS && BATCH_KEYS <= BATCH_KEYS_MAX);
+    assert!(CONCURRENCY <= CONCURRENCY_MAX && CONCURRENCY_OF_ONE <= CONCURRENCY_MAX);
     assert!(
         RETRIES <= RETRIES_MAX && RETRIES_MAX < 64,
         "a wait is the first one shifted by the number of retries"

@@ -41,6 +41,11 @@ impl Cache {
         None
     }
 
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes = 0;
+    }
+
     pub(super) fn put(&mut self, key: Arc<str>, row: Option<Row>, now_ms: u64) {
         let ttl_ms = if row.is_some() { self.ttl_ms } else { self.negative_ttl_ms };
         if ttl_ms == 0 {
@@ -100,5 +105,7 @@ mod tests {
         // The same key again replaces, and a smaller row frees bytes.
         c.put("k0".into(), None, 2);
         assert_eq!((c.bytes, c.entries.len()), (3 * one - 10, 3));
+        c.clear();
+        assert_eq!((c.bytes, c.get("k0", 2)), (0, None));
     }
 }

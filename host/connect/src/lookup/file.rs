@@ -2,10 +2,10 @@
 //!
 //! Invariants: a new table serves only when all of it was read and is valid, until then the old one does; a file that is
 //! being written is left alone: it is read when two looks in a row find it alike, or at once where the path names another
-//! file (a rename). Of two rows with one key the last holds.
+//! file (a rename). When to look is the caller's to say. Of two rows with one key the last holds.
 
-use super::bounds::{CACHE_ENTRY_BYTES, FILE_BYTES_MAX, FILE_LOOK_MS, ROW_BYTES_MAX};
-use super::{LookupError, Provider, Row};
+use super::bounds::{CACHE_ENTRY_BYTES, FILE_BYTES_MAX, ROW_BYTES_MAX};
+use super::{Fetched, LookupError, Provider, Row};
 use crate::ConnectError;
 use crate::format::separated::SeparatedDecoder;
 use crate::format::{Decoder, Slots};
@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How the file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +32,11 @@ pub struct FileProvider {
     path: PathBuf,
     format: Format,
     key: String,
-    look_every: Duration,
     table: RwLock<Arc<Table>>,
-    watch: Mutex<Watch>,
+    /// Held while the file is looked at and read.
+    stamps: Mutex<Stamps>,
+    /// Never held for long: others ask for it meanwhile.
+    trouble: Mutex<Trouble>,
 }
 
 type Table = HashMap<Box<str>, Row>;
@@ -47,12 +49,15 @@ struct Stamp {
     modified: (i64, i64),
 }
 
-struct Watch {
-    looked: Instant,
+struct Stamps {
     /// Of what was read last, well or not.
     read: Stamp,
     /// Of the last look.
     seen: Stamp,
+}
+
+#[derive(Default)]
+struct Trouble {
     /// Why the last look found nothing.
     gone: Option<String>,
     /// Why what was read last is not used.
@@ -65,15 +70,6 @@ impl FileProvider {
     /// # Errors
     /// `Config`: the file is missing or no such table.
     pub fn open(path: &Path, format: Format, key: &str) -> Result<FileProvider, ConnectError> {
-        FileProvider::looking_every(path, format, key, Duration::from_millis(FILE_LOOK_MS))
-    }
-
-    fn looking_every(
-        path: &Path,
-        format: Format,
-        key: &str,
-        look_every: Duration,
-    ) -> Result<FileProvider, ConnectError> {
         let wrong = |e: &dyn std::fmt::Display| ConnectError::Config(format!("{}: {e}", path.display()));
         let stamp = stamp(path).map_err(|e| wrong(&e))?;
         let table = read(path, format, key).map_err(|e| wrong(&e))?;
@@ -81,70 +77,63 @@ impl FileProvider {
             path: path.to_owned(),
             format,
             key: key.to_owned(),
-            look_every,
             table: RwLock::new(Arc::new(table)),
-            watch: Mutex::new(Watch {
-                looked: Instant::now(),
-                read: stamp,
-                seen: stamp,
-                gone: None,
-                broken: None,
-            }),
+            stamps: Mutex::new(Stamps { read: stamp, seen: stamp }),
+            trouble: Mutex::default(),
         })
     }
 
-    fn watch(&self) -> MutexGuard<'_, Watch> {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Looks whether the file has changed, if it is time, and reads it. Others go on with the old table meanwhile.
-    fn look(&self) {
-        let Ok(mut watch) = self.watch.try_lock() else { return };
-        if watch.looked.elapsed() < self.look_every {
-            return;
-        }
-        watch.looked = Instant::now();
-        let now = match stamp(&self.path) {
-            Ok(s) => s,
-            Err(e) => {
-                watch.gone = Some(format!("{}: {e}; its last content is used", self.path.display()));
-                return;
-            }
-        };
-        watch.gone = None;
-        let settled = now == watch.seen || now.file != watch.read.file;
-        watch.seen = now;
-        if now == watch.read || !settled {
-            return;
-        }
-        let new = read(&self.path, self.format, &self.key);
-        if stamp(&self.path).ok() != Some(now) {
-            // It changed while it was read: the next looks will find it at rest.
-            return;
-        }
-        watch.read = now;
-        match new {
-            Ok(table) => {
-                watch.broken = None;
-                *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
-            }
-            Err(e) => {
-                watch.broken = Some(format!("{}: {e}; its content before is used", self.path.display()));
-            }
-        }
+    fn troubled(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Provider for FileProvider {
-    fn fetch(&self, keys: &[Arc<str>], _: Duration) -> Result<Vec<Option<Row>>, LookupError> {
-        self.look();
+    fn fetch(&self, keys: &[Arc<str>], _: Duration) -> Result<Vec<Fetched>, LookupError> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Ok(keys.iter().map(|k| table.get(&**k).cloned()).collect())
+        Ok(keys.iter().map(|k| Ok(table.get(&**k).cloned())).collect())
+    }
+
+    /// Reads the file if it has changed. Others go on with the old table meanwhile.
+    fn look(&self) -> bool {
+        let Ok(mut stamps) = self.stamps.try_lock() else { return false };
+        let now = match stamp(&self.path) {
+            Ok(s) => s,
+            Err(e) => {
+                let why = format!("{}: {e}; its last content is used", self.path.display());
+                self.troubled().gone = Some(why);
+                return false;
+            }
+        };
+        self.troubled().gone = None;
+        let settled = now == stamps.seen || now.file != stamps.read.file;
+        stamps.seen = now;
+        if now == stamps.read || !settled {
+            return false;
+        }
+        let new = read(&self.path, self.format, &self.key);
+        if stamp(&self.path).ok() != Some(now) {
+            // It changed while it was read: the next looks will find it at rest.
+            return false;
+        }
+        stamps.read = now;
+        match new {
+            Ok(table) => {
+                self.troubled().broken = None;
+                *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+                true
+            }
+            Err(e) => {
+                let why = format!("{}: {e}; its content before is used", self.path.display());
+                self.troubled().broken = Some(why);
+                false
+            }
+        }
     }
 
     fn trouble(&self) -> Option<String> {
-        let watch = self.watch();
-        watch.gone.clone().or_else(|| watch.broken.clone())
+        let trouble = self.troubled();
+        trouble.gone.clone().or_else(|| trouble.broken.clone())
     }
 }
 
@@ -247,7 +236,7 @@ mod tests {
 
     fn one(p: &FileProvider, key: &str) -> Option<String> {
         let rows = p.fetch(&[Arc::from(key)], Duration::ZERO).unwrap();
-        rows[0].as_deref().map(str::to_owned)
+        rows[0].as_ref().unwrap().as_deref().map(str::to_owned)
     }
 
     #[test]
@@ -291,29 +280,29 @@ mod tests {
     fn the_old_table_serves_until_the_new_one_is_whole_and_valid() {
         let dir = tempfile::tempdir().unwrap();
         let path = put(&dir, "v.csv", "k,v\na,1\n");
-        let p = FileProvider::looking_every(&path, Format::Csv, "k", Duration::ZERO).unwrap();
+        let p = FileProvider::open(&path, Format::Csv, "k").unwrap();
         let is = |v: &str| Some(format!("{{\"k\":\"a\",\"v\":\"{v}\"}}"));
-        assert_eq!(one(&p, "a"), is("1"));
+        assert!(!p.look());
         // Written in place: not taken at the first look, but when it has come to rest.
         put(&dir, "v.csv", "k,v\na,22\n");
-        assert_eq!(one(&p, "a"), is("1"));
-        assert_eq!(one(&p, "a"), is("22"));
+        assert_eq!((p.look(), one(&p, "a")), (false, is("1")));
+        assert_eq!((p.look(), one(&p, "a")), (true, is("22")));
         // Renamed over: taken at once.
         let new = put(&dir, "new", "k,v\na,333\n");
         std::fs::rename(new, &path).unwrap();
-        assert_eq!(one(&p, "a"), is("333"));
+        assert_eq!((p.look(), one(&p, "a")), (true, is("333")));
         // Broken: the old one stays, and it is said.
         let new = put(&dir, "new", "k,v\na\n");
         std::fs::rename(new, &path).unwrap();
-        assert_eq!(one(&p, "a"), is("333"));
+        assert_eq!((p.look(), one(&p, "a")), (false, is("333")));
         assert!(p.trouble().unwrap().contains("record 1"), "{:?}", p.trouble());
         // Gone: the same.
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(one(&p, "a"), is("333"));
+        assert_eq!((p.look(), one(&p, "a")), (false, is("333")));
         assert!(p.trouble().unwrap().contains("its last content is used"));
         put(&dir, "v.csv", "k,v\na,4\n");
         // A new file may have the number of one that is gone, so it may take two looks.
-        one(&p, "a");
-        assert_eq!((one(&p, "a"), p.trouble()), (is("4"), None));
+        let taken = [p.look(), p.look()];
+        assert_eq!((taken.iter().filter(|t| **t).count(), one(&p, "a"), p.trouble()), (1, is("4"), None));
     }
 }

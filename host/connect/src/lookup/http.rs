@@ -3,16 +3,16 @@
 //! - GET: `{key}` in the URL stands for the key, percent-encoded. 200 with a JSON object is the row, 404 or `null` none.
 //! - POST: the body is `{"keys": [..]}`. 200 with a JSON object from key to row; a key that is absent or `null` has none.
 //!
-//! `rows`, a JSON pointer, says where in the answer that object is. 408, 425, 429, 5xx, a broken connection and an answer that
+//! A row that is too long or no object fails its key alone. `rows`, a JSON pointer, says where in the answer that object is. 408, 425, 429, 5xx, a broken connection and an answer that
 //! takes too long may work later; every other status is a refusal. Redirects are not followed.
 
 use super::bounds::{RESPONSE_BYTES_MAX, ROW_BYTES_MAX};
-use super::{LookupError, Provider, Row};
+use super::{Fetched, LookupError, Provider};
 use crate::ConnectError;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use ureq::http::{HeaderName, HeaderValue};
 
 /// What may stand in a path or query as it is (RFC 3986, unreserved).
@@ -107,7 +107,7 @@ impl HttpProvider {
         Ok(HttpProvider { url: url.to_owned(), method, headers, rows: rows.to_owned(), agent })
     }
 
-    fn get(&self, key: &str, timeout: Duration) -> Result<Option<Row>, LookupError> {
+    fn get(&self, key: &str, timeout: Duration) -> Fetched {
         let url = self.url.replace("{key}", &utf8_percent_encode(key, ESCAPED).to_string());
         let mut request = self.agent.get(&url);
         for (name, value) in &self.headers {
@@ -120,7 +120,7 @@ impl HttpProvider {
         }
     }
 
-    fn post(&self, keys: &[Arc<str>], timeout: Duration) -> Result<Vec<Option<Row>>, LookupError> {
+    fn post(&self, keys: &[Arc<str>], timeout: Duration) -> Result<Vec<Fetched>, LookupError> {
         let keys_text: Vec<&str> = keys.iter().map(|k| &**k).collect();
         let mut request = self.agent.post(&self.url).content_type("application/json");
         for (name, value) in &self.headers {
@@ -133,14 +133,14 @@ impl HttpProvider {
             let at = if self.rows.is_empty() { "" } else { " where `rows` points" };
             return Err(LookupError::Refused(format!("{}: the answer has no JSON object{at}", self.url)));
         };
-        keys.iter().map(|k| self.row(k, rows.get(&**k))).collect()
+        Ok(keys.iter().map(|k| self.row(k, rows.get(&**k))).collect())
     }
 
     fn place<'v>(&self, answer: &'v Value) -> Option<&'v Value> {
         answer.pointer(&self.rows)
     }
 
-    fn row(&self, key: &str, value: Option<&Value>) -> Result<Option<Row>, LookupError> {
+    fn row(&self, key: &str, value: Option<&Value>) -> Fetched {
         match value {
             None | Some(Value::Null) => Ok(None),
             Some(row @ Value::Object(_)) => {
@@ -151,12 +151,12 @@ impl HttpProvider {
                         "{}: the row of `{key}` has {n} bytes, at most {ROW_BYTES_MAX} are taken",
                         self.url
                     );
-                    return Err(LookupError::Refused(message));
+                    return Err(LookupError::Unusable(message));
                 }
                 Ok(Some(text.into()))
             }
             Some(_) => {
-                Err(LookupError::Refused(format!("{}: the row of `{key}` is no JSON object", self.url)))
+                Err(LookupError::Unusable(format!("{}: the row of `{key}` is no JSON object", self.url)))
             }
         }
     }
@@ -203,25 +203,20 @@ impl HttpProvider {
 }
 
 impl Provider for HttpProvider {
-    fn fetch(&self, keys: &[Arc<str>], timeout: Duration) -> Result<Vec<Option<Row>>, LookupError> {
+    fn fetch(&self, keys: &[Arc<str>], timeout: Duration) -> Result<Vec<Fetched>, LookupError> {
         if self.method == Method::Post {
             return self.post(keys, timeout);
         }
-        let until = Instant::now() + timeout;
-        keys.iter()
-            .map(|k| self.get(k, until.saturating_duration_since(Instant::now()).max(LEAST_WAIT)))
-            .collect()
+        Ok(keys.iter().map(|k| self.get(k, timeout)).collect())
     }
 }
-
-/// A request is never sent without any time to be answered.
-const LEAST_WAIT: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpListener;
+    use std::time::Instant;
 
     /// Answers requests one after the other with what `answer` says of (first line, headers, body).
     fn server(answer: impl Fn(&str, &str, &str) -> (u16, String) + Send + 'static) -> String {
@@ -273,18 +268,39 @@ mod tests {
         let p =
             HttpProvider::new(&format!("{base}/v/{{key}}?x=1"), Method::Get, &headers, "/data", 1).unwrap();
         let rows = p.fetch(&keys(&["a/b ü", "null", "other"]), LONG).unwrap();
-        assert_eq!(rows, [Some(r#"{"n":1.5}"#.into()), None, None]);
+        assert_eq!(rows, [Ok(Some(r#"{"n":1.5}"#.into())), Ok(None), Ok(None)]);
+    }
+
+    /// The time is a request's, and what was answered stays so whatever becomes of the next.
+    #[test]
+    fn each_key_has_its_own_answer_and_time() {
+        let base = server(|first, _, _| {
+            // As a service that is well, and takes its time.
+            std::thread::sleep(Duration::from_millis(60));
+            if first.contains("bad") { (503, String::new()) } else { (200, "{}".into()) }
+        });
+        let p = HttpProvider::new(&format!("{base}/{{key}}"), Method::Get, &[], "", 1).unwrap();
+        let rows = p.fetch(&keys(&["a", "b", "bad", "c"]), Duration::from_millis(150)).unwrap();
+        let [Ok(Some(_)), Ok(Some(_)), Err(LookupError::Unavailable(_)), Ok(Some(_))] = &*rows else {
+            panic!("{rows:?}")
+        };
     }
 
     #[test]
     fn many_keys_a_request() {
         let base = server(|first, headers, body| {
-            assert_eq!((first, body), ("POST /v HTTP/1.1", r#"{"keys":["a","b","c"]}"#));
+            assert_eq!((first, body), ("POST /v HTTP/1.1", r#"{"keys":["a","b","c","d","e"]}"#));
             assert!(headers.contains("content-type: application/json\r\n"), "{headers}");
-            (200, r#"{"a":{"n":1},"b":null,"z":{}}"#.into())
+            let long = "x".repeat(ROW_BYTES_MAX);
+            (200, format!(r#"{{"a":{{"n":1}},"b":null,"z":{{}},"d":[1],"e":{{"n":"{long}"}}}}"#))
         });
         let p = HttpProvider::new(&format!("{base}/v"), Method::Post, &[], "", 1).unwrap();
-        assert_eq!(p.fetch(&keys(&["a", "b", "c"]), LONG).unwrap(), [Some(r#"{"n":1}"#.into()), None, None]);
+        let rows = p.fetch(&keys(&["a", "b", "c", "d", "e"]), LONG).unwrap();
+        assert_eq!(rows[..3], [Ok(Some(r#"{"n":1}"#.into())), Ok(None), Ok(None)]);
+        // What is wrong with a row is its own answer.
+        for (row, words) in [(&rows[3], "`d` is no JSON object"), (&rows[4], "`e` has")] {
+            assert!(matches!(row, Err(LookupError::Unusable(m)) if m.contains(words)), "{row:?}");
+        }
     }
 
     #[test]
@@ -295,22 +311,19 @@ mod tests {
             status => (status.parse().unwrap(), String::new()),
         });
         let p = HttpProvider::new(&format!("{base}/{{key}}"), Method::Get, &[], "", 1).unwrap();
-        let fetch = |k: &str| p.fetch(&keys(&[k]), LONG);
+        let fetch = |k: &str| p.fetch(&keys(&[k]), LONG).unwrap().remove(0);
         for status in ["500", "503", "429", "408"] {
             assert!(
                 matches!(fetch(status), Err(LookupError::Unavailable(m)) if m.contains(status)),
                 "{status}"
             );
         }
-        for (key, words) in [
-            ("400", "400"),
-            ("401", "401"),
-            ("302", "redirects are not followed"),
-            ("json", "no JSON"),
-            ("list", "no JSON object"),
-        ] {
+        for (key, words) in
+            [("400", "400"), ("401", "401"), ("302", "redirects are not followed"), ("json", "no JSON")]
+        {
             assert!(matches!(fetch(key), Err(LookupError::Refused(m)) if m.contains(words)), "{key}");
         }
+        assert!(matches!(fetch("list"), Err(LookupError::Unusable(m)) if m.contains("no JSON object")));
     }
 
     #[test]
@@ -320,13 +333,11 @@ mod tests {
         let url = format!("http://{}/{{key}}", listener.local_addr().unwrap());
         let p = HttpProvider::new(&url, Method::Get, &[], "", 1).unwrap();
         let begun = Instant::now();
-        assert!(matches!(
-            p.fetch(&keys(&["a"]), Duration::from_millis(50)),
-            Err(LookupError::Unavailable(_))
-        ));
+        let fetch = |timeout| p.fetch(&keys(&["a"]), timeout).unwrap().remove(0);
+        assert!(matches!(fetch(Duration::from_millis(50)), Err(LookupError::Unavailable(_))));
         assert!(begun.elapsed() < Duration::from_secs(5));
         drop(listener);
-        assert!(matches!(p.fetch(&keys(&["a"]), LONG), Err(LookupError::Unavailable(_))));
+        assert!(matches!(fetch(LONG), Err(LookupError::Unavailable(_))));
     }
 
     #[test]

@@ -12,12 +12,14 @@
 mod batch;
 pub mod bounds;
 mod cache;
+mod counts;
 pub mod file;
 pub mod http;
 mod service;
 pub mod sqlite;
 
-pub use batch::{LookupCounts, Settings};
+pub use batch::Settings;
+pub use counts::LookupCounts;
 pub use service::Lookup;
 
 use std::sync::Arc;
@@ -40,7 +42,10 @@ pub enum Answer {
     Failed(Arc<str>),
 }
 
-/// Why a call gave no answer.
+/// What a provider says of one key: its row, or that there is none, or why it says neither.
+pub type Fetched = Result<Option<Row>, LookupError>;
+
+/// Why a call, or a key of it, got no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
     /// It may work later: no connection, no answer in time, the service says so.
@@ -49,15 +54,25 @@ pub enum LookupError {
     /// It will not work again in the same way: refused, or an answer that makes no sense.
     #[error("{0}")]
     Refused(String),
+    /// It was answered, and what the provider has for this key cannot be used: a row that is too long, or none at all.
+    #[error("{0}")]
+    Unusable(String),
 }
 
 /// Where rows are looked up. Called from several threads at once.
 pub trait Provider: Send + Sync {
-    /// The rows of some keys (at least one, all different), an answer for each in their order. Blocks for about `timeout` at most.
+    /// The rows of some keys (at least one, all different), an answer for each in their order. What is wrong with one key's row
+    /// is that key's answer. Blocks for about `timeout` a request at most.
     ///
     /// # Errors
-    /// If no key of the batch has an answer.
-    fn fetch(&self, keys: &[Arc<str>], timeout: Duration) -> Result<Vec<Option<Row>>, LookupError>;
+    /// If it failed as a whole, so that no key has an answer.
+    fn fetch(&self, keys: &[Arc<str>], timeout: Duration) -> Result<Vec<Fetched>, LookupError>;
+
+    /// Takes a look whether its rows have changed; called every [`bounds::LOOK_MS`], whether anything is fetched or not. True:
+    /// they are others now, and nothing that was fetched before is to be believed any more.
+    fn look(&self) -> bool {
+        false
+    }
 
     /// What is wrong although it answers: a file that was changed to what is no table.
     fn trouble(&self) -> Option<String> {

@@ -1,7 +1,9 @@
-//! A lookup as the pipeline uses it: the batcher behind a lock, and a thread for each call that may be under way.
+//! A lookup as the pipeline uses it: the batcher behind a lock, and a thread for each call that may be under way. One that has
+//! nothing to do lets the provider look for changes.
 
-use super::batch::{Answers, Batcher, LookupCounts, Settings};
-use super::{Answer, LookupError, Provider, Ticket};
+use super::batch::{Answers, Batcher, Settings};
+use super::counts::LookupCounts;
+use super::{Answer, LookupError, Provider, Ticket, bounds};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ struct Shared {
 
 struct State {
     batcher: Batcher,
+    /// When the provider is to look for changes.
+    look_at_ms: u64,
     closed: bool,
 }
 
@@ -41,9 +45,20 @@ impl Shared {
         let mut state = self.state();
         while !state.closed {
             let now_ms = self.now_ms();
+            if now_ms >= state.look_at_ms {
+                state.look_at_ms = now_ms + bounds::LOOK_MS;
+                drop(state);
+                let changed = self.provider.look();
+                state = self.state();
+                if changed {
+                    state.batcher.forget();
+                }
+                continue;
+            }
             let Some(call) = state.batcher.next_call(now_ms) else {
                 let due_ms = state.batcher.wake_at_ms().filter(|at| *at > now_ms);
-                let wait = due_ms.map_or(IDLE_WAIT, |at| Duration::from_millis(at - now_ms));
+                let wait_ms = due_ms.map_or(state.look_at_ms, |at| at.min(state.look_at_ms)) - now_ms;
+                let wait = Duration::from_millis(wait_ms);
                 state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             };
@@ -68,9 +83,6 @@ impl Shared {
     }
 }
 
-/// A thread without work looks again after this; it is woken when there is some.
-const IDLE_WAIT: Duration = Duration::from_secs(1);
-
 impl Lookup {
     /// Starts the threads. `reply` gets every answer that [`Lookup::ask`] does not give at once.
     ///
@@ -86,7 +98,11 @@ impl Lookup {
             provider,
             settings,
             begun: Instant::now(),
-            state: Mutex::new(State { batcher: Batcher::new(settings, fastrand::Rng::new()), closed: false }),
+            state: Mutex::new(State {
+                batcher: Batcher::new(settings, fastrand::Rng::new()),
+                look_at_ms: bounds::LOOK_MS,
+                closed: false,
+            }),
             wake: Condvar::new(),
             reply: Box::new(reply),
         });
@@ -125,16 +141,11 @@ impl Lookup {
         self.shared.state().batcher.counts()
     }
 
-    /// Whether the provider has failed so often in a row that it is only tried now and then.
-    #[must_use]
-    pub fn is_down(&self) -> bool {
-        self.shared.state().batcher.is_down()
-    }
-
-    /// What is wrong at the moment: what the last call said if it failed, or what the provider says of itself.
+    /// What is wrong at the moment: what the last failure said if the provider is down or a key fails again and again, or what
+    /// the provider says of itself.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        let failed = self.shared.state().batcher.last_error();
+        let failed = self.shared.state().batcher.trouble();
         failed.map(|e| e.to_string()).or_else(|| self.shared.provider.trouble())
     }
 }
@@ -149,7 +160,8 @@ impl Drop for Lookup {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Row;
+    use super::super::file::{FileProvider, Format};
+    use super::super::{Fetched, Row};
     use super::*;
     use std::collections::{HashMap, HashSet};
     use std::sync::mpsc;
@@ -161,7 +173,7 @@ mod tests {
     }
 
     impl Provider for Arc<Rude> {
-        fn fetch(&self, keys: &[Arc<str>], _: Duration) -> Result<Vec<Option<Row>>, LookupError> {
+        fn fetch(&self, keys: &[Arc<str>], _: Duration) -> Result<Vec<Fetched>, LookupError> {
             {
                 let mut log = self.log.lock().unwrap();
                 log.0 += 1;
@@ -180,7 +192,7 @@ mod tests {
                 return Err(LookupError::Unavailable("the tenth".into()));
             }
             let row = |k: &Arc<str>| (!k.ends_with('0')).then(|| Row::from(format!("{{\"of\":\"{k}\"}}")));
-            Ok(keys.iter().map(row).collect())
+            Ok(keys.iter().map(|k| Ok(row(k))).collect())
         }
     }
 
@@ -225,5 +237,55 @@ mod tests {
         assert_eq!((c.asked, c.calls), (4000, *calls));
         assert_eq!(c.keys_called, 1000 + c.retries, "each key once, and again where its call failed");
         assert!(c.calls <= 20 + c.failures * 3, "{c:?}");
+    }
+
+    /// A table that is exchanged is used though nobody asks meanwhile, and what was kept of the old one is not.
+    #[test]
+    fn a_reload_is_noticed_without_a_call_and_empties_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v.csv");
+        std::fs::write(&path, "k,v\na,old\n").unwrap();
+        let settings = Settings {
+            cache_bytes: 1 << 20,
+            ttl_ms: 3_600_000,
+            negative_ttl_ms: 3_600_000,
+            batch_keys: 10,
+            concurrency: 1,
+            timeout_ms: 1_000,
+            retries: 0,
+            gives_up: true,
+        };
+        let (to, from) = mpsc::channel();
+        let reply = move |answers: Answers| to.send(answers).unwrap();
+        let provider = FileProvider::open(&path, Format::Csv, "k").unwrap();
+        let lookup = Lookup::start("t", Box::new(provider), settings, reply).unwrap();
+        let ask = |keys: [(u64, &str); 2]| {
+            let mut known = Vec::new();
+            lookup.ask(keys, &mut known);
+            while known.len() < 2 {
+                known.extend(from.recv_timeout(Duration::from_secs(30)).unwrap());
+            }
+            known.sort_by_key(|(t, _)| *t);
+            known.into_iter().map(|(_, a)| a).collect::<Vec<_>>()
+        };
+        let row = |v: &str| Answer::Found(format!("{{\"k\":\"a\",\"v\":\"{v}\"}}").into());
+        assert_eq!(ask([(1, "a"), (2, "b")]), [row("old"), Answer::NotFound]);
+        assert_eq!(
+            (ask([(3, "a"), (4, "b")]), lookup.counts().calls),
+            (vec![row("old"), Answer::NotFound], 1)
+        );
+        // In place. Nothing is asked until the provider has had the time for some looks.
+        std::fs::write(&path, "k,v\na,new\n").unwrap();
+        let looks = |n| std::thread::sleep(Duration::from_millis(n * bounds::LOOK_MS));
+        looks(4);
+        assert_eq!(ask([(5, "a"), (6, "b")]), [row("new"), Answer::NotFound]);
+        // One that is broken shows, though nobody asks.
+        std::fs::write(&path, "no table\n").unwrap();
+        let begun = Instant::now();
+        while lookup.trouble().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it is not said");
+            looks(1);
+        }
+        assert_eq!(ask([(7, "a"), (8, "b")]), [row("new"), Answer::NotFound]);
     }
 }

@@ -1,13 +1,17 @@
 //! Rows of a SQLite table or query, many keys a call.
 //!
+//! Keys are text. A column without a type compares text with numbers by kind, so of a table a key that is a number is asked for
+//! as one, too; an index on the column serves both. A query says itself how it compares.
+//!
 //! Invariants: the database is only read; a query that runs past its time is stopped; a connection that failed is not used
 //! again.
 
 use super::bounds::ROW_BYTES_MAX;
-use super::{LookupError, Provider, Row};
+use super::{Fetched, LookupError, Provider};
 use crate::ConnectError;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +34,8 @@ pub struct SqliteProvider {
     path: PathBuf,
     sql: String,
     key: String,
+    /// Whether keys that are numbers are asked for as such, too.
+    numbers: bool,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -49,8 +55,13 @@ impl SqliteProvider {
             }
             What::Query(q) => q.clone(),
         };
-        let provider =
-            SqliteProvider { path: path.to_owned(), sql, key: key.to_owned(), idle: Mutex::new(Vec::new()) };
+        let provider = SqliteProvider {
+            path: path.to_owned(),
+            sql,
+            key: key.to_owned(),
+            numbers: matches!(what, What::Table(_)),
+            idle: Mutex::new(Vec::new()),
+        };
         let wrong = |e: &dyn std::fmt::Display| ConnectError::Config(format!("{}: {e}", path.display()));
         let db = provider.connect().map_err(|e| wrong(&e))?;
         {
@@ -79,14 +90,15 @@ impl SqliteProvider {
         at.ok_or_else(|| format!("there is no column `{}`; the query gives {}", self.key, names.join(", ")))
     }
 
-    fn ask(&self, db: &Connection, keys: &[Arc<str>]) -> Result<Vec<Option<Row>>, LookupError> {
+    fn ask(&self, db: &Connection, keys: &[Arc<str>]) -> Result<Vec<Fetched>, LookupError> {
         let err = |e: rusqlite::Error| self.kind(&e);
-        let list = serde_json::to_string(&keys.iter().map(|k| &**k).collect::<Vec<&str>>())
-            .map_err(|e| LookupError::Refused(e.to_string()))?;
+        let texts = keys.iter().map(|k| Value::from(&**k));
+        let numbers = keys.iter().filter(|_| self.numbers).filter_map(|k| number(k));
+        let list = Value::from_iter(texts.chain(numbers)).to_string();
         let mut statement = db.prepare_cached(&self.sql).map_err(err)?;
         let key = self.key_column(&statement).map_err(LookupError::Refused)?;
         let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
-        let mut found: HashMap<String, Row> = HashMap::new();
+        let mut found: HashMap<String, Fetched> = HashMap::new();
         let mut rows = statement.query([list]).map_err(err)?;
         while let Some(row) = rows.next().map_err(err)? {
             let mut object = serde_json::Map::new();
@@ -97,16 +109,18 @@ impl SqliteProvider {
                 ValueRef::Text(t) => String::from_utf8_lossy(t).into_owned(),
                 other => text(&json(other)),
             };
-            let row = serde_json::Value::Object(object).to_string();
-            if row.len() > ROW_BYTES_MAX {
-                return Err(LookupError::Refused(format!(
-                    "the row of `{of}` has {} bytes, at most {ROW_BYTES_MAX} are taken",
-                    row.len()
-                )));
-            }
-            found.insert(of, row.into());
+            let row = Value::Object(object).to_string();
+            let fetched = if row.len() > ROW_BYTES_MAX {
+                let (path, n) = (self.path.display(), row.len());
+                let why =
+                    format!("{path}: the row of `{of}` has {n} bytes, at most {ROW_BYTES_MAX} are taken");
+                Err(LookupError::Unusable(why))
+            } else {
+                Ok(Some(row.into()))
+            };
+            found.insert(of, fetched);
         }
-        Ok(keys.iter().map(|k| found.get(&**k).cloned()).collect())
+        Ok(keys.iter().map(|k| found.remove(&**k).unwrap_or(Ok(None))).collect())
     }
 
     fn kind(&self, e: &rusqlite::Error) -> LookupError {
@@ -127,9 +141,15 @@ fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-fn json(value: ValueRef<'_>) -> serde_json::Value {
+/// The number that a key is, if it stands for one as SQLite and JSON write it.
+fn number(key: &str) -> Option<Value> {
+    let number: serde_json::Number = key.parse().ok()?;
+    (number.to_string() == key).then_some(Value::Number(number))
+}
+
+fn json(value: ValueRef<'_>) -> Value {
     match value {
-        ValueRef::Null => serde_json::Value::Null,
+        ValueRef::Null => Value::Null,
         ValueRef::Integer(n) => n.into(),
         ValueRef::Real(n) => n.into(),
         ValueRef::Text(t) => String::from_utf8_lossy(t).into(),
@@ -138,12 +158,12 @@ fn json(value: ValueRef<'_>) -> serde_json::Value {
     }
 }
 
-fn text(value: &serde_json::Value) -> String {
+fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 impl Provider for SqliteProvider {
-    fn fetch(&self, keys: &[Arc<str>], timeout: Duration) -> Result<Vec<Option<Row>>, LookupError> {
+    fn fetch(&self, keys: &[Arc<str>], timeout: Duration) -> Result<Vec<Fetched>, LookupError> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut db = idle.map_or_else(|| self.connect(), Ok).map_err(|e| self.kind(&e))?;
         let until = Instant::now() + timeout;
@@ -183,7 +203,7 @@ mod tests {
         let (_dir, path) = database();
         let p = SqliteProvider::open(&path, &What::Table("v".into()), "ID").unwrap();
         let rows = p.fetch(&keys(&["22", "x", "1"]), LONG).unwrap();
-        let texts: Vec<Option<&str>> = rows.iter().map(|r| r.as_deref()).collect();
+        let texts: Vec<Option<&str>> = rows.iter().map(|r| r.as_ref().unwrap().as_deref()).collect();
         assert_eq!(
             texts,
             [
@@ -195,7 +215,47 @@ mod tests {
         let sql = "SELECT 'u' || id AS who, upper(segment) AS s FROM v WHERE 'u' || id IN (SELECT value FROM json_each(?1))";
         let p = SqliteProvider::open(&path, &What::Query(sql.into()), "who").unwrap();
         let rows = p.fetch(&keys(&["u1"]), LONG).unwrap();
-        assert_eq!(rows[0].as_deref(), Some(r#"{"s":"GOLD","who":"u1"}"#));
+        assert_eq!(rows[0].as_ref().unwrap().as_deref(), Some(r#"{"s":"GOLD","who":"u1"}"#));
+    }
+
+    /// A key is found by its text, whatever its column holds, and through the column's index.
+    #[test]
+    fn keys_are_found_in_columns_of_every_type() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.db");
+        let db = Connection::open(&path).unwrap();
+        for (table, kind) in [("none", ""), ("int", "INTEGER"), ("text", "TEXT"), ("num", "NUMERIC")] {
+            db.execute_batch(&format!(
+                "CREATE TABLE {table} (id {kind}, n); CREATE INDEX {table}_id ON {table} (id);
+                 INSERT INTO {table} VALUES (7, 1), ('x', 2), (-12, 3), (1.5, 4), ('007', 5);"
+            ))
+            .unwrap();
+            let p = SqliteProvider::open(&path, &What::Table(table.into()), "id").unwrap();
+            let rows = p.fetch(&keys(&["7", "x", "-12", "1.5", "8", "7.0"]), LONG).unwrap();
+            let n = |f: &Fetched| {
+                let row: Value = serde_json::from_str(f.as_ref().unwrap().as_ref()?).unwrap();
+                row["n"].as_i64()
+            };
+            // A number column takes '007' for the number 7; which of the two rows holds is the table's own affair.
+            let seven = if ["int", "num"].contains(&table) { n(&rows[0]) } else { Some(1) };
+            let found: Vec<Option<i64>> = rows.iter().map(n).collect();
+            assert_eq!(found, [seven, Some(2), Some(3), Some(4), None, None], "{table}");
+            assert!(found[0].is_some(), "{table}");
+            let plan: String =
+                db.query_row(&format!("EXPLAIN QUERY PLAN {}", p.sql), ["[\"7\",7]"], |r| r.get(3)).unwrap();
+            assert!(plan.contains(&format!("USING INDEX {table}_id")), "{table}: {plan}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_too_long_fails_its_key_alone() {
+        let (_dir, path) = database();
+        let db = Connection::open(&path).unwrap();
+        db.execute("UPDATE v SET segment = ?1 WHERE id = 22", ["x".repeat(ROW_BYTES_MAX)]).unwrap();
+        let p = SqliteProvider::open(&path, &What::Table("v".into()), "id").unwrap();
+        let rows = p.fetch(&keys(&["22", "1", "3"]), LONG).unwrap();
+        let [Err(LookupError::Unusable(why)), Ok(Some(_)), Ok(None)] = &*rows else { panic!("{rows:?}") };
+        assert!(why.contains("the row of `22` has"), "{why}");
     }
 
     #[test]

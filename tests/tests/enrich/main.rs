@@ -7,6 +7,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod providers;
+
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -300,6 +302,13 @@ fn expected_of(config: &Config, bytes: &[u8]) -> Vec<Row> {
     model::sessions(&log, &BTreeSet::new(), &config.gap)
 }
 
+/// The most memory that a process has had so far, bytes; 0 once it has ended.
+fn high_water(process: &Process) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap_or_default();
+    let kib = text.lines().find_map(|l| l.strip_prefix("VmHWM:")?.split_whitespace().next());
+    kib.map_or(0, |kib| kib.parse::<u64>().unwrap() << 10)
+}
+
 /// The provider is slow, fails every tenth call, and is gone for a while; the process is killed again and again.
 #[test]
 fn every_row_is_resolved_once_whatever_the_service_and_the_process_go_through() {
@@ -313,17 +322,18 @@ fn every_row_is_resolved_once_whatever_the_service_and_the_process_go_through() 
         let (case, config) = visits_case(&service, policy, &bytes, "retries = 2\ncache = \"16MiB\"\n");
         bound(&case);
         let begun = Instant::now();
-        let mut kills = 0;
+        let (mut kills, mut peak) = (0, 0);
         let mut process = case.start(&[], &[]);
-        let kill_at = |process: &mut Process, share: u64| {
+        let kill_at = |process: &mut Process, share: u64, peak: &mut u64| {
             let answered = || service.asked().by_key.len() as u64 * 100 / users >= share;
             wait_for("the service to be asked", RUN_MAX, || (answered() || process.ended()).then_some(()));
+            *peak = (*peak).max(high_water(process));
             // Where an outage was enough for all that was left, there is nothing left to kill.
             process.kill();
             wait_for("the service to be idle", RUN_MAX, || service.is_idle().then_some(()));
         };
         for share in [10, 30] {
-            kill_at(&mut process, share);
+            kill_at(&mut process, share, &mut peak);
             kills += 1;
             process = case.start(&[], &[]);
         }
@@ -333,19 +343,21 @@ fn every_row_is_resolved_once_whatever_the_service_and_the_process_go_through() 
         service.gone(true);
         let since = Instant::now();
         wait_for("half of the outage", RUN_MAX, || (since.elapsed() > gone / 2).then_some(()));
+        peak = peak.max(high_water(&process));
         process.kill();
         kills += 1;
         process = case.start(&[], &[]);
         wait_for("the end of the outage", RUN_MAX, || (since.elapsed() > gone).then_some(()));
         service.gone(false);
-        kill_at(&mut process, 60);
+        kill_at(&mut process, 60, &mut peak);
         kills += 1;
-        let (outcome, peak) = case.start(&[], &[]).outcome_and_peak(RUN_MAX);
+        let (outcome, last) = case.start(&[], &[]).outcome_and_peak(RUN_MAX);
         outcome.exits(0);
+        let peak = peak.max(last);
 
         let without = each_resolved_once(&case, policy, &expected_of(&config, &bytes));
         let asked = service.asked();
-        println!(
+        tidemill_tests::report!(
             "{policy:?}: {n} sessions of {users} visitors in {:.1} s with {kills} kills, {without} without an answer; \
              {} calls of {:.1} keys, {} keys answered; peak {} MiB",
             begun.elapsed().as_secs_f64(),
