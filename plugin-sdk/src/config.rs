@@ -61,12 +61,17 @@ impl From<ConfigError> for Vec<ConfigError> {
 ///     "/done: this key is missing",
 ///     "/idle: a length of time such as \"30m\" is wanted, not 5",
 /// ]);
+/// let schema = Rules::schema();
+/// assert_eq!(schema["properties"]["idle"]["default"], "30m");
+/// assert_eq!(schema["required"], serde_json::json!(["done"]));
 /// ```
 pub trait Config: Sized {
     /// A JSON Schema of it.
     fn schema() -> Value;
     /// Reads it; says in `errors` what is wrong at `path`, all of it.
     fn read(json: &Value, path: &str, errors: &mut Vec<ConfigError>) -> Option<Self>;
+    /// Itself as it is written in a config; `null` if it is not written.
+    fn to_json(&self) -> Value;
     /// What a missing key means, if it may be missing.
     fn missing() -> Option<Self> {
         None
@@ -102,6 +107,9 @@ fn wanted<T>(what: &str, json: &Value, path: &str, errors: &mut Vec<ConfigError>
 
 /// No config: no key is taken.
 impl Config for () {
+    fn to_json(&self) -> Value {
+        json!({})
+    }
     fn schema() -> Value {
         json!({ "type": "object", "additionalProperties": false })
     }
@@ -110,6 +118,9 @@ impl Config for () {
     }
 }
 impl Config for bool {
+    fn to_json(&self) -> Value {
+        json!(self)
+    }
     fn schema() -> Value {
         json!({ "type": "boolean" })
     }
@@ -118,6 +129,9 @@ impl Config for bool {
     }
 }
 impl Config for String {
+    fn to_json(&self) -> Value {
+        json!(self)
+    }
     fn schema() -> Value {
         json!({ "type": "string" })
     }
@@ -126,6 +140,9 @@ impl Config for String {
     }
 }
 impl Config for f64 {
+    fn to_json(&self) -> Value {
+        json!(self)
+    }
     fn schema() -> Value {
         json!({ "type": "number" })
     }
@@ -136,6 +153,9 @@ impl Config for f64 {
 macro_rules! whole {
     ($($t:ty)*) => {$(
         impl Config for $t {
+            fn to_json(&self) -> Value {
+                json!(self)
+            }
             fn schema() -> Value {
                 json!({ "type": "integer", "minimum": <$t>::MIN, "maximum": <$t>::MAX })
             }
@@ -151,6 +171,9 @@ macro_rules! whole {
 whole!(u8 u16 u32 u64 i8 i16 i32 i64);
 
 impl Config for Duration {
+    fn to_json(&self) -> Value {
+        json!(self.to_string())
+    }
     fn schema() -> Value {
         json!({ "type": "string", "pattern": "^([0-9]+(d|h|ms|m|s))+$" })
     }
@@ -162,6 +185,9 @@ impl Config for Duration {
     }
 }
 impl<T: Config> Config for Option<T> {
+    fn to_json(&self) -> Value {
+        self.as_ref().map_or(Value::Null, T::to_json)
+    }
     fn schema() -> Value {
         T::schema()
     }
@@ -173,6 +199,9 @@ impl<T: Config> Config for Option<T> {
     }
 }
 impl<T: Config> Config for Vec<T> {
+    fn to_json(&self) -> Value {
+        self.iter().map(T::to_json).collect()
+    }
     fn schema() -> Value {
         json!({ "type": "array", "items": T::schema() })
     }
@@ -239,8 +268,15 @@ impl Object {
         if let (Some(map), false) = (schema.as_object_mut(), about.is_empty()) {
             map.insert("description".into(), about.into());
         }
-        if default.or_else(T::missing).is_none() {
-            self.required.push(key.into());
+        match default.or_else(T::missing).map(|d| d.to_json()) {
+            None => self.required.push(key.into()),
+            // What may be left out, and is then not there.
+            Some(Value::Null) => {}
+            Some(value) => {
+                if let Some(map) = schema.as_object_mut() {
+                    map.insert("default".into(), value);
+                }
+            }
         }
         self.properties.insert(key.into(), schema);
     }
@@ -257,6 +293,12 @@ impl Object {
         }
         all
     }
+}
+
+/// An object of these keys, without those that are not written.
+#[doc(hidden)]
+pub fn object<const N: usize>(keys: [(&str, Value); N]) -> Value {
+    keys.into_iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.to_owned(), v)).collect()
 }
 
 #[doc(hidden)]

@@ -27,7 +27,7 @@ pub enum Decision<R> {
     Keep,
     /// The event is the session's last.
     Close(R),
-    /// The session ended before this event, which opens the next. On a session's first event it means `Keep`.
+    /// The session ended before this event, which opens the next; see [`split`]. On a session's first event it means `Keep`.
     Split(R),
     /// The session is no session, this event included: a dead letter.
     Discard(R),
@@ -55,6 +55,10 @@ pub fn close<R>(reason: R) -> Decision<R> {
 }
 /// The session ended before this event, which opens the next: [`open`](crate::Sessionizer::open), then
 /// [`on_event`](crate::Sessionizer::on_event) see it again. On a session's first event it means [`keep`].
+///
+/// So decide first, and change the state afterwards: what `on_event` has changed before it says `split` stays with the session
+/// that ends, as if the event had belonged to it, and what it has counted is counted again when the next session sees the
+/// event.
 ///
 /// ```
 /// use tidemill_plugin_sdk::{Decision, split};

@@ -1,6 +1,6 @@
 //! What a plugin says of itself.
 
-use crate::{Config, Enricher, EventView, Field, Metric, Names, Sessionizer, State, Validator};
+use crate::{Config, Enricher, EventView, Field, Metric, Names, Sessionizer, State, StateForm, Validator};
 
 /// What a plugin says of itself; its name and version are its crate's.
 #[derive(Clone, Debug)]
@@ -17,8 +17,17 @@ pub struct Description {
     pub lookups: &'static [&'static str],
     /// A JSON Schema of its config.
     pub config_schema: String,
-    /// The version of its state, and those that it can migrate.
-    pub state: Option<(u32, Vec<u32>)>,
+    /// The form of its state; session rules only.
+    pub state: Option<StateSchema>,
+}
+
+/// The form of a rule's state, and those that it can migrate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateSchema {
+    /// As it is now.
+    pub present: StateForm,
+    /// Older forms.
+    pub migrates_from: Vec<StateForm>,
 }
 
 impl Description {
@@ -32,7 +41,7 @@ impl Description {
             metrics: R::METRICS,
             lookups: &[],
             config_schema: R::Config::schema().to_string(),
-            state: Some((R::State::VERSION, R::State::migrates_from())),
+            state: Some(StateSchema { present: R::State::form(), migrates_from: R::State::migrates_from() }),
         }
     }
     /// Of a validator.

@@ -1,6 +1,7 @@
 //! The fields of a session: a JSON object, written as it is made.
 
 use crate::{Duration, Time};
+use std::ops::Range;
 
 /// Fields of a session: a JSON object. Made with [`fields!`](crate::fields), or one by one.
 ///
@@ -8,9 +9,10 @@ use crate::{Duration, Time};
 /// use tidemill_plugin_sdk::Fields;
 /// let mut fields = Fields::default();
 /// assert!(fields.is_empty());
-/// fields.put("pages", &3);
+/// fields.put("pages", 3);
 /// fields.put("campaign", "spring");
-/// assert_eq!(fields.to_json(), r#"{"pages":3,"campaign":"spring"}"#);
+/// fields.put("pages", 4);                          // instead of what it was
+/// assert_eq!(fields.to_json(), r#"{"pages":4,"campaign":"spring"}"#);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fields {
@@ -18,12 +20,49 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// Adds a field.
-    pub fn put(&mut self, name: &str, value: &(impl ToJson + ?Sized)) {
+    /// Adds a field, or gives one that is there another value.
+    pub fn put(&mut self, name: &str, value: impl ToJson) {
+        match self.value_of(name) {
+            None => self.append(name, &value),
+            Some(old) => {
+                let mut new = String::new();
+                value.write(&mut new);
+                self.json.replace_range(old, &new);
+            }
+        }
+    }
+    /// Adds a field that is not there.
+    #[doc(hidden)]
+    pub fn append(&mut self, name: &str, value: &(impl ToJson + ?Sized)) {
         self.json.push(if self.json.is_empty() { '{' } else { ',' });
         name.write(&mut self.json);
         self.json.push(':');
         value.write(&mut self.json);
+    }
+    /// Where the value of a field stands.
+    fn value_of(&self, name: &str) -> Option<Range<usize>> {
+        let mut quoted = String::new();
+        name.write(&mut quoted);
+        let (mut depth, mut text, mut escaped) = (0, false, false);
+        // Of the field at hand: where it begins, and its value if it is the one.
+        let (mut begins, mut found) = (0, None);
+        for (at, b) in self.json.bytes().enumerate() {
+            match b {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => text = !text,
+                _ if text => {}
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth -= 1,
+                b',' if depth == 1 && found.is_some() => return found.map(|from| from..at),
+                b':' if depth == 1 && self.json[begins..at] == quoted => found = Some(at + 1),
+                _ => {}
+            }
+            if depth == 1 && !text && matches!(b, b'{' | b',') {
+                begins = at + 1;
+            }
+        }
+        found.map(|from| from..self.json.len())
     }
     /// Whether there are none.
     #[must_use]
@@ -60,23 +99,75 @@ impl Fields {
 /// let f = fields! { pages: 3, paid: true, campaign: campaign, "last-page": None::<&str> };
 /// assert_eq!(f.to_json(), r#"{"pages":3,"paid":true,"campaign":"spring","last-page":null}"#);
 /// ```
+///
+/// A name that is there twice does not compile:
+///
+/// ```compile_fail
+/// tidemill_plugin_sdk::fields! { pages: 3, paid: true, "pages": 4 };
+/// ```
 #[macro_export]
 macro_rules! fields {
     (@put $f:ident) => {};
     (@put $f:ident $name:ident : $value:expr $(, $($rest:tt)*)?) => {
-        $f.put(stringify!($name), &$value);
+        $f.append($crate::plain(stringify!($name)), &$value);
         $($crate::fields!(@put $f $($rest)*);)?
     };
     (@put $f:ident $name:literal : $value:expr $(, $($rest:tt)*)?) => {
-        $f.put($name, &$value);
+        $f.append($name, &$value);
         $($crate::fields!(@put $f $($rest)*);)?
     };
+    (@names [$($names:expr),*]) => { [$($names),*] };
+    (@names [$($names:expr),*] $name:ident : $value:expr $(, $($rest:tt)*)?) => {
+        $crate::fields!(@names [$($names,)* $crate::plain(stringify!($name))] $($($rest)*)?)
+    };
+    (@names [$($names:expr),*] $name:literal : $value:expr $(, $($rest:tt)*)?) => {
+        $crate::fields!(@names [$($names,)* $name] $($($rest)*)?)
+    };
     ($($pairs:tt)*) => {{
+        const _: () = $crate::unique(&$crate::fields!(@names [] $($pairs)*));
         #[allow(unused_mut, reason = "there may be no pairs")]
         let mut fields = $crate::Fields::default();
         $crate::fields!(@put fields $($pairs)*);
         fields
     }};
+}
+
+/// A name without `r#`.
+#[doc(hidden)]
+#[must_use]
+pub const fn plain(name: &'static str) -> &'static str {
+    match name.as_bytes() {
+        [b'r', b'#', ..] => name.split_at(2).1,
+        _ => name,
+    }
+}
+
+/// Complains, when it is compiled, of a name that is there twice.
+#[doc(hidden)]
+pub const fn unique(names: &[&str]) {
+    let mut i = 0;
+    while i < names.len() {
+        let mut k = 0;
+        while k < i {
+            assert!(!same(names[i].as_bytes(), names[k].as_bytes()), "a field is there twice");
+            k += 1;
+        }
+        i += 1;
+    }
+}
+
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut i = 0;
+    while i < a.len() {
+        if a[i] != b[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
 }
 
 /// What may stand in a field.
@@ -193,5 +284,27 @@ impl<T: ToJson> ToJson for [T] {
 impl<T: ToJson> ToJson for Vec<T> {
     fn write(&self, json: &mut String) {
         self.as_slice().write(json);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_is_put_again_has_the_new_value_and_its_place() {
+        let mut f = Fields::default();
+        f.put("a\"b", vec!["x:\",a\":", "]"]);
+        f.put("o", crate::fields! { o: 1, p: crate::fields! { "a\"b": 2 } });
+        f.put("last", 3);
+        for (name, json) in [
+            ("a\"b", r#"{"a\"b":0,"o":{"o":1,"p":{"a\"b":2}},"last":3}"#),
+            ("o", r#"{"a\"b":0,"o":0,"last":3}"#),
+            ("last", r#"{"a\"b":0,"o":0,"last":0}"#),
+            ("p", r#"{"a\"b":0,"o":0,"last":0,"p":0}"#),
+        ] {
+            f.put(name, 0);
+            assert_eq!(f.to_json(), json);
+        }
     }
 }

@@ -24,8 +24,8 @@ pub mod validator {
         pub_export_macro: true,
         export_macro_name: "export_validator",
         with: {
-            "tidemill:plugin/host@0.1.0": super::sessionizer::tidemill::plugin::host,
-            "tidemill:plugin/types@0.1.0": super::sessionizer::tidemill::plugin::types,
+            "tidemill:plugin/host@0.2.0": super::sessionizer::tidemill::plugin::host,
+            "tidemill:plugin/types@0.2.0": super::sessionizer::tidemill::plugin::types,
         },
     });
 }
@@ -36,8 +36,8 @@ pub mod enricher {
         pub_export_macro: true,
         export_macro_name: "export_enricher",
         with: {
-            "tidemill:plugin/host@0.1.0": super::sessionizer::tidemill::plugin::host,
-            "tidemill:plugin/types@0.1.0": super::sessionizer::tidemill::plugin::types,
+            "tidemill:plugin/host@0.2.0": super::sessionizer::tidemill::plugin::host,
+            "tidemill:plugin/types@0.2.0": super::sessionizer::tidemill::plugin::types,
         },
     });
 }
@@ -95,6 +95,7 @@ fn hook() {
 
 pub fn description(d: Description, name: &str, version: &str) -> types::Description {
     hook();
+    let form = |f: crate::StateForm| types::StateForm { version: f.version, shape: f.shape };
     let names = |list: &[&str]| list.iter().map(|s| String::from(*s)).collect();
     types::Description {
         name: name.into(),
@@ -134,7 +135,10 @@ pub fn description(d: Description, name: &str, version: &str) -> types::Descript
             .collect(),
         lookups: names(d.lookups),
         config_schema: d.config_schema,
-        state: d.state.map(|(version, migrates_from)| types::StateSchema { version, migrates_from }),
+        state: d.state.map(|s| types::StateSchema {
+            present: form(s.present),
+            migrates_from: s.migrates_from.into_iter().map(form).collect(),
+        }),
     }
 }
 

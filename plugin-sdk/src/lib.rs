@@ -89,7 +89,7 @@ pub use config::{Config, ConfigError};
 pub use context::Context;
 pub use decision::{Decision, Rejected, close, discard, ensure, keep, reject, split};
 #[doc(hidden)]
-pub use describe::Description;
+pub use describe::{Description, StateSchema};
 #[doc(hidden)]
 pub use enricher::Desk;
 pub use enricher::{Answers, Enricher, Enriching, Requests, Session};
@@ -99,6 +99,8 @@ pub use event::Row;
 pub use event::required as event_required;
 pub use event::{EventView, Field, FieldType};
 pub use fields::{Fields, ToJson};
+#[doc(hidden)]
+pub use fields::{plain, unique};
 pub use metric::Metric;
 pub use names::{Lookup, Names, Reason, Symbol, Timer};
 #[doc(hidden)]
@@ -106,7 +108,7 @@ pub use progress::address as progress_address;
 pub use sessionizer::Sessionizer;
 #[doc(hidden)]
 pub use sessionizer::{Folder, migrate};
-pub use state::{Form, State};
+pub use state::{Form, Shape, State, StateForm};
 /// See [`Config`](trait@Config).
 ///
 /// ```

@@ -4,7 +4,7 @@
 //! A process writes one file of JSON lines there, in the order of the calls. Frames stand in it as hexadecimal words. A
 //! question that is asked again is written again only if the answer is another one.
 
-use crate::{Config, ConfigError, Description, Enricher, FieldType, Sessionizer, Validator};
+use crate::{Config, ConfigError, Description, Enricher, FieldType, Sessionizer, StateForm, Validator};
 use serde_json::{Value, json};
 use std::any::type_name;
 use std::collections::HashSet;
@@ -104,6 +104,7 @@ fn description(d: &Description) -> Value {
         FieldType::Number => "number",
         FieldType::Boolean => "boolean",
     };
+    let form = |f: &StateForm| json!({ "version": f.version, "shape": f.shape });
     let schema: Value = serde_json::from_str(&d.config_schema).unwrap_or_default();
     json!({
         "fields": d.fields.iter().map(|f| json!({
@@ -116,7 +117,10 @@ fn description(d: &Description) -> Value {
         })).collect::<Vec<_>>(),
         "lookups": d.lookups,
         "config_schema": schema,
-        "state": d.state.as_ref().map(|(version, from)| json!({ "version": version, "migrates_from": from })),
+        "state": d.state.as_ref().map(|s| json!({
+            "version": s.present.version, "shape": s.present.shape,
+            "migrates_from": s.migrates_from.iter().map(form).collect::<Vec<_>>(),
+        })),
     })
 }
 

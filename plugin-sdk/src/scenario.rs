@@ -417,7 +417,10 @@ fn turn<R: Sessionizer>(
     let rejections: &[rows::Rejection] = good(frame.rows(3));
     let result = results[0];
     let text = |r: Range| String::from_utf8_lossy(&bytes[r.at as usize..][..r.len as usize]).into_owned();
-    let fields = |r: Range| if r.len == 0 { "{}".into() } else { text(r) };
+    let fields = |r: Range| {
+        within("the fields", r.len as usize, rows::FIELDS_BYTES_MAX);
+        if r.len == 0 { "{}".into() } else { text(r) }
+    };
     let rejected: BTreeSet<i32> = rejections.iter().map(|r| r.input as i32).collect();
     let time = |i: i32| events[i as usize].time;
     let bounds = |first: i32, last: i32| {
@@ -453,6 +456,7 @@ fn turn<R: Sessionizer>(
             let last = (0..events.len() as i32).rfind(|i| !rejected.contains(i) && *i > closed);
             let (start, end, count) = bounds(result.end.first, last.unwrap_or(-1));
             let timers: &[rows::Timer] = good(frame.rows(4));
+            within("the state", result.end.state.len as usize, rows::STATE_BYTES_MAX);
             Some(Carried {
                 state: good(result.end.state.of(bytes)).to_vec(),
                 timers: good(result.end.timers.of(timers)).to_vec(),
@@ -462,6 +466,14 @@ fn turn<R: Sessionizer>(
                 fields: fields(result.open_fields),
             })
         }
+    }
+}
+
+/// In the host it would be a fault, and only where a turn happens to end: here it is one wherever it may.
+#[track_caller]
+fn within(what: &str, bytes: usize, max: usize) {
+    if bytes > max {
+        fail(&format!("{what} of a session: {bytes} bytes, where {max} are kept; remember less"));
     }
 }
 

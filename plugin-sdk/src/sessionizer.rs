@@ -322,10 +322,8 @@ impl<R: Sessionizer> Folder<R> {
             return Ok(());
         }
         let mut bytes = turn.state.of(parts.bytes)?;
-        let state = R::State::take(&mut bytes).ok_or(Problem::State(t))?;
-        if !bytes.is_empty() {
-            self.firings = u32::take(&mut bytes).filter(|_| bytes.is_empty()).ok_or(Problem::State(t))?;
-        }
+        self.firings = u32::take(&mut bytes).ok_or(Problem::State(t))?;
+        let state = R::State::take(&mut bytes).filter(|_| bytes.is_empty()).ok_or(Problem::State(t))?;
         self.state = Some(state);
         (self.first, self.last) = (CARRIED, CARRIED);
         (self.cx.start, self.cx.last, self.cx.count) = (turn.open_start, turn.open_last, turn.open_count);
@@ -496,11 +494,10 @@ impl<R: Sessionizer> Folder<R> {
             return StateAt { first: CARRIED, kind: state_kind::UNCHANGED, ..StateAt::default() };
         }
         let bytes_at = self.cx.bytes.len();
+        // The next turn must go on counting, or where the host cuts its turns would decide about the limit. The count stands
+        // first, so that whatever is left over behind the rule's own bytes is a mistake.
+        self.firings.put(&mut self.cx.bytes);
         state.put(&mut self.cx.bytes);
-        // The next turn must go on counting, or where the host cuts its turns would decide about the limit.
-        if self.firings > 0 {
-            self.firings.put(&mut self.cx.bytes);
-        }
         let timers_at = self.out.timers.len();
         let of = <R::Timer as Names>::NAMES.len();
         for (number, &at) in self.cx.timers.due[..of].iter().enumerate() {
@@ -531,11 +528,10 @@ pub fn migrate<S: State>(version: u32, frame: &[u64]) -> Result<Vec<u64>, String
         progress::at(n as u32, 0);
         let mut old = state.state.of(bytes).map_err(|e| e.to_string())?;
         let at = new.len();
-        match S::migrate(version, &mut old) {
-            Ok(s) => {
+        match migrated::<S>(version, &mut old) {
+            Ok((firings, s)) => {
+                firings.put(&mut new);
                 s.put(&mut new);
-                // Firings since the last event, if any: see `state_at`.
-                new.extend_from_slice(old);
                 out.push(rows::State { state: Range::between(at, new.len()), error: Range::default() });
             }
             Err(message) => {
@@ -551,7 +547,15 @@ pub fn migrate<S: State>(version: u32, frame: &[u64]) -> Result<Vec<u64>, String
     Ok(w.into_words())
 }
 
+/// A state of an older version with the firings before it: see `state_at`.
+fn migrated<S: State>(version: u32, old: &mut &[u8]) -> Result<(u32, S), String> {
+    let firings = u32::take(old).ok_or_else(|| no_state(version))?;
+    let state = S::migrate(version, old)?;
+    if old.is_empty() { Ok((firings, state)) } else { Err(no_state(version)) }
+}
+
 use crate::Form;
+use crate::state::no_state;
 
 #[derive(Clone, Copy)]
 struct Cause {
@@ -585,7 +589,11 @@ impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Problem::Frame(e) => write!(f, "{e}"),
-            Problem::State(t) => write!(f, "the state of turn {t} is not of this version's form"),
+            Problem::State(t) => write!(
+                f,
+                "the state of turn {t} is not of this version's form: whatever changes in a state needs a raised \
+                 #[state(version = …)]"
+            ),
             Problem::Timer(n) => write!(f, "there is no timer {n}"),
         }
     }

@@ -1,9 +1,11 @@
 //! The state of an open session, and its form in bytes.
 //!
 //! Integers are LEB128 (signed ones zigzag), floats 8 bytes, texts and lists have their length before, an `Option` and
-//! an enum their number. No names and no types are written, so a change of the struct is a new version.
+//! an enum their number. No names and no types are written, so a change of the struct is a new version; that nobody forgets
+//! it, a plugin names the shape of its state ([`Shape`]), and the host takes no state of another one.
 
 use crate::{Duration, Time};
+use std::any::type_name;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a rule remembers of an open session. Derive it; `version` and `from` are needed once it has changed.
@@ -26,12 +28,21 @@ use std::collections::{BTreeMap, BTreeSet};
 /// assert_eq!(bytes, [0xac, 2]);
 /// assert_eq!(Cart::migrate(1, &mut bytes.as_slice()), Ok(Cart { pages: 300, paid: false }));
 /// assert!(Cart::migrate(7, &mut bytes.as_slice()).is_err());
+/// assert_eq!(Cart::form().shape, "{pages: u32, paid: bool}");
 /// ```
+///
+/// Whatever changes in a state, a name, a type, the order, needs a raised version: the host refuses a plugin that has the
+/// same version with another shape, and one whose `from` is not as it was.
 pub trait State: Form + 'static {
     /// The version of the form.
     const VERSION: u32;
-    /// Versions that can be migrated to this one.
-    fn migrates_from() -> Vec<u32>;
+    /// Forms that can be migrated to this one.
+    fn migrates_from() -> Vec<StateForm>;
+    /// This form.
+    #[must_use]
+    fn form() -> StateForm {
+        StateForm { version: Self::VERSION, shape: Shape::of::<Self>() }
+    }
     /// Reads a state of an older version, or of this one.
     ///
     /// # Errors
@@ -39,14 +50,87 @@ pub trait State: Form + 'static {
     fn migrate(version: u32, bytes: &mut &[u8]) -> Result<Self, String>;
 }
 
+/// A version of a state, and what a state of that version is made of.
+///
+/// ```
+/// use tidemill_plugin_sdk::{State, StateForm};
+/// #[derive(State)]
+/// struct Cart { pages: u32 }
+/// assert_eq!(Cart::form(), StateForm { version: 1, shape: "{pages: u32}".into() });
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateForm {
+    /// The version.
+    pub version: u32,
+    /// Names and types: see [`Shape`].
+    pub shape: String,
+}
+
 /// Nothing to remember: bounds and timers say all.
 impl State for () {
     const VERSION: u32 = 1;
-    fn migrates_from() -> Vec<u32> {
+    fn migrates_from() -> Vec<StateForm> {
         Vec::new()
     }
     fn migrate(version: u32, _: &mut &[u8]) -> Result<(), String> {
-        if version == 1 { Ok(()) } else { Err(format!("there is no version {version} of this state")) }
+        if version == 1 { Ok(()) } else { Err(no_state(version)) }
+    }
+}
+
+pub(crate) fn no_state(version: u32) -> String {
+    format!("these bytes are no state of version {version}")
+}
+
+/// What a [`Form`] is made of, written down: field names and types, in order. The names of structs and enums are left out,
+/// so that one may be called `CartV1` when the next version comes.
+///
+/// ```
+/// use tidemill_plugin_sdk::{Form, Shape};
+/// #[derive(Form)]
+/// enum Step { Seen, Bought { cents: u64 } }
+/// #[derive(Form)]
+/// struct Way { steps: Vec<Step>, from: Option<String>, ways: Vec<Way> }
+/// assert_eq!(
+///     Shape::of::<Way>(),
+///     "{steps: Vec<Seen | Bought{cents: u64}>, from: Option<String>, ways: Vec<^1>}"
+/// );
+/// ```
+#[derive(Debug, Default)]
+pub struct Shape {
+    text: String,
+    /// Types that are being written, by name: one that holds itself is written as how far up it stands.
+    within: Vec<&'static str>,
+}
+
+impl Shape {
+    /// The shape of a form.
+    #[must_use]
+    pub fn of<T: Form>() -> String {
+        let mut shape = Shape::default();
+        T::shape(&mut shape);
+        shape.text
+    }
+    /// Appends a word: the name of a type, a brace.
+    pub fn word(&mut self, word: &str) {
+        self.text.push_str(word);
+    }
+    /// Appends what a type of names is made of; what the derives call.
+    #[doc(hidden)]
+    pub fn named<T>(&mut self, write: impl FnOnce(&mut Shape)) {
+        let name = type_name::<T>();
+        if let Some(up) = self.within.iter().rev().position(|n| *n == name) {
+            self.text.push_str(&format!("^{}", up + 1));
+            return;
+        }
+        self.within.push(name);
+        write(self);
+        self.within.pop();
+    }
+    fn holding(&mut self, what: &str, write: impl FnOnce(&mut Shape)) {
+        self.word(what);
+        self.word("<");
+        write(self);
+        self.word(">");
     }
 }
 
@@ -60,6 +144,8 @@ impl State for () {
 /// assert_eq!(Vec::<Option<u32>>::take(&mut bytes.as_slice()), Some(vec![Some(300), None]));
 /// ```
 pub trait Form: Sized {
+    /// Writes down what it is made of.
+    fn shape(shape: &mut Shape);
     /// Appends its bytes.
     fn put(&self, bytes: &mut Vec<u8>);
     /// Takes it off the front; `None` if that is not what stands there.
@@ -73,6 +159,9 @@ pub trait Form: Sized {
 }
 
 impl Form for () {
+    fn shape(shape: &mut Shape) {
+        shape.word("()");
+    }
     fn put(&self, _: &mut Vec<u8>) {}
     fn take(_: &mut &[u8]) -> Option<()> {
         Some(())
@@ -113,6 +202,9 @@ fn take_length(bytes: &mut &[u8]) -> Option<usize> {
 macro_rules! unsigned {
     ($($t:ty)*) => {$(
         impl Form for $t {
+            fn shape(shape: &mut Shape) {
+                shape.word(stringify!($t));
+            }
             fn put(&self, bytes: &mut Vec<u8>) {
                 put_number(*self as u64, bytes);
             }
@@ -130,6 +222,9 @@ unsigned!(u8 u16 u32 u64 usize);
 macro_rules! signed {
     ($($t:ty)*) => {$(
         impl Form for $t {
+            fn shape(shape: &mut Shape) {
+                shape.word(stringify!($t));
+            }
             fn put(&self, bytes: &mut Vec<u8>) {
                 let n = *self as i64;
                 put_number(((n << 1) ^ (n >> 63)) as u64, bytes);
@@ -147,6 +242,9 @@ macro_rules! signed {
 signed!(i8 i16 i32 i64 isize);
 
 impl Form for bool {
+    fn shape(shape: &mut Shape) {
+        shape.word("bool");
+    }
     fn put(&self, bytes: &mut Vec<u8>) {
         bytes.push(u8::from(*self));
     }
@@ -162,6 +260,9 @@ impl Form for bool {
     }
 }
 impl Form for f64 {
+    fn shape(shape: &mut Shape) {
+        shape.word("f64");
+    }
     fn put(&self, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(&self.to_bits().to_le_bytes());
     }
@@ -175,6 +276,9 @@ impl Form for f64 {
     }
 }
 impl Form for String {
+    fn shape(shape: &mut Shape) {
+        shape.word("String");
+    }
     fn put(&self, bytes: &mut Vec<u8>) {
         put_number(self.len() as u64, bytes);
         bytes.extend_from_slice(self.as_bytes());
@@ -193,6 +297,9 @@ impl Form for String {
     }
 }
 impl Form for Time {
+    fn shape(shape: &mut Shape) {
+        shape.word("Time");
+    }
     fn put(&self, bytes: &mut Vec<u8>) {
         self.0.put(bytes);
     }
@@ -204,6 +311,9 @@ impl Form for Time {
     }
 }
 impl Form for Duration {
+    fn shape(shape: &mut Shape) {
+        shape.word("Duration");
+    }
     fn put(&self, bytes: &mut Vec<u8>) {
         self.0.put(bytes);
     }
@@ -215,6 +325,9 @@ impl Form for Duration {
     }
 }
 impl<T: Form> Form for Option<T> {
+    fn shape(shape: &mut Shape) {
+        shape.holding("Option", T::shape);
+    }
     fn put(&self, bytes: &mut Vec<u8>) {
         bytes.push(u8::from(self.is_some()));
         if let Some(v) = self {
@@ -229,6 +342,9 @@ impl<T: Form> Form for Option<T> {
     }
 }
 impl<T: Form> Form for Vec<T> {
+    fn shape(shape: &mut Shape) {
+        shape.holding("Vec", T::shape);
+    }
     fn put(&self, bytes: &mut Vec<u8>) {
         put_number(self.len() as u64, bytes);
         for v in self {
@@ -244,6 +360,9 @@ impl<T: Form> Form for Vec<T> {
     }
 }
 impl<T: Form + Ord> Form for BTreeSet<T> {
+    fn shape(shape: &mut Shape) {
+        shape.holding("BTreeSet", T::shape);
+    }
     fn put(&self, bytes: &mut Vec<u8>) {
         put_number(self.len() as u64, bytes);
         for v in self {
@@ -259,6 +378,13 @@ impl<T: Form + Ord> Form for BTreeSet<T> {
     }
 }
 impl<K: Form + Ord, V: Form> Form for BTreeMap<K, V> {
+    fn shape(shape: &mut Shape) {
+        shape.holding("BTreeMap", |shape| {
+            K::shape(shape);
+            shape.word(", ");
+            V::shape(shape);
+        });
+    }
     fn put(&self, bytes: &mut Vec<u8>) {
         put_number(self.len() as u64, bytes);
         for (k, v) in self {
@@ -275,6 +401,13 @@ impl<K: Form + Ord, V: Form> Form for BTreeMap<K, V> {
     }
 }
 impl<A: Form, B: Form> Form for (A, B) {
+    fn shape(shape: &mut Shape) {
+        shape.word("(");
+        A::shape(shape);
+        shape.word(", ");
+        B::shape(shape);
+        shape.word(")");
+    }
     fn put(&self, bytes: &mut Vec<u8>) {
         self.0.put(bytes);
         self.1.put(bytes);

@@ -70,7 +70,7 @@ impl Sessionizer for Puppet {
         if matches!(due, Due::Second) { close(Why::Due) } else { keep() }
     }
     fn output(&self, seen: &Seen) -> Fields {
-        fields! { seen: seen.all }
+        fields! { seen: seen.all.chars().take(100).collect::<String>() }
     }
 }
 
@@ -181,7 +181,7 @@ fn a_thousand_firings_are_taken_and_no_more_however_turns_are_cut() {
 
 #[test]
 fn a_turn_that_changes_nothing_says_so() {
-    let (result, closings, _, _) = turn(Some((&[1, b'a'], &[Pending { at: 9, number: 1 }])), 8, false);
+    let (result, closings, _, _) = turn(Some((&[0, 1, b'a'], &[Pending { at: 9, number: 1 }])), 8, false);
     assert!(closings.is_empty());
     assert_eq!(result.end, StateAt { first: -1, kind: state_kind::UNCHANGED, ..StateAt::default() });
 }
@@ -199,7 +199,21 @@ fn what_is_no_state_is_an_error_and_no_panic() {
         w.section(state);
         w.into_words()
     };
-    let error = Folder::new(Puppet).fold(words(&[200, 1])).unwrap_err();
-    assert_eq!(error, "the state of turn 0 is not of this version's form");
+    assert!(Folder::new(Puppet).fold(words(&[200, 1, 1, b'a'])).is_ok(), "200 firings, then the text");
+    // Cut, another type, and what an older form had behind: its bytes must not be taken for anything.
+    for bad in [&[][..], &[0], &[200, 1], &[0, 9, b'a'], &[0, 1, b'a', 7], &[0, 1, b'a', 0xe8, 7]] {
+        let error = Folder::new(Puppet).fold(words(bad)).unwrap_err();
+        assert!(error.starts_with("the state of turn 0 is not of this version's form"), "{error}");
+        assert!(error.contains("a raised #[state(version"), "{error}");
+    }
     assert!(Folder::new(Puppet).fold(vec![8]).is_err());
+}
+
+#[test]
+#[should_panic(expected = "the state of a session: 700")]
+fn a_state_that_is_too_large_to_be_kept_fails_even_if_its_session_ends_in_time() {
+    let mut s = Scenario::<Puppet>::new("");
+    let large = "x".repeat(70_000);
+    s.at("10:00", fields! { "do": large }).at("10:01", fields! { "do": "close" });
+    let _ = s.outcome();
 }

@@ -12,7 +12,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 use tidemill_tests::model::{self, Format, Gap, Source, Unit};
-use tidemill_tests::{Case, Config, binary, current, plugins::plugin, same_table, target_dir, trials};
+use tidemill_tests::{
+    Case, Config, binary, current, plugins::plugin, report, same_table, target_dir, trials,
+};
 
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
@@ -81,7 +83,7 @@ impl Author {
     }
 
     fn took(&self, what: &str) {
-        eprintln!("{what}: {} steps, {:.1} s", self.steps, self.begun.elapsed().as_secs_f64());
+        report!("{what}: {} steps, {:.1} s", self.steps, self.begun.elapsed().as_secs_f64());
     }
 }
 
@@ -101,7 +103,7 @@ fn a_crate_of_a_workspace_becomes_the_component_that_other_tools_make() {
         tidemill(workspace(), &["build", "plugins/gap-sessions", "--json", "--out", out.to_str().unwrap()]);
     let built = json(&built, 0);
     assert_eq!((&built["world"], &built["name"]), (&"sessionizer".into(), &"gap-sessions".into()));
-    assert_eq!(built["imports"][0], "tidemill:plugin/host@0.1.0");
+    assert_eq!(built["imports"][0], "tidemill:plugin/host@0.2.0");
     let bytes = std::fs::read(&out).unwrap();
     assert_eq!(built["bytes"], bytes.len());
     assert!(bytes == std::fs::read(plugin("gap-sessions")).unwrap(), "two ways, two components");
@@ -127,7 +129,7 @@ fn lines_of_rule(source: &str) -> usize {
 
 #[test]
 fn a_session_rule_of_ones_own_from_an_empty_folder_to_the_table_of_a_log() {
-    let mut author = Author::new("visits", "session");
+    let mut author = Author::new("visits", "sessionizer");
     let source = std::fs::read_to_string(author.case.path("visits/src/lib.rs")).unwrap();
     assert!(lines_of_rule(&source) < 40, "{} lines", lines_of_rule(&source));
     // Ten minutes in place of thirty, and the name that the built-in rule has for silence.
@@ -227,7 +229,12 @@ fn a_validator_of_ones_own_and_memory_between_its_calls() {
     assert_eq!((&told["world"], &told["name"]), (&"validator".into(), &"people-only".into()));
     assert_eq!(told["fields"][1]["name"], "agent");
     assert_eq!(told["reasons"], serde_json::json!(["foreign_url", "robot"]));
-    assert_eq!(told["config_schema"]["properties"]["robots"]["type"], "array");
+    let robots = &told["config_schema"]["properties"]["robots"];
+    assert_eq!(
+        (&robots["type"], &robots["default"]),
+        (&"array".into(), &serde_json::json!(["bot", "crawler"]))
+    );
+    assert_eq!(told["config_schema"]["properties"]["site"]["default"], "/");
     assert_eq!(told["bytes"], std::fs::metadata(author.case.path("people-only").join(&wasm)).unwrap().len());
     assert_eq!((told["limits"]["call_ms"].as_u64(), told["state"].is_null()), (Some(25), true));
     let shown = author.does(0, &["plugin", "inspect", &wasm]);
@@ -257,6 +264,8 @@ fn a_validator_of_ones_own_and_memory_between_its_calls() {
 
 /// What `check` says of a plugin that does not fit its config file, each at its place.
 fn misconfigured(author: &mut Author) {
+    let large = std::fs::File::create(author.case.path("people-only/large.wasm")).unwrap();
+    large.set_len(LARGE_BYTES).unwrap();
     let robots = "robots = [\"tablet\"]";
     let session = "session  = { plugin = \"builtin:gap\", config = { gap = \"30m\" } }";
     for (old, new, expected) in [
@@ -264,6 +273,9 @@ fn misconfigured(author: &mut Author) {
         ("site = \"https://shop.example/\"", "site = \"\"", &["plugin.people-only.config.site"]),
         ("people-only.wasm", "pipeline.toml", &["plugin.people-only.path"]),
         (session, "session  = { plugin = \"people-only\" }", &["pipeline.visits.session.plugin"]),
+        // Each is the one thing that is wrong: the plugin is there, and nobody says that it is not.
+        (robots, "robots = [2026-11-25]", &["plugin.people-only.config.robots"]),
+        ("people-only.wasm", "large.wasm", &["plugin.people-only.path"]),
     ] {
         author.edits("pipeline.toml", old, new);
         let text = std::fs::read_to_string(author.case.path("people-only/pipeline.toml")).unwrap();
@@ -282,6 +294,8 @@ fn misconfigured(author: &mut Author) {
 #[test]
 fn an_enricher_of_ones_own() {
     let mut author = Author::new("known-visitors", "enricher");
+    // As in a folder of plugins; the scenarios run on this machine all the same.
+    author.case.put(".cargo/config.toml", b"[build]\ntarget = \"wasm32-unknown-unknown\"\n");
     let tested = author.does(0, &["plugin", "test"]);
     assert!(tested.contains("6 calls"), "three sessions, asked for their lookups and enriched: {tested}");
     author.builds();
@@ -297,7 +311,7 @@ fn an_enricher_of_ones_own() {
 fn a_new_plugin_takes_no_place_that_is_taken_and_no_name_that_is_none() {
     let there = tempfile::tempdir().unwrap();
     let new = |name: &str, code: i32| {
-        let refused = json(&tidemill(there.path(), &["new", name, "--kind", "session", "--json"]), code);
+        let refused = json(&tidemill(there.path(), &["new", name, "--kind", "sessionizer", "--json"]), code);
         refused.to_string()
     };
     std::fs::create_dir(there.path().join("empty")).unwrap();
@@ -310,11 +324,19 @@ fn a_new_plugin_takes_no_place_that_is_taken_and_no_name_that_is_none() {
     assert_eq!(std::fs::read_dir(there.path()).unwrap().count(), 2, "nothing half-made is left");
 }
 
+/// More than any machine has memory, and nothing on the disk.
+const LARGE_BYTES: u64 = 1 << 40;
+
 #[test]
 fn what_is_no_component_cannot_be_inspected() {
     let there = tempfile::tempdir().unwrap();
+    std::fs::File::create(there.path().join("large.wasm")).unwrap().set_len(LARGE_BYTES).unwrap();
     std::fs::write(there.path().join("x.wasm"), b"\0asm\x01\0\0\0").unwrap();
-    for (file, what) in [("x.wasm", "component"), ("none.wasm", "cannot be read")] {
+    for (file, what) in [
+        ("x.wasm", "component"),
+        ("none.wasm", "cannot be read"),
+        ("large.wasm", "1099511627776 bytes, where 67108864 are allowed"),
+    ] {
         let refused = json(&tidemill(there.path(), &["inspect", file, "--json"]), 4);
         assert!(refused.to_string().contains(what), "{refused}");
     }

@@ -147,3 +147,26 @@ fn a_state_that_cannot_be_migrated_refuses_the_swap_and_names_its_key() {
     let bob = rows.iter().find(|r| r.row.key == "bob").unwrap();
     assert_eq!((bob.row.events, bob.plugin.as_str()), (2, "swap-sessions@1.0.0"));
 }
+
+#[test]
+fn a_state_of_another_shape_under_the_same_version_is_refused() {
+    let before = config("swap-sessions", "20s");
+    let case = Case::new();
+    case.configure(&before);
+    let line = |n: u64| {
+        format!("{{\"id\":\"{n}\",\"user\":\"bob\",\"ts\":{},\"type\":\"even\"}}\n", 1_714_521_600_000 + n)
+    };
+    case.put("days/1.jsonl", line(1).as_bytes());
+    case.run().exits(0);
+    case.configure(&config("swap-sessions-5", "20s"));
+    let refused = case.run();
+    refused.exits(4).says("state version 1 of open sessions is made of `{events: u64, odd: bool}`");
+    refused.says("takes it to be made of `{events: u64}`").says("#[state(version = …").says("drain");
+    // As before, and under the other rule from the next session on.
+    case.configure(&before);
+    case.put("days/2.jsonl", line(2).as_bytes());
+    case.run().exits(0);
+    assert_eq!(named(&case.table()).iter().map(|r| r.row.events).sum::<u64>(), 2);
+    case.configure(&config("swap-sessions-5", "20s"));
+    case.start(&["--on-change", "drain"], &[]).outcome(RUN_MAX).exits(0);
+}

@@ -87,6 +87,11 @@ pub const INPUT_HEAD_WORDS: usize = 1;
 /// `events` section 0 has rows of 2 + fields words: the time, the key as a [`Range`], then a cell for each declared field.
 pub const EVENT_HEAD_WORDS: usize = 2;
 
+/// Bytes of the state of one session that is kept.
+pub const STATE_BYTES_MAX: usize = 64 << 10;
+/// Bytes of the fields of one session.
+pub const FIELDS_BYTES_MAX: usize = 64 << 10;
+
 /// Nothing is open ([`StateAt::first`]).
 pub const NOTHING_OPEN: i32 = -2;
 /// In the state that the turn began with ([`StateAt::first`], [`Closing::first`], [`Closing::last`]).

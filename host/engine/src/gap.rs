@@ -90,7 +90,12 @@ impl Gap {
                 fields,
                 reasons,
                 timers: vec!["gap".into(), "max".into()],
-                state: StateForm { rule: "builtin:gap".into(), version: 1, from: Vec::new() },
+                state: StateForm {
+                    rule: "builtin:gap".into(),
+                    version: 1,
+                    shape: String::new(),
+                    from: Vec::new(),
+                },
                 wants_key: false,
             },
             silence_ms: silence_ms.max(1),

@@ -296,8 +296,10 @@ pub struct StateForm {
     pub rule: String,
     /// The form's version.
     pub version: u32,
-    /// Versions of the form that [`SessionRule::migrate`] takes.
-    pub from: Vec<u32>,
+    /// What a state of this version is made of, in the rule's own words: compared, never read.
+    pub shape: String,
+    /// Versions of the form that [`SessionRule::migrate`] takes, each with its shape.
+    pub from: Vec<(u32, String)>,
 }
 
 /// What a rule says of itself.

@@ -84,16 +84,41 @@ pub fn can_migrate(old: &Description, new: &Description) -> Result<(), String> {
             from.rule, to.rule
         ));
     }
-    if from.version != to.version && !to.from.contains(&from.version) {
+    let known = if from.version == to.version {
+        Some(&to.shape)
+    } else {
+        to.from.iter().find(|(version, _)| *version == from.version).map(|(_, shape)| shape)
+    };
+    let Some(known) = known else {
         return Err(format!(
             "open sessions have state version {}, and the new rule of version {} does not migrate from it",
             from.version, to.version
+        ));
+    };
+    if *known != from.shape {
+        let (is, taken) = apart(&from.shape, known);
+        return Err(format!(
+            "state version {} of open sessions is made of `{is}`, and the new rule takes it to be made of `{taken}`: whatever \
+             changes in a state needs a raised version, in Rust #[state(version = …, from = …)], and the older form as it was",
+            from.version
         ));
     }
     match old.timers.iter().find(|t| !new.timers.contains(t)) {
         Some(t) => Err(format!("open sessions may wait for timer `{t}`, which the new rule does not have")),
         None => Ok(()),
     }
+}
+
+/// Two texts from a little before where they differ, cut to what a reader can take in.
+fn apart<'t>(a: &'t str, b: &'t str) -> (&'t str, &'t str) {
+    const BEFORE_BYTES: usize = 60;
+    const SHOWN_BYTES: usize = 200;
+    let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let shown = |text: &'t str| {
+        let from = text.floor_char_boundary(same.saturating_sub(BEFORE_BYTES));
+        &text[from..text.floor_char_boundary(from + SHOWN_BYTES)]
+    };
+    (shown(a), shown(b))
 }
 
 struct Live {

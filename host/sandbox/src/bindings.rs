@@ -16,8 +16,8 @@ pub mod validator {
         path: "../../wit/tidemill.wit",
         world: "validator",
         with: {
-            "tidemill:plugin/host@0.1.0": super::sessionizer::tidemill::plugin::host,
-            "tidemill:plugin/types@0.1.0": super::sessionizer::tidemill::plugin::types,
+            "tidemill:plugin/host@0.2.0": super::sessionizer::tidemill::plugin::host,
+            "tidemill:plugin/types@0.2.0": super::sessionizer::tidemill::plugin::types,
         },
     });
 }
@@ -27,14 +27,16 @@ pub mod enricher {
         path: "../../wit/tidemill.wit",
         world: "enricher",
         with: {
-            "tidemill:plugin/host@0.1.0": super::sessionizer::tidemill::plugin::host,
-            "tidemill:plugin/types@0.1.0": super::sessionizer::tidemill::plugin::types,
+            "tidemill:plugin/host@0.2.0": super::sessionizer::tidemill::plugin::host,
+            "tidemill:plugin/types@0.2.0": super::sessionizer::tidemill::plugin::types,
         },
     });
 }
 
 pub use enricher::{Enricher, EnricherPre};
 pub use sessionizer::tidemill::plugin::host::Level;
-pub use sessionizer::tidemill::plugin::types::{ConfigError, Description, FieldType, Metric, MetricKind};
+pub use sessionizer::tidemill::plugin::types::{
+    ConfigError, Description, FieldType, Metric, MetricKind, StateForm,
+};
 pub use sessionizer::{Sessionizer, SessionizerPre};
 pub use validator::{Validator, ValidatorPre};

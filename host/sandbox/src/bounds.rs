@@ -79,6 +79,10 @@ pub const LOG_LINES_HELD_MAX: usize = LOG_LINES_MAX as usize;
 /// Bytes of messages of a guest (a panic, an error for the whole call) that are kept.
 pub const MESSAGE_BYTES_MAX: usize = 4096;
 
+/// Bytes of a text that a plugin gives with one event or one state (why it is rejected, why it cannot be migrated); what is
+/// over is cut. Every event may have one, and it waits in memory until its letter is committed.
+pub const REMARK_BYTES_MAX: usize = 1024;
+
 /// Bytes of a plugin's name (the contract).
 pub const NAME_BYTES_MAX: usize = 64;
 /// Bytes of the names of fields, reasons, timers, metrics and lookups, and of symbols. They become columns, labels and
@@ -88,6 +92,8 @@ pub const LABEL_BYTES_MAX: usize = 128;
 pub const FIELDS_MAX: usize = 64;
 /// Symbols of one field (the contract).
 pub const SYMBOLS_MAX: usize = 255;
+/// Reasons that the host gives itself, for sessions, events and rows: a plugin's must be told apart from them.
+pub const REASONS_RESERVED: [&str; 4] = ["end_of_input", "limit", "lookup_failed", "plugin_fault"];
 /// Reasons (the contract).
 pub const REASONS_MAX: usize = 256;
 /// Timers (the contract).
@@ -102,6 +108,8 @@ pub const HELP_BYTES_MAX: usize = 1024;
 pub const LOOKUPS_MAX: usize = 16;
 /// Versions that `migrate` takes.
 pub const MIGRATES_FROM_MAX: usize = 64;
+/// Bytes of the shape of a state (the contract). A field is some 20; larger states belong into events.
+pub const STATE_SHAPE_BYTES_MAX: usize = 16 << 10;
 /// Bytes of the config's schema.
 pub const CONFIG_SCHEMA_BYTES_MAX: usize = 256 << 10;
 
@@ -110,5 +118,6 @@ const _: () = {
     assert!(MEMORY_BYTES_MAX as u64 <= MEMORY_RESERVATION_BYTES, "a memory lies in its reservation");
     assert!(STACK_BYTES_MAX <= 1 << 20, "threads have 2 MiB, and the host needs some");
     assert!(CONFIG_BYTES_MAX + CONFIG_SCHEMA_BYTES_MAX < OUTPUT_BYTES_MAX);
+    assert!(REMARK_BYTES_MAX <= MESSAGE_BYTES_MAX);
     assert!(SETUP_DEADLINE.as_millis() <= DEADLINE_MAX.as_millis());
 };

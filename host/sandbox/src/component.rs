@@ -240,7 +240,7 @@ fn prepare(
     let wrong = |e: wasmtime::Error| LoadError::Types { world, why: format!("{e:#}") };
     let mut linker = Linker::<HostState>::new(engine.wasmtime());
     linker
-        .instance("tidemill:plugin/host@0.1.0")
+        .instance("tidemill:plugin/host@0.2.0")
         // By hand, not through the bindings: a line that is dropped is not even read from the guest's memory.
         .and_then(|mut host| host.func_wrap("log", take_line))
         .map_err(|e| LoadError::Start(instance::host_fault(&e)))?;

@@ -75,13 +75,22 @@ pub enum MetricKind {
     Histogram(Vec<f64>),
 }
 
+/// A form that a session's state has, or had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateForm {
+    /// Its version.
+    pub version: u32,
+    /// What a state of this version is made of, in the words of the plugin's SDK.
+    pub shape: String,
+}
+
 /// The form of a session's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateSchema {
-    /// Its version.
-    pub version: u32,
-    /// Versions that `migrate` takes.
-    pub migrates_from: Vec<u32>,
+    /// As it is now.
+    pub present: StateForm,
+    /// Older forms that `migrate` takes.
+    pub migrates_from: Vec<StateForm>,
 }
 
 /// What is wrong with a description: everything at once.
@@ -104,6 +113,9 @@ impl Description {
         wrong.version(&raw.version);
         wrong.labels("field", raw.fields.iter().map(|f| f.name.as_str()), bounds::FIELDS_MAX);
         wrong.labels("reason", raw.reasons.iter().map(String::as_str), bounds::REASONS_MAX);
+        for reason in raw.reasons.iter().filter(|r| bounds::REASONS_RESERVED.contains(&r.as_str())) {
+            wrong.add(format!("reason {reason:?} is one of the host's own: it needs another name"));
+        }
         wrong.labels("timer", raw.timers.iter().map(String::as_str), bounds::TIMERS_MAX);
         wrong.labels("metric", raw.metrics.iter().map(|m| m.name.as_str()), bounds::METRICS_MAX);
         wrong.labels("lookup", raw.lookups.iter().map(String::as_str), bounds::LOOKUPS_MAX);
@@ -124,7 +136,7 @@ impl Description {
         match &raw.state {
             None if world == World::Sessionizer => wrong.add("a sessionizer needs a state schema".into()),
             None => {}
-            Some(state) => wrong.state(state.version, &state.migrates_from),
+            Some(state) => wrong.state(&state.present, &state.migrates_from),
         }
         wrong.schema(&raw.config_schema);
         if wrong.0.is_empty() { Ok(plain(raw)) } else { Err(DescriptionError(wrong.0)) }
@@ -211,7 +223,7 @@ impl Wrong {
         }
     }
 
-    fn state(&mut self, version: u32, from: &[u32]) {
+    fn state(&mut self, present: &bindings::StateForm, from: &[bindings::StateForm]) {
         if from.len() > bounds::MIGRATES_FROM_MAX {
             self.add(format!(
                 "it migrates from {} versions, where {} are allowed",
@@ -219,11 +231,17 @@ impl Wrong {
                 bounds::MIGRATES_FROM_MAX
             ));
         }
-        if from.contains(&version) {
+        let version = present.version;
+        if from.iter().any(|f| f.version == version) {
             self.add(format!("it migrates from {version}, which is its own version"));
         }
-        if from.iter().collect::<BTreeSet<_>>().len() < from.len() {
+        if from.iter().map(|f| f.version).collect::<BTreeSet<_>>().len() < from.len() {
             self.add("a version that it migrates from is there twice".into());
+        }
+        let wrong = |s: &str| s.len() > bounds::STATE_SHAPE_BYTES_MAX || s.chars().any(char::is_control);
+        if from.iter().chain([present]).any(|f| wrong(&f.shape)) {
+            let max = bounds::STATE_SHAPE_BYTES_MAX;
+            self.add(format!("the shape of a state is not up to {max} bytes of printable text"));
         }
     }
 
@@ -275,6 +293,13 @@ fn plain(raw: bindings::Description) -> Description {
             .collect(),
         lookups: raw.lookups,
         config_schema: raw.config_schema,
-        state: raw.state.map(|s| StateSchema { version: s.version, migrates_from: s.migrates_from }),
+        state: raw.state.map(|s| StateSchema {
+            present: form(s.present),
+            migrates_from: s.migrates_from.into_iter().map(form).collect(),
+        }),
     }
+}
+
+fn form(raw: bindings::StateForm) -> StateForm {
+    StateForm { version: raw.version, shape: raw.shape }
 }

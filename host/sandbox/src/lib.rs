@@ -16,15 +16,19 @@ mod component;
 mod describe;
 mod engine;
 mod fault;
+mod file;
 mod instance;
 mod log;
 mod shape;
 
 pub use compiled::Cache;
 pub use component::{Component, ConfigureError, Digest, FieldError, LoadError};
-pub use describe::{Description, DescriptionError, Field, FieldType, Metric, MetricKind, StateSchema};
+pub use describe::{
+    Description, DescriptionError, Field, FieldType, Metric, MetricKind, StateForm, StateSchema,
+};
 pub use engine::{Engine, EngineError};
 pub use fault::{Fault, FaultKind, Malformed, Progress, TrapKind};
+pub use file::read;
 pub use instance::{Call, Instance, Plugin, Stats};
-pub use log::{Level, Log, LogLine};
+pub use log::{Level, Log, LogLine, remark};
 pub use shape::{World, WrongShape};

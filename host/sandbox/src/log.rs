@@ -74,7 +74,41 @@ impl Throttle {
     }
 }
 
+/// What a plugin remarks on one event or state, as far as it is kept.
+#[must_use]
+pub fn remark(said: &[u8]) -> String {
+    let Some((kept, _)) =
+        said.split_at_checked(bounds::REMARK_BYTES_MAX).filter(|(_, rest)| !rest.is_empty())
+    else {
+        return String::from_utf8_lossy(said).into_owned();
+    };
+    // The last character may have lost its end.
+    let whole = match std::str::from_utf8(kept) {
+        Err(e) if e.error_len().is_none() => &kept[..e.valid_up_to()],
+        _ => kept,
+    };
+    format!("{}…", String::from_utf8_lossy(whole))
+}
+
 /// The beginning of a text, at most that many bytes.
 pub(crate) fn cut(text: &str, bytes: usize) -> String {
     text[..text.floor_char_boundary(bytes)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remark_is_cut_between_characters_and_says_so() {
+        let max = bounds::REMARK_BYTES_MAX;
+        assert_eq!(remark(b""), "");
+        assert_eq!(remark("x".repeat(max).as_bytes()), "x".repeat(max));
+        assert_eq!(remark("x".repeat(max + 1).as_bytes()), "x".repeat(max) + "…");
+        assert_eq!(
+            remark(format!("{}ü{}", "x".repeat(max - 1), "y".repeat(1 << 20)).as_bytes()),
+            "x".repeat(max - 1) + "…"
+        );
+        assert_eq!(remark(b"\xff."), "\u{fffd}.");
+    }
 }

@@ -162,8 +162,11 @@ fn what_has_another_shape_is_refused() {
         let LoadError::Shape(WrongShape::Imports(all)) = wrong else { panic!("{wrong}") };
         assert_eq!(all, [import, "env:x/y"]);
     }
-    let newer = wat::parse_str("(component (import \"tidemill:plugin/host@0.2.0\" (instance)))").unwrap();
-    assert!(refuse(&newer).to_string().contains("another version of the contract"));
+    for version in ["0.1.0", "0.3.0"] {
+        let text = format!("(component (import \"tidemill:plugin/host@{version}\" (instance)))");
+        let wrong = refuse(&wat::parse_str(text).unwrap()).to_string();
+        assert!(wrong.contains("another version of the contract"), "{wrong}");
+    }
     let core = refuse(&wat::parse_str("(module)").unwrap());
     assert!(matches!(core, LoadError::Shape(WrongShape::CoreModule)));
     assert!(matches!(refuse(b"#!/bin/sh"), LoadError::Shape(WrongShape::NotWasm(_))));

@@ -1,6 +1,6 @@
 //! Configs: a JSON Schema, and reading with every problem at once.
 
-use crate::{doc, renamed, snake};
+use crate::{doc, renamed, snake, unique};
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::{Data, DataStruct, DeriveInput, Expr, Fields};
@@ -45,6 +45,7 @@ fn of_struct(input: &DeriveInput, s: &DataStruct) -> syn::Result<TokenStream> {
             None => quote!(::core::option::Option::None),
         });
     }
+    unique("key", keys.iter().zip(&idents).map(|(key, at)| (key, at as &dyn quote::ToTokens)), &[])?;
     let (name, about) = (&input.ident, doc(&input.attrs));
     let config = quote!(::tidemill_plugin_sdk::Config);
     Ok(quote! {
@@ -53,6 +54,9 @@ fn of_struct(input: &DeriveInput, s: &DataStruct) -> syn::Result<TokenStream> {
                 let mut schema = ::tidemill_plugin_sdk::config::Object::new(#about);
                 #(schema.key::<#types>(#keys, #docs, #defaults);)*
                 schema.end()
+            }
+            fn to_json(&self) -> ::tidemill_plugin_sdk::Json {
+                ::tidemill_plugin_sdk::config::object([#((#keys, #config::to_json(&self.#idents))),*])
             }
             fn read(
                 json: &::tidemill_plugin_sdk::Json,
@@ -76,11 +80,15 @@ fn of_enum(input: &DeriveInput, e: &syn::DataEnum) -> syn::Result<TokenStream> {
         names.push(renamed(&v.attrs)?.unwrap_or_else(|| snake(&v.ident.to_string())));
         variants.push(&v.ident);
     }
+    unique("choice", names.iter().zip(&variants).map(|(name, at)| (name, at as &dyn quote::ToTokens)), &[])?;
     let (name, about) = (&input.ident, doc(&input.attrs));
     Ok(quote! {
         impl ::tidemill_plugin_sdk::Config for #name {
             fn schema() -> ::tidemill_plugin_sdk::Json {
                 ::tidemill_plugin_sdk::config::choices(#about, &[#(#names),*])
+            }
+            fn to_json(&self) -> ::tidemill_plugin_sdk::Json {
+                ::tidemill_plugin_sdk::Json::from(match *self { #(#name::#variants => #names,)* })
             }
             fn read(
                 json: &::tidemill_plugin_sdk::Json,

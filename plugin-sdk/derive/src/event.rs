@@ -1,6 +1,6 @@
 //! Declared events: a struct of fields into a view with a method for each.
 
-use crate::renamed;
+use crate::{renamed, unique};
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{
@@ -15,12 +15,15 @@ pub(crate) fn expand(item: &ItemStruct) -> syn::Result<TokenStream> {
         return Err(syn::Error::new_spanned(item, "at most 64 fields"));
     }
     let (mut declared, mut methods) = (Vec::new(), Vec::new());
+    let mut names = Vec::new();
     for (n, f) in fields.named.iter().enumerate() {
         let Some(ident) = &f.ident else { continue };
-        let (field, method) = field(n, ident, f)?;
+        let (name, field, method) = field(n, ident, f)?;
+        names.push((name, ident));
         declared.push(field);
         methods.push(method);
     }
+    unique("field", names.iter().map(|(name, at)| (name, at as &dyn quote::ToTokens)), &[])?;
     let (name, vis) = (&item.ident, &item.vis);
     let attrs = &item.attrs;
     let sdk = quote!(::tidemill_plugin_sdk);
@@ -41,7 +44,7 @@ pub(crate) fn expand(item: &ItemStruct) -> syn::Result<TokenStream> {
     })
 }
 
-fn field(n: usize, ident: &Ident, f: &syn::Field) -> syn::Result<(TokenStream, TokenStream)> {
+fn field(n: usize, ident: &Ident, f: &syn::Field) -> syn::Result<(String, TokenStream, TokenStream)> {
     let name = renamed(&f.attrs)?.unwrap_or_else(|| ident.to_string().trim_start_matches("r#").to_owned());
     let mut required = false;
     let mut strict = false;
@@ -116,7 +119,7 @@ fn field(n: usize, ident: &Ident, f: &syn::Field) -> syn::Result<(TokenStream, T
     let declared = quote! {
         #sdk::Field { name: #name, field_type: #sdk::FieldType::#field_type, required: #required, symbols: #listed }
     };
-    Ok((declared, method))
+    Ok((name, declared, method))
 }
 
 fn option_of(ty: &Type) -> Option<&Type> {

@@ -83,6 +83,27 @@ fn renamed(attrs: &[syn::Attribute]) -> syn::Result<Option<String>> {
     }
 }
 
+/// A name that is there twice, or one that the host has for reasons of its own, is an error where it stands.
+fn unique<'a>(
+    what: &str,
+    names: impl IntoIterator<Item = (&'a String, &'a dyn quote::ToTokens)>,
+    taken: &[&str],
+) -> syn::Result<()> {
+    let mut seen = std::collections::BTreeSet::new();
+    for (name, at) in names {
+        if taken.contains(&name.as_str()) {
+            let why = format!(
+                "`{name}` is a reason of the host's own: choose another name, or write #[name = \"…\"]"
+            );
+            return Err(syn::Error::new_spanned(at, why));
+        }
+        if !seen.insert(name) {
+            return Err(syn::Error::new_spanned(at, format!("{what} `{name}` is there twice")));
+        }
+    }
+    Ok(())
+}
+
 /// The text of the doc comment.
 fn doc(attrs: &[syn::Attribute]) -> String {
     let lines = attrs.iter().filter(|a| a.path().is_ident("doc")).filter_map(|a| match &a.meta {
@@ -93,4 +114,34 @@ fn doc(attrs: &[syn::Attribute]) -> String {
         _ => None,
     });
     lines.collect::<Vec<_>>().join(" ").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{config, event, names};
+
+    fn error(expanded: syn::Result<proc_macro2::TokenStream>) -> String {
+        expanded.err().map_or_else(|| "it is taken".to_owned(), |e| e.to_string())
+    }
+
+    #[test]
+    fn names_that_would_mean_two_things_do_not_compile() -> syn::Result<()> {
+        let twice = syn::parse_str("struct C { #[name = \"gap\"] idle: u32, gap: u32 }")?;
+        assert_eq!(error(config::derive(&twice)), "key `gap` is there twice");
+        let twice = syn::parse_str("enum Mode { Strict, #[name = \"strict\"] Hard }")?;
+        assert_eq!(error(config::derive(&twice)), "choice `strict` is there twice");
+        let twice = syn::parse_str("struct Event { #[name = \"url\"] page: Text, url: Text }")?;
+        assert_eq!(error(event::expand(&twice)), "field `url` is there twice");
+        let twice = syn::parse_str("enum Due { Idle, #[name = \"idle\"] Gap }")?;
+        assert_eq!(error(names::derive(&twice, "Timer")), "timer `idle` is there twice");
+        for name in ["Limit", "PluginFault", "EndOfInput", "LookupFailed"] {
+            let taken = syn::parse_str(&format!("enum Why {{ Idle, {name} }}"))?;
+            assert!(
+                error(names::derive(&taken, "Reason")).contains("is a reason of the host's own"),
+                "{name}"
+            );
+            assert_eq!(error(names::derive(&taken, "Timer")), "it is taken");
+        }
+        Ok(())
+    }
 }

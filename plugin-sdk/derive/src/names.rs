@@ -1,9 +1,12 @@
 //! Enums whose variants have a name and a number.
 
-use crate::{renamed, snake};
+use crate::{renamed, snake, unique};
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::{Data, DeriveInput, Fields};
+
+/// Reasons that the host gives itself; it refuses a plugin that has one of that name.
+const RESERVED: [&str; 4] = ["end_of_input", "limit", "lookup_failed", "plugin_fault"];
 
 pub(crate) fn derive(input: &DeriveInput, which: &str) -> syn::Result<TokenStream> {
     let Data::Enum(e) = &input.data else {
@@ -21,6 +24,9 @@ pub(crate) fn derive(input: &DeriveInput, which: &str) -> syn::Result<TokenStrea
         names.push(renamed(&v.attrs)?.unwrap_or_else(|| snake(&v.ident.to_string())));
         variants.push(&v.ident);
     }
+    let taken = if which == "Reason" { &RESERVED[..] } else { &[] };
+    let pairs = names.iter().zip(&variants).map(|(name, at)| (name, at as &dyn quote::ToTokens));
+    unique(&which.to_lowercase(), pairs, taken)?;
     let numbers: Vec<u32> = (0..variants.len() as u32).collect();
     let (name, which) = (&input.ident, format_ident!("{which}"));
     Ok(quote! {

@@ -19,5 +19,11 @@ fn what_is_put_into_the_cart_is_counted() {
 
 #[test]
 fn states_of_the_version_before_are_taken_over() {
-    assert_eq!((Visit::VERSION, Visit::migrates_from()), (2, vec![1]));
+    let before = checkout_sessions_next::VisitBefore::form();
+    assert_eq!((Visit::VERSION, Visit::migrates_from()), (2, vec![before.clone()]));
+    // As `checkout-sessions` 0.1.0 describes it: whoever changes this cannot take over its states.
+    assert_eq!(
+        (before.version, before.shape.as_str()),
+        (1, "{pages: u32, checkouts: u32, paid: Option<f64>, campaign: String}")
+    );
 }

@@ -4,7 +4,6 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::print_stdout,
     reason = "a test's helpers fail as tests do"
 )]
 
@@ -13,12 +12,12 @@ mod text;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tidemill_tests::model::{self, Format, Gap, Place, Row, Source, Unit};
 use tidemill_tests::plugins::plugin;
-use tidemill_tests::{Case, RUN_MAX, binary, current, latest, same_table, wait_for};
+use tidemill_tests::{Case, RUN_MAX, binary, current, latest, report, same_table, wait_for};
 
 /// Memory of the whole host, whatever a guest does: two lanes' instances of 128 MiB each and the host's own.
 const PEAK_BYTES_MAX: u64 = 700 << 20;
@@ -150,7 +149,7 @@ fn poison_is_taken_out_and_nothing_else() {
     Host { component: &plugin("hostile-sessions"), limits: "overdue = \"8s\"", ..Host::default() }
         .write(&case);
     let (outcome, peak) = case.start(&[], &[]).outcome_and_peak(RUN_MAX);
-    println!("peak memory {} MiB", peak >> 20);
+    report!("peak memory {} MiB", peak >> 20);
     outcome.exits(0).says("plugin guest: warn: flood 1").says("of its plugins not shown");
     assert!(outcome.said.matches("flood").count() < 400, "the log is bounded");
     assert!(peak < PEAK_BYTES_MAX, "{peak} bytes");
@@ -224,23 +223,87 @@ fn a_runaway_is_suspended_and_loses_nothing() {
     neighbour_is_exact(&case);
 }
 
-/// Latency of rows in the neighbour's sink, from the write of an event on; so many events, one after the other.
-fn latencies(case: &Case, first: usize, count: usize) -> Vec<Duration> {
-    let mut file = std::fs::OpenOptions::new().append(true).open(case.path("good.jsonl")).unwrap();
-    let now_ms = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
-    let mut all: Vec<Duration> = (first..first + count)
-        .map(|n| {
-            let begun = Instant::now();
-            writeln!(file, "{{\"u\":\"v{n}\",\"t\":{}}}", now_ms()).unwrap();
-            let wanted = format!("\"v{n}\"");
-            wait_for("a row of the neighbour", Duration::from_secs(60), || {
-                let rows = std::fs::read_to_string(case.path("good_rows.jsonl")).unwrap_or_default();
-                rows.contains(&wanted).then(|| begun.elapsed())
-            })
-        })
-        .collect();
-    all.sort();
-    all
+/// What a suspension may take, and what a neighbour's rows may take more than in calm (DESIGN 9).
+const SUSPENDED_MAX: Duration = Duration::from_secs(3);
+const NEIGHBOUR_MORE_MAX: Duration = Duration::from_millis(50);
+/// A machine that is busy with other tests may take so many times as long as promised, measured by its own calm. What this
+/// is for (calls that are not stopped, a lane that waits for another pipeline's) takes tens of times as long, or for ever.
+const BUSY: u32 = 3;
+/// The pace of the neighbour's events: some hundred of them while the guest runs away.
+const PACE: Duration = Duration::from_millis(5);
+const CALM_EVENTS: usize = 600;
+
+/// The neighbour's events, each timed from its write to its first row in the sink.
+struct Neighbour {
+    events: std::fs::File,
+    rows: std::fs::File,
+    /// Of the sink's file: what is no whole line yet.
+    rest: Vec<u8>,
+    written: Vec<Instant>,
+    seen: Vec<Option<Duration>>,
+}
+
+impl Neighbour {
+    fn of(case: &Case) -> Neighbour {
+        let open = |name: &str| std::fs::OpenOptions::new().append(true).open(case.path(name)).unwrap();
+        let rows = wait_for("the neighbour's sink", Duration::from_secs(60), || {
+            std::fs::File::open(case.path("good_rows.jsonl")).ok()
+        });
+        Neighbour {
+            events: open("good.jsonl"),
+            rows,
+            rest: Vec::new(),
+            written: Vec::new(),
+            seen: Vec::new(),
+        }
+    }
+
+    fn write(&mut self) {
+        let line = format!("{{\"u\":\"v{}\",\"t\":{}}}\n", self.written.len(), now_ms());
+        self.written.push(Instant::now());
+        self.seen.push(None);
+        self.events.write_all(line.as_bytes()).unwrap();
+    }
+
+    /// Looks at what came into the sink.
+    fn look(&mut self) {
+        self.rows.read_to_end(&mut self.rest).unwrap();
+        let whole = self.rest.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
+        for line in
+            self.rest.drain(..whole).collect::<Vec<u8>>().split(|b| *b == b'\n').filter(|l| !l.is_empty())
+        {
+            let row: Value = serde_json::from_slice(line).unwrap();
+            let n: usize = row["key"].as_str().unwrap()[1..].parse().unwrap();
+            self.seen[n].get_or_insert_with(|| self.written[n].elapsed());
+        }
+    }
+
+    /// Writes events until `done` (it is told how many) says so, and gives their latencies once all are there, sorted.
+    fn until(&mut self, mut done: impl FnMut(usize) -> bool) -> Vec<Duration> {
+        let (first, begun) = (self.written.len(), Instant::now());
+        wait_for("the end of the phase", Duration::from_secs(60), || {
+            let due = begun.elapsed().as_millis() / PACE.as_millis();
+            (self.written.len() - first..=usize::try_from(due).unwrap()).for_each(|_| self.write());
+            self.look();
+            done(self.written.len() - first).then_some(())
+        });
+        wait_for("the neighbour's rows", Duration::from_secs(60), || {
+            self.look();
+            self.seen.iter().all(Option::is_some).then_some(())
+        });
+        let mut latencies: Vec<Duration> = self.seen[first..].iter().flatten().copied().collect();
+        latencies.sort();
+        latencies
+    }
+}
+
+fn now_ms() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis()
+}
+
+/// The value that so many of a hundred do not exceed.
+fn percentile(sorted: &[Duration], part: usize) -> Duration {
+    sorted[(sorted.len() * part).div_ceil(100) - 1]
 }
 
 #[test]
@@ -252,52 +315,58 @@ fn a_runaway_stops_soon_and_its_neighbour_hardly_feels_it() {
     let source = "follow = true\nidle = \"500ms\"";
     Host { component: &component, source, early: "\"epoch\"", ..Host::default() }.write(&case);
     let process = case.start(&[], &[]);
-    latencies(&case, 0, 3);
-    let calm = latencies(&case, 10, 40);
+    let mut neighbour = Neighbour::of(&case);
+    neighbour.until(|written| written >= 50);
     let mut bad = std::fs::OpenOptions::new().append(true).open(case.path("bad.jsonl")).unwrap();
     writeln!(bad, "{{\"u\":\"first\",\"t\":{BEGIN_MS}}}").unwrap();
     wait_for("a row of the pipeline that is to be suspended", Duration::from_secs(60), || {
         (!rows(&case, "bad").is_empty()).then_some(())
     });
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let calm = neighbour.until(|written| written >= CALM_EVENTS);
+
     let lines: String =
-        (0..400).map(|n| format!("{{\"u\":\"k{n}\",\"t\":{now},\"act\":\"loop\"}}\n")).collect();
+        (0..400).map(|n| format!("{{\"u\":\"k{n}\",\"t\":{},\"act\":\"loop\"}}\n", now_ms())).collect();
     let begun = Instant::now();
     bad.write_all(lines.as_bytes()).unwrap();
-    let said = std::thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            wait_for("the suspension", Duration::from_secs(30), || {
-                process.said_so_far().contains("suspended").then(|| begun.elapsed())
-            })
-        });
-        let storm = latencies(&case, 100, 12);
-        (watch.join().unwrap(), storm)
+    let mut suspended_after = None;
+    let storm = neighbour.until(|_| {
+        if process.said_so_far().contains("suspended") {
+            suspended_after = Some(begun.elapsed());
+        }
+        suspended_after.is_some()
     });
-    let (suspended_after, storm) = said;
+    let suspended_after = suspended_after.unwrap();
     let s = wait_for("the mark in status", Duration::from_secs(10), || {
         Some(status(&case, "bad")["suspended"].clone()).filter(|s| !s.is_null())
     });
-    let last = |list: &[Duration], part: usize| list[(list.len() * part / 100).min(list.len() - 1)];
-    println!(
-        "suspended after {suspended_after:.2?}, with {} ms of overdue calls and {} faults; the neighbour's rows: p50 {:.0?}, \
-         p99 {:.0?} in calm, p50 {:.0?}, p99 {:.0?} in the storm",
+    let [calm_50, calm_99] = [50, 99].map(|part| percentile(&calm, part));
+    let [storm_50, storm_99] = [50, 99].map(|part| percentile(&storm, part));
+    let stopped_ms = stopped_after_ms(s["first_fault"].as_str().unwrap());
+    report!(
+        "a runaway: a call stopped after {stopped_ms} ms, the pipeline suspended after {suspended_after:.2?}, with {} ms of overdue \
+         calls and {} faults; its neighbour's rows: p50 {calm_50:.0?}, p99 {calm_99:.0?} of {} in calm, p50 {storm_50:.0?}, p99 {storm_99:.0?} of {} meanwhile",
         s["overdue_ms"],
         s["faults"],
-        last(&calm, 50),
-        last(&calm, 99),
-        last(&storm, 50),
-        last(&storm, 99)
+        calm.len(),
+        storm.len()
     );
-    println!("first fault: {}", s["first_fault"]);
-    assert!(s["first_fault"].as_str().unwrap().contains("was stopped after"), "{s}");
-    // A machine that is busy with other tests takes longer; what is wrong here takes for ever.
-    assert!(suspended_after < Duration::from_secs(10), "{suspended_after:?}");
-    assert!(last(&storm, 99) < Duration::from_secs(5), "{storm:?}");
-    let mut stop = Command::new("kill");
-    assert!(stop.args(["-TERM", &process.id().to_string()]).status().unwrap().success());
+    assert!(storm.len() >= 200, "{} events prove nothing", storm.len());
+    // Promised are 50 ms and 3 s; what a busy machine adds shows in the calm phase too, whose rows take an epoch at most.
+    assert!(stopped_ms < 50.0 * f64::from(BUSY), "{stopped_ms} ms");
+    assert!(suspended_after < SUSPENDED_MAX + 10 * calm_99, "{suspended_after:?}, in calm p99 {calm_99:?}");
+    for (calm, storm) in [(calm_50, storm_50), (calm_99, storm_99)] {
+        assert!(storm < BUSY * (calm + NEIGHBOUR_MORE_MAX), "{storm:?}, and {calm:?} in calm");
+    }
+    process.terminate();
     process.outcome(RUN_MAX).exits(1).says("pipeline `bad` is suspended");
     let early: BTreeSet<String> = rows(&case, "good").into_iter().map(|r| r.key).collect();
-    assert_eq!(early.len(), 3 + 40 + 12);
+    assert_eq!(early.len(), neighbour.written.len());
+}
+
+/// Of "… was stopped after 25.3 ms, where …".
+fn stopped_after_ms(fault: &str) -> f64 {
+    let number = fault.split("was stopped after ").nth(1).and_then(|rest| rest.split(' ').next());
+    number.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no time in {fault}"))
 }
 
 /// Runs with a guest that must not even be loaded.
@@ -309,7 +378,7 @@ fn refused(what: &str, component: &[u8], config: &str, why: &str) {
     case.put("good.jsonl", &events(3, 3, &[]));
     Host { component: &case.path("guest.wasm"), config, ..Host::default() }.write(&case);
     let outcome = case.run();
-    println!("{what}: {}", outcome.said.lines().find(|l| l.contains("guest.wasm")).unwrap_or_default());
+    report!("{what}: {}", outcome.said.lines().find(|l| l.contains("guest.wasm")).unwrap_or_default());
     outcome.exits(4).says(why);
     neighbour_is_exact(&case);
 }
@@ -336,6 +405,38 @@ fn what_is_no_plugin_of_ours_is_refused() {
     let hostile = bytes("hostile-sessions");
     refused("a static counter", &hostile, "memory = \"static\"", "no pure function");
     refused("depends on the batch", &hostile, "memory = \"place\"", "no pure function");
+    refused("fails in company", &hostile, "memory = \"company\"", "in one call with others it does not");
+    let idle = text::sessionizer(text::FRAME_VERSION, &text::answers_calls_of(12));
+    refused("answers in company alone", &idle, "", "it fails alone in a new instance");
+    let other = text::describing("plugin_fault");
+    refused("a reason of the host's own", &other, "", "reason \"plugin_fault\" is one of the host's own");
+    for memory in ["asked", "answered", "company"] {
+        refused_enricher(memory);
+    }
+}
+
+/// An enricher that keeps something between calls is not loaded either.
+#[track_caller]
+fn refused_enricher(memory: &str) {
+    let case = Case::new();
+    case.put("bad.jsonl", &events(3, 3, &[]));
+    case.put("good.jsonl", &events(3, 3, &[]));
+    case.put("visitors.csv", b"id,segment\n1,gold\n");
+    Host { component: &plugin("gap-sessions"), config: "gap = \"30s\"", ..Host::default() }.write(&case);
+    let rude = Value::from(plugin("rude-enricher").to_str().unwrap());
+    let text = std::fs::read_to_string(case.path("pipeline.toml")).unwrap();
+    let text = text.replace("from = [\"bad\"]\n", "from = [\"bad\"]\nenrich = [\"rude\"]\n");
+    let more = format!(
+        "{text}\n[plugin.rude]\npath = {rude}\nconfig = {{ memory = \"{memory}\" }}\nlookups = {{ visitor = \"visitors\" }}\n\
+         [lookup.visitors]\nkind = \"file\"\npath = \"visitors.csv\"\nkey = \"id\"\n"
+    );
+    case.put("pipeline.toml", more.as_bytes());
+    let outcome = case.run();
+    report!("enricher, {memory}: {}", outcome.said.lines().find(|l| l.contains("rude")).unwrap_or_default());
+    outcome.exits(4).says("no pure function");
+    // Whether what is kept is seen or not: without it the same enricher is taken.
+    case.put("pipeline.toml", more.replace(memory, "none").as_bytes());
+    case.run().exits(0);
 }
 
 #[test]
@@ -357,7 +458,7 @@ fn answers_that_are_no_answers_suspend() {
         Host { component: &case.path("guest.wasm"), ..Host::default() }.write(&case);
         let begun = Instant::now();
         case.run().exits(1).says("pipeline `bad` is suspended").says(why);
-        println!("{what}: over after {:.2?}", begun.elapsed());
+        report!("{what}: over after {:.2?}", begun.elapsed());
         neighbour_is_exact(&case);
         assert_eq!(rows(&case, "bad"), [], "{what}");
     }

@@ -122,7 +122,7 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 pub(super) fn deploy(args: &DeployArgs) -> Result<u8, Failure> {
     let plan = args.config.load()?;
     let host = Host::needed(&plan, args.config.path())?;
-    let bytes = std::fs::read(&args.component)
+    let bytes = tidemill_sandbox::read(&args.component)
         .map_err(|e| Failure::new(4, format!("{} cannot be read: {e}", args.component.display()), None))?;
     let brought = told(
         &host,

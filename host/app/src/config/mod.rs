@@ -93,7 +93,7 @@ fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
         );
     }
     let lookup_names = names_of(&lookups);
-    let plugins = plugins.into_iter().filter_map(|s| pipeline::check_plugin(s, &lookup_names, p)).collect();
+    let plugins = plugins.into_iter().map(|s| pipeline::check_plugin(s, &lookup_names, p)).collect();
     let names =
         Names { sources: names_of(&sources), sinks: names_of(&sinks), plugins, epoch_ms: server.epoch_ms };
     let sources: Vec<Option<Source>> =

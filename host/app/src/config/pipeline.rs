@@ -14,7 +14,7 @@ use tidemill_engine::outbox::{Stage, Stages};
 /// Suffix memory if neither config nor the system says how much there is.
 const SUFFIX_BYTES_FALLBACK: u64 = 1 << 30;
 
-pub(super) fn check_plugin(mut s: Section<'_>, lookups: &[String], p: &mut Problems) -> Option<PluginFile> {
+pub(super) fn check_plugin(mut s: Section<'_>, lookups: &[String], p: &mut Problems) -> PluginFile {
     let name = last(&s.path).to_owned();
     let at = s.at;
     let path = s
@@ -25,18 +25,9 @@ pub(super) fn check_plugin(mut s: Section<'_>, lookups: &[String], p: &mut Probl
         lookup::check_uses(&f, lookups, |f, p| resolve(f, "lookup", lookups, p), p)
     });
     s.finish(&[], p);
-    let (path, path_at) = path?;
-    Some(PluginFile {
-        name,
-        at,
-        path: path.into(),
-        path_at,
-        config: match config {
-            Some(c) => Some(c?),
-            None => None,
-        },
-        lookups: uses,
-    })
+    // Whatever is wrong in it, it is there: who names it must not be told otherwise.
+    let (path, path_at) = path.unwrap_or(("", at));
+    PluginFile { name, at, path: path.into(), path_at, config: config.flatten(), lookups: uses }
 }
 
 /// A config of a plugin, which only the plugin can judge, and where its values stand.

@@ -8,13 +8,17 @@ use std::ops::Range;
 use tidemill_contract::cell::{MISSING_BOOLEAN, MISSING_INTEGER, Text};
 use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
 use tidemill_contract::rows::{self, cause, state_kind, turn_flags};
+use tidemill_engine::bounds::{FIELDS_BYTES, STATE_BYTES};
 use tidemill_engine::event::ext::{Value, Values};
 use tidemill_engine::rule::{
     Cause, Closing, Count, END_OF_INPUT, LIMIT, Place, Rejection, Results, Span, StateAt, Timer, TurnResult,
     Turns,
 };
 use tidemill_engine::time::EventTime;
-use tidemill_sandbox::{Field, FieldType};
+use tidemill_sandbox::{Field, FieldType, remark};
+
+// What the contract promises to plugins is what the engine holds them to.
+const _: () = assert!(STATE_BYTES == rows::STATE_BYTES_MAX && FIELDS_BYTES == rows::FIELDS_BYTES_MAX);
 
 /// What the cells of a declared field are made of.
 #[derive(Debug)]
@@ -164,8 +168,13 @@ pub(crate) fn read_states(words: &[u64], wanted: usize) -> Result<Vec<Result<Vec
     }
     let one = |s: &rows::State| {
         Ok(match s.error.of(bytes)? {
-            [] => Ok(s.state.of(bytes)?.to_vec()),
-            why => Err(String::from_utf8_lossy(why).into_owned()),
+            [] => match s.state.of(bytes)? {
+                state if state.len() > STATE_BYTES => {
+                    Err(format!("a state of {} bytes; at most {STATE_BYTES} are allowed", state.len()))
+                }
+                state => Ok(state.to_vec()),
+            },
+            why => Err(remark(why)),
         })
     };
     states.iter().map(one).collect()

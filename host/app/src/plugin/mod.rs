@@ -299,7 +299,7 @@ fn read(named: &PluginUse, world: World, sandbox: &Sandbox) -> Result<(Plugin, V
     };
     let unread =
         |e: std::io::Error| Unfit { message: format!("cannot be read: {e}"), part: Part::File, host: false };
-    let bytes = std::fs::read(&named.path).map_err(|e| error(unread(e)))?;
+    let bytes = tidemill_sandbox::read(&named.path).map_err(|e| error(unread(e)))?;
     let plugin = make(&bytes, &named.config, world, &named.key, sandbox).map_err(error)?;
     Ok((plugin, bytes))
 }

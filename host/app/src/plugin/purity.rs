@@ -1,21 +1,17 @@
 //! Whether a plugin is a pure function, as far as a sample shows.
 //!
 //! Everything rests on it: what is folded again after a late event or a crash must come out as before. So the sample is given
-//! to the plugin whole, once more to the same instance, one by one, backwards, and with foreign keys in between, and
-//! the answers must be the same to the byte. What the plugin fails at is left out: containment sees to that.
+//! to the plugin one by one, each in an instance of its own, then whole, once more to the same instance, with foreign keys in
+//! between, and backwards one by one, and the answers must be the same to the byte. What it fails at alone it must fail
+//! at again, and what it answers alone it must not fail at elsewhere: a call without an answer is judged like one with.
 
-use super::CALL_DEADLINE;
-use super::frames::{Column, TurnFrames, push_cells, read_results};
-use std::time::Duration;
-use tidemill_contract::frame::{Frame, FrameWriter, Kind};
-use tidemill_contract::rows::{Count, Verdict};
+mod asked;
+
+use self::asked::{Asked, NoAnswer};
 use tidemill_engine::event::ext::{self, Value};
-use tidemill_engine::rule::{Closing, Input, Results, Span, StateAt, Turn, TurnResult, Turns};
 use tidemill_engine::time::EventTime;
-use tidemill_sandbox::{Description, Fault, Field, FieldType, Instance, Plugin, World};
+use tidemill_sandbox::{Description, Fault, FaultKind, Field, FieldType, Plugin};
 
-/// For one call: four times what it has later, since an answer that is only slow still tells something.
-const DEADLINE: Duration = CALL_DEADLINE.saturating_mul(4);
 /// Of answers that differ, what is shown before and after the first difference: some words, not a screen.
 const SHOWN_BEFORE_BYTES: usize = 60;
 const SHOWN_AFTER_BYTES: usize = 100;
@@ -42,6 +38,30 @@ pub(crate) enum Impure {
         /// The other.
         other: String,
     },
+    /// No answer where there is one otherwise.
+    #[error(
+        "it is no pure function: for key `{key}` it answers alone in a new instance, and {how} it does not; nothing may be kept \
+         between calls, and nothing may depend on what else is in a call\n  {how}: {why}"
+    )]
+    Fails {
+        /// The first key of the call.
+        key: String,
+        /// What was different about the call.
+        how: &'static str,
+        /// What it did instead.
+        why: String,
+    },
+    /// An answer where there is none otherwise.
+    #[error(
+        "it is no pure function: for key `{key}` it fails alone in a new instance, and {how} it does not; nothing may be kept \
+         between calls, and nothing may depend on what else is in a call"
+    )]
+    Answers {
+        /// The first key of the call.
+        key: String,
+        /// What was different about the call.
+        how: &'static str,
+    },
     /// There is no instance to try it with.
     #[error("it cannot be tried: {0}")]
     Fault(#[from] Fault),
@@ -54,6 +74,8 @@ pub(crate) struct Sample {
     pub(crate) key: String,
     /// Time and extension (see [`ext`]) of each event.
     pub(crate) events: Vec<(EventTime, Vec<u8>)>,
+    /// For an enricher, which sees no events: the fields that its session has, a JSON object.
+    pub(crate) fields: String,
 }
 
 impl Sample {
@@ -66,7 +88,18 @@ impl Sample {
             bytes
         };
         let events = events.iter().map(|(time, values)| (*time, extension(values))).collect();
-        Sample { key: key.to_owned(), events }
+        Sample { key: key.to_owned(), events, fields: "{}".to_owned() }
+    }
+
+    /// Of a session of events at these times, with these fields.
+    pub(crate) fn of_session(key: &str, times: &[EventTime], fields: &str) -> Sample {
+        let events: Vec<_> = times.iter().map(|time| (*time, Vec::new())).collect();
+        Sample { fields: fields.to_owned(), ..Sample::new(key, &events) }
+    }
+
+    /// The same for another key.
+    fn of_somebody_else(&self) -> Sample {
+        Sample { key: format!("{}, of somebody else", self.key), ..self.clone() }
     }
 }
 
@@ -82,9 +115,17 @@ pub(crate) fn made_up(description: &Description) -> Vec<Sample> {
                 (EventTime::from_ms(at), fields.map(|(n, f)| made_up_value(f, k + 3 * i + n)).collect())
             })
             .collect();
-        Sample::new(&format!("key-{k}"), &events)
+        Sample { fields: made_up_fields(k), ..Sample::new(&format!("key-{k}"), &events) }
     };
     (0..KEYS).map(sample).collect()
+}
+
+/// What session rules usually say of a session.
+fn made_up_fields(k: usize) -> String {
+    match k % 4 {
+        0 => "{}".to_owned(),
+        n => format!("{{\"pages\":{k},\"campaign\":\"campaign-{n}\",\"entry\":\"/cart\",\"paid\":null}}"),
+    }
 }
 
 fn made_up_value(field: &Field, n: usize) -> Value<'_> {
@@ -108,37 +149,97 @@ fn made_up_value(field: &Field, n: usize) -> Value<'_> {
 /// # Errors
 /// If it answers one question in two ways.
 pub(crate) fn check(plugin: &Plugin, sample: &[Sample]) -> Result<(), Impure> {
-    let mut fresh = Asked::new(plugin)?;
-    // What it fails at tells nothing. An instance that trapped is made anew, so the next question finds a new one.
-    let mut good: Vec<(Sample, String)> = Vec::new();
+    let mut good: Vec<(&Sample, String)> = Vec::new();
+    let mut bad: Vec<&Sample> = Vec::new();
     for s in sample {
-        if let Some(answer) = fresh.ask(std::slice::from_ref(s)).and_then(|mut a| a.pop()) {
-            good.push((s.clone(), answer));
+        match Asked::new(plugin)?.ask(&[s]) {
+            Ok(mut answers) => good.extend(answers.pop().map(|answer| (s, answer))),
+            Err(NoAnswer::Fault(f)) if matches!(f.kind, FaultKind::Host(_)) => return Err(f.into()),
+            // Slow, and no more than that: on a busy machine it may be quick enough the next time.
+            Err(NoAnswer::Fault(f)) if matches!(f.kind, FaultKind::Deadline(_)) => {}
+            Err(_) => bad.push(s),
         }
     }
     let mut used = Asked::new(plugin)?;
-    let whole: Vec<Sample> = good.iter().map(|(s, _)| s.clone()).collect();
-    let foreign = |s: &Sample| Sample { key: format!("{}, of somebody else", s.key), ..s.clone() };
-    let between: Vec<Sample> = whole.iter().rev().flat_map(|s| [foreign(s), s.clone(), foreign(s)]).collect();
-    let among: Vec<String> = used.ask(&whole).unwrap_or_default();
-    compare(&good, "in one call with others", among.into_iter())?;
-    let again = used.ask(&whole).unwrap_or_default();
-    compare(&good, "when it is asked again", again.into_iter())?;
-    let framed = used.ask(&between).unwrap_or_default();
-    let own: Vec<String> = framed.into_iter().skip(1).step_by(3).collect();
-    compare(&good, "with foreign keys between", own.into_iter().rev())?;
+    let whole: Vec<&Sample> = good.iter().map(|(s, _)| *s).collect();
+    // Those that are answered alone: a plugin may well fail at a key that is none of its own.
+    let mut foreign = Vec::new();
+    for s in whole.iter().map(|s| s.of_somebody_else()) {
+        let answered = Asked::new(plugin)?.ask(&[&s]).is_ok();
+        foreign.push(answered.then_some(s));
+    }
+    let pairs = whole.iter().zip(&foreign).rev();
+    let around: Vec<(bool, &Sample)> = pairs
+        .flat_map(|(own, other)| {
+            let other = other.as_ref().map(|s| (false, s));
+            other.into_iter().chain([(true, *own)]).chain(other)
+        })
+        .collect();
+    let between: Vec<&Sample> = around.iter().map(|(_, s)| *s).collect();
+    compare(&good, "in one call with others", once_more(&mut used, &whole, &whole))?;
+    compare(&good, "when it is asked again", once_more(&mut used, &whole, &whole))?;
+    let framed = once_more(&mut used, &whole, &between);
+    let own = framed.map(|answers| {
+        let own = answers.into_iter().zip(&around).rev().filter(|(_, (own, _))| *own);
+        own.map(|(answer, _)| answer).collect()
+    });
+    compare(&good, "with foreign keys between", own)?;
     for one in good.iter().rev() {
-        let answer = used.ask(std::slice::from_ref(&one.0)).unwrap_or_default();
-        compare(std::slice::from_ref(one), "in an instance that was used", answer.into_iter())?;
+        compare(
+            std::slice::from_ref(one),
+            "in an instance that was used",
+            once_more(&mut used, &whole, &[one.0]),
+        )?;
+    }
+    still_fail(&mut used, &bad)
+}
+
+/// An answer of an instance that was used; if it takes too long, once more, since a machine may be busy for a moment.
+fn once_more(used: &mut Asked, whole: &[&Sample], some: &[&Sample]) -> Result<Vec<String>, NoAnswer> {
+    match used.together(some) {
+        Err(NoAnswer::Fault(f)) if matches!(f.kind, FaultKind::Deadline(_)) => {
+            // It was made anew, and is to be a used one again.
+            used.together(whole)?;
+            used.together(some)
+        }
+        other => other,
+    }
+}
+
+/// What a plugin fails at alone it must fail at wherever it is asked: else what it is asked with decides.
+fn still_fail(used: &mut Asked, bad: &[&Sample]) -> Result<(), Impure> {
+    for some in bad.chunks(1).chain((bad.len() > 1).then_some(bad)) {
+        if used.ask(some).is_ok() {
+            let key = some[0].key.clone();
+            let how = if some.len() > 1 { "in one call with others" } else { "in an instance that was used" };
+            return Err(Impure::Answers { key, how });
+        }
     }
     Ok(())
 }
 
+/// The answers are those that were given alone, all of them.
 fn compare(
-    good: &[(Sample, String)],
+    good: &[(&Sample, String)],
     how: &'static str,
-    answers: impl Iterator<Item = String>,
+    answers: Result<Vec<String>, NoAnswer>,
 ) -> Result<(), Impure> {
+    let Some((first, _)) = good.first() else { return Ok(()) };
+    let answers = match answers {
+        Ok(answers) if answers.len() == good.len() => answers,
+        Ok(_) => {
+            return Err(Impure::Fails {
+                key: first.key.clone(),
+                how,
+                why: "other answers than were asked for".into(),
+            });
+        }
+        Err(NoAnswer::Fault(f)) if matches!(f.kind, FaultKind::Host(_)) => return Err(f.into()),
+        Err(NoAnswer::Fault(f)) => {
+            return Err(Impure::Fails { key: first.key.clone(), how, why: f.to_string() });
+        }
+        Err(NoAnswer::Unreadable(why)) => return Err(Impure::Fails { key: first.key.clone(), how, why }),
+    };
     let differs = good.iter().zip(answers).find(|((_, alone), other)| alone != other);
     match differs {
         None => Ok(()),
@@ -155,138 +256,4 @@ fn around(text: &str, at: usize) -> String {
     let from = text.floor_char_boundary(at.saturating_sub(SHOWN_BEFORE_BYTES));
     let to = text.floor_char_boundary(at + SHOWN_AFTER_BYTES);
     format!("…{}…", &text[from..to])
-}
-
-/// An instance with what is needed to ask it.
-struct Asked {
-    world: World,
-    columns: Vec<Column>,
-    frames: TurnFrames,
-    instance: Instance,
-}
-
-impl Asked {
-    fn new(plugin: &Plugin) -> Result<Asked, Fault> {
-        let columns = || {
-            let fields = &plugin.component().description().fields;
-            fields.iter().enumerate().map(|(n, f)| Column::new(f, n)).collect()
-        };
-        Ok(Asked {
-            world: plugin.component().world(),
-            columns: columns(),
-            frames: TurnFrames::new(columns()),
-            instance: plugin.instance()?,
-        })
-    }
-
-    /// An answer for each, as text in which nothing depends on where it stood; `None` if the call fails.
-    fn ask(&mut self, sample: &[Sample]) -> Option<Vec<String>> {
-        match self.world {
-            World::Sessionizer => self.fold(sample),
-            World::Validator => self.validate(sample),
-            World::Enricher => None,
-        }
-    }
-
-    fn fold(&mut self, sample: &[Sample]) -> Option<Vec<String>> {
-        let turns = turns(sample);
-        let frame = self.frames.write(&turns, 0..sample.len());
-        let words = self.instance.fold(frame, DEADLINE).ok()?;
-        let mut results = Results::default();
-        read_results(words, &turns, 0..sample.len(), &mut results).ok()?;
-        results.turns.iter().map(|r| plain(r, &results)).collect()
-    }
-
-    fn validate(&mut self, sample: &[Sample]) -> Option<Vec<String>> {
-        let (mut events, mut bytes, mut of) = (Vec::new(), Vec::new(), Vec::new());
-        for (n, s) in sample.iter().enumerate() {
-            for (time, ext) in &s.events {
-                let at = bytes.len();
-                events.push(time.ms() as u64);
-                events.push(at as u64 | (s.key.len() as u64) << 32);
-                push_cells(&self.columns, ext, at + s.key.len(), &mut events);
-                bytes.extend_from_slice(s.key.as_bytes());
-                bytes.extend_from_slice(ext);
-                of.push(n);
-            }
-        }
-        let mut writer = FrameWriter::default();
-        writer.begin(Kind::Events);
-        writer.wide_section(&events, of.len());
-        writer.section(&bytes);
-        let words = self.instance.validate(writer.end(), DEADLINE).ok()?;
-        let frame = Frame::read(words, Kind::Verdicts).ok()?;
-        let verdicts: &[Verdict] = frame.rows(0).ok()?;
-        let counts: &[Count] = frame.rows(1).ok()?;
-        let said: &[u8] = frame.rows(2).ok()?;
-        let mut answers = vec![String::new(); sample.len()];
-        for (event, (verdict, n)) in verdicts.iter().zip(&of).enumerate() {
-            let message = String::from_utf8_lossy(verdict.message.of(said).ok()?);
-            let counts = counts.iter().filter(|c| c.row as usize == event).map(|c| (c.metric, c.value));
-            answers[*n] += &format!("{} {message:?} {:?}; ", verdict.code, counts.collect::<Vec<_>>());
-        }
-        (verdicts.len() == of.len()).then_some(answers)
-    }
-}
-
-/// Nothing open, all events, timers up to an hour later, and every state on the way.
-fn turns(sample: &[Sample]) -> Turns {
-    let mut t = Turns::default();
-    for s in sample {
-        let put = |bytes: &mut Vec<u8>, more: &[u8]| {
-            let at = bytes.len();
-            bytes.extend_from_slice(more);
-            Span::between(at, bytes.len())
-        };
-        let key = put(&mut t.bytes, s.key.as_bytes());
-        let state = put(&mut t.bytes, b"");
-        let (inputs_at, wanted_at) = (t.inputs.len(), t.wanted.len());
-        for (i, (time, ext)) in s.events.iter().enumerate() {
-            let ext = put(&mut t.bytes, ext);
-            t.inputs.push(Input { time: *time, ext, skip: false });
-            t.wanted.push(i as u32);
-        }
-        let last = s.events.last().map_or(EventTime::BEGINNING, |(time, _)| *time);
-        t.turns.push(Turn {
-            key,
-            open: None,
-            state,
-            timers: Span::default(),
-            inputs: Span::between(inputs_at, t.inputs.len()),
-            until: last.plus(3_600_000),
-            at_end: false,
-            report_open: true,
-            wanted: Span::between(wanted_at, t.wanted.len()),
-        });
-    }
-    t
-}
-
-/// An answer with all that it points to; `None` if it points nowhere.
-fn plain(r: &TurnResult, all: &Results) -> Option<String> {
-    let text = |s: Span| Some(String::from_utf8_lossy(all.bytes.get(s.range())?).into_owned());
-    let state = |s: &StateAt| {
-        Some(format!(
-            "{:?} {:?} {:?}",
-            s.first,
-            all.bytes.get(s.state.range())?,
-            all.timers.get(s.timers.range())?
-        ))
-    };
-    let mut out = String::new();
-    for c in all.closings.get(r.closings.range())? {
-        let Closing { cause, discarded, first, last, reason, fields } = *c;
-        out += &format!("{cause:?} {discarded} {first:?} {last:?} {reason} {}; ", text(fields)?);
-    }
-    for x in all.rejections.get(r.rejections.range())? {
-        out += &format!("rejected {} {}; ", x.input, x.reason);
-    }
-    for c in all.counts.get(r.counts.range())? {
-        out += &format!("counted {:?} {:?} {} {}; ", c.input, c.at, c.metric, c.value);
-    }
-    for s in all.snapshots.get(r.snapshots.range())? {
-        out += &format!("after {}; ", state(s)?);
-    }
-    out += &format!("end {} {}", state(&r.end)?, text(r.open_fields)?);
-    Some(out)
 }

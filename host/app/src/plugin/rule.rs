@@ -152,8 +152,14 @@ pub(super) fn description(d: &sandbox::Description, digest: &str) -> Description
         timers: d.timers.clone(),
         state: StateForm {
             rule: d.name.clone(),
-            version: d.state.as_ref().map_or(0, |s| s.version),
-            from: d.state.as_ref().map_or_else(Vec::new, |s| s.migrates_from.clone()),
+            version: d.state.as_ref().map_or(0, |s| s.present.version),
+            shape: d.state.as_ref().map_or_else(String::new, |s| s.present.shape.clone()),
+            from: d
+                .state
+                .iter()
+                .flat_map(|s| &s.migrates_from)
+                .map(|f| (f.version, f.shape.clone()))
+                .collect(),
         },
         metrics: metrics(d),
         wants_key: true,

@@ -12,7 +12,7 @@ use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
 use tidemill_contract::rows;
 use tidemill_engine::event::{RowHead, Rows};
 use tidemill_engine::metrics::{Metric, Total, Totals};
-use tidemill_sandbox::{FaultKind, Instance};
+use tidemill_sandbox::{FaultKind, Instance, remark};
 
 /// Events in one frame.
 const FRAME_EVENTS: usize = 512;
@@ -45,7 +45,7 @@ struct Stage {
 pub(crate) struct Rejected {
     /// One of the validator's reasons, or `plugin_fault`.
     pub(crate) reason: String,
-    /// For a reader.
+    /// For a reader; cut as [`remark`] cuts.
     pub(crate) message: String,
 }
 
@@ -255,8 +255,7 @@ fn read(
             out.truncate(before);
             return Err(FrameError::Range);
         };
-        let message = String::from_utf8_lossy(message).into_owned();
-        out.push((*at, Rejected { reason: reason.clone(), message }));
+        out.push((*at, Rejected { reason: reason.clone(), message: remark(message) }));
     }
     for c in counts {
         totals[c.metric as usize].add(c.value);
@@ -267,6 +266,7 @@ fn read(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tidemill_sandbox::bounds::REMARK_BYTES_MAX;
 
     fn frame(counts: &[rows::Count]) -> Vec<u64> {
         let mut w = FrameWriter::default();
@@ -275,6 +275,21 @@ mod tests {
         w.section(counts);
         w.section::<u8>(&[]);
         w.into_words()
+    }
+
+    #[test]
+    fn a_message_is_kept_as_far_as_a_reader_needs_it() {
+        let said = "é".repeat(10_000);
+        let mut w = FrameWriter::default();
+        w.begin(Kind::Verdicts);
+        w.section(&[rows::Verdict { code: 1, message: rows::Range::between(0, said.len()) }]);
+        w.section::<rows::Count>(&[]);
+        w.section(said.as_bytes());
+        let mut out = Vec::new();
+        read(&w.into_words(), &[(0, 0)], &["bad".to_owned()], &mut [], &mut out).unwrap();
+        let message = &out[0].1.message;
+        assert_eq!(message.chars().filter(|c| *c == 'é').count(), REMARK_BYTES_MAX / 2);
+        assert!(message.ends_with('…') && message.len() <= REMARK_BYTES_MAX + '…'.len_utf8(), "{message}");
     }
 
     #[test]

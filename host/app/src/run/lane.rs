@@ -147,7 +147,7 @@ mod tests {
             fields: Vec::new(),
             reasons: vec!["no".into()],
             timers: Vec::new(),
-            state: StateForm { rule: "refuses".into(), version: 1, from: Vec::new() },
+            state: StateForm { rule: "refuses".into(), version: 1, shape: String::new(), from: Vec::new() },
             metrics: Vec::new(),
             wants_key: false,
         });

@@ -70,7 +70,7 @@ impl Rude {
                 fields: vec!["type".into()],
                 reasons,
                 timers: vec!["silence".into()],
-                state: StateForm { rule: "rude".into(), version: 1, from: Vec::new() },
+                state: StateForm { rule: "rude".into(), version: 1, shape: String::new(), from: Vec::new() },
                 wants_key: true,
             },
             silence: c.gap + i64::from(c.inclusive),

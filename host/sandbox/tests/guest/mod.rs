@@ -50,7 +50,7 @@ impl Guest {
     pub(crate) fn build(&self) -> Vec<u8> {
         let wat = format!(
             r#"(module
-            (import "tidemill:plugin/host@0.1.0" "log" (func $log (param i32 i32 i32)))
+            (import "tidemill:plugin/host@0.2.0" "log" (func $log (param i32 i32 i32)))
             (memory (export "memory") 64)
             (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 65536)
             {items}
@@ -73,7 +73,7 @@ impl Guest {
     }
 
     fn data(&self) -> String {
-        let mut d = vec![0_u32; 21];
+        let mut d = vec![0_u32; 23];
         (d[0], d[1]) = (1200, self.name.len() as u32);
         (d[2], d[3]) = (1300, 5);
         d[4] = self.frame_version;

@@ -5,6 +5,7 @@
 
 use crate::OBEYS;
 use std::hint::black_box;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidemill_plugin_sdk::prelude::*;
 
@@ -50,6 +51,8 @@ pub enum Memory {
     Static,
     /// Where in the call's frame the key stands.
     Place,
+    /// The first key that the instance saw: it panics at any other.
+    Company,
 }
 
 /// The config.
@@ -92,6 +95,7 @@ pub struct Hostile {
 }
 
 static EVENTS: AtomicU64 = AtomicU64::new(0);
+static FIRST: OnceLock<String> = OnceLock::new();
 const FLOODS: Metric = Metric::counter("floods", "Times that it logged without end");
 
 impl Sessionizer for Hostile {
@@ -115,6 +119,9 @@ impl Sessionizer for Hostile {
             deeds.seen = EVENTS.fetch_add(1, Ordering::Relaxed);
         } else if self.memory == Memory::Place as u8 {
             deeds.seen = cx.key().as_ptr() as u64 % 4096;
+        } else if self.memory == Memory::Company as u8 {
+            let first = FIRST.get_or_init(|| cx.key().to_owned());
+            assert!(first == cx.key(), "it is used to {first}");
         }
         cx.set_timer(Due::Gap, Duration::seconds(30));
         match event.act().filter(|_| OBEYS) {

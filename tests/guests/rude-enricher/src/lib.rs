@@ -2,6 +2,8 @@
 
 #![allow(clippy::panic, reason = "that is what it is for")]
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tidemill_plugin_sdk::prelude::*;
 
 /// The one lookup.
@@ -18,20 +20,49 @@ pub enum Why {
     Unwanted,
 }
 
+/// What the plugin keeps between calls, or looks at besides its input.
+#[derive(Config, PartialEq, Eq, Clone, Copy, Debug)]
+pub enum Memory {
+    /// Nothing.
+    None,
+    /// How many sessions the instance was asked about.
+    Asked,
+    /// How many sessions the instance has answered.
+    Answered,
+    /// The first key that the instance saw: it panics at any other.
+    Company,
+}
+
+/// The config.
+#[derive(Config, Debug)]
+pub struct Rules {
+    /// What is in its answers that must not be.
+    #[config(default = Memory::None)]
+    memory: Memory,
+}
+
 /// The enricher.
 #[derive(Debug)]
-pub struct Rude;
+pub struct Rude {
+    memory: Memory,
+}
+
+static SESSIONS: AtomicU64 = AtomicU64::new(0);
+static FIRST: OnceLock<String> = OnceLock::new();
 
 impl Enricher for Rude {
-    type Config = ();
+    type Config = Rules;
     type Lookup = Table;
     type Reason = Why;
 
-    fn configure((): ()) -> Result<Self, Vec<ConfigError>> {
-        Ok(Rude)
+    fn configure(rules: Rules) -> Result<Self, Vec<ConfigError>> {
+        Ok(Rude { memory: rules.memory })
     }
 
     fn requests(&self, session: &Session, ask: &mut Requests<Table>) {
+        if self.memory == Memory::Asked {
+            ask.lookup(Table::Visitor, &SESSIONS.fetch_add(1, Ordering::Relaxed).to_string());
+        }
         match session.key() {
             "trap-in-requests" => panic!("I will not ask"),
             "too-many" => (0..17).for_each(|n| ask.lookup(Table::Visitor, &format!("k{n}"))),
@@ -45,6 +76,13 @@ impl Enricher for Rude {
         session: &Session,
         _: &Answers<Table>,
     ) -> Result<Fields, Rejected<Why>> {
+        if self.memory == Memory::Answered {
+            return Ok(fields! { seen: SESSIONS.fetch_add(1, Ordering::Relaxed) });
+        }
+        if self.memory == Memory::Company {
+            let first = FIRST.get_or_init(|| session.key().to_owned());
+            assert!(first == session.key(), "it is used to {first}");
+        }
         match session.key() {
             "trap-in-apply" => panic!("I will not answer"),
             "endless" => loop {

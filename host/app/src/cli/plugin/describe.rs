@@ -2,7 +2,7 @@
 //! compared.
 
 use serde_json::{Value, json};
-use tidemill_sandbox::{Description, FieldType, MetricKind};
+use tidemill_sandbox::{Description, FieldType, MetricKind, StateForm};
 
 /// The word for a type, as the contract has it.
 pub(super) fn field_type(t: FieldType) -> &'static str {
@@ -29,6 +29,7 @@ pub(super) fn to_json(d: &Description) -> Value {
         };
         json!({ "name": m.name, "help": m.help, "buckets": buckets })
     });
+    let form = |f: &StateForm| json!({ "version": f.version, "shape": f.shape });
     // The sandbox has read it as JSON before.
     let schema: Value = serde_json::from_str(&d.config_schema).unwrap_or_default();
     json!({
@@ -38,6 +39,9 @@ pub(super) fn to_json(d: &Description) -> Value {
         "metrics": metrics.collect::<Vec<_>>(),
         "lookups": d.lookups,
         "config_schema": schema,
-        "state": d.state.as_ref().map(|s| json!({ "version": s.version, "migrates_from": s.migrates_from })),
+        "state": d.state.as_ref().map(|s| json!({
+            "version": s.present.version, "shape": s.present.shape,
+            "migrates_from": s.migrates_from.iter().map(form).collect::<Vec<_>>(),
+        })),
     })
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use tidemill_contract::FRAME_VERSION;
-use tidemill_sandbox::{Component, Description, MetricKind, bounds};
+use tidemill_sandbox::{Component, Description, MetricKind, StateForm, bounds};
 
 use super::super::out::{self, BOLD, Failure};
 use super::super::sessions::plain_table;
@@ -17,6 +17,9 @@ const EXAMPLES: &str = "\
 Examples:
   tidemill plugin inspect checkout.wasm                            what it is, sees, says and may cost
   tidemill plugin inspect checkout.wasm --json | jq .config_schema";
+
+/// Of what a state is made of; all of it is in the JSON.
+const SHAPE_SHOWN_BYTES: usize = 400;
 
 /// Show what a component says of itself
 ///
@@ -34,7 +37,7 @@ pub(super) struct InspectArgs {
 
 /// Runs the command.
 pub(super) fn execute(args: &InspectArgs) -> Result<u8, Failure> {
-    let bytes = std::fs::read(&args.file)
+    let bytes = tidemill_sandbox::read(&args.file)
         .map_err(|e| Failure::new(4, format!("{} cannot be read: {e}", args.file.display()), None))?;
     let component = component::load(&component::engine()?, &bytes, &args.file)?;
     if args.json {
@@ -79,10 +82,14 @@ fn lines(d: &Description) -> Vec<(&'static str, String)> {
             .map(|(what, names)| (what, names.join(", ")))
             .collect();
     if let Some(state) = &d.state {
-        let from: Vec<String> = state.migrates_from.iter().map(ToString::to_string).collect();
-        let from =
-            if from.is_empty() { String::new() } else { format!(", migrates from {}", from.join(", ")) };
-        lines.push(("state", format!("version {}{from}", state.version)));
+        let shape = |f: &StateForm| match f.shape.as_str() {
+            "" => String::new(),
+            shape => format!(": {}", text::foreign(shape, SHAPE_SHOWN_BYTES)),
+        };
+        lines.push(("state", format!("version {}{}", state.present.version, shape(&state.present))));
+        for from in &state.migrates_from {
+            lines.push(("", format!("migrates from version {}{}", from.version, shape(from))));
+        }
     }
     lines
 }

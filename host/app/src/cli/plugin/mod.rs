@@ -14,7 +14,7 @@ use clap::Subcommand;
 
 const EXAMPLES: &str = "\
 Examples:
-  tidemill plugin new visits --kind session    begin a plugin of your own
+  tidemill plugin new visits --kind sessionizer  begin a plugin of your own
   tidemill plugin test                         run its scenarios, natively and on the component
   tidemill plugin build                        make a component of the crate in this folder
   tidemill plugin inspect checkout.wasm        what a component is and wants

@@ -140,9 +140,13 @@ impl Project {
     /// # Errors
     /// If they do not compile.
     pub(super) fn test(&self, record: &Path) -> Result<bool, Failure> {
+        // Said, because a folder of plugins may well have a `.cargo/config.toml` that builds all for the plugins' target.
+        let host = self.host()?;
         let run = |more: &[&str]| {
             let mut test = cargo(&self.dir);
-            test.args(["test", "--package", &self.id]).args(more).env("TIDEMILL_RECORD", record);
+            test.args(["test", "--target", &host, "--package", &self.id])
+                .args(more)
+                .env("TIDEMILL_RECORD", record);
             test.status().map_err(|e| no_cargo(&e))
         };
         // Apart, because cargo ends with one code for both.
@@ -154,12 +158,25 @@ impl Project {
         Ok(run(&[])?.success())
     }
 
+    /// What this machine is called, by the tool chain that the author uses here.
+    fn host(&self) -> Result<String, Failure> {
+        let said = self.rustc(&["-vV"]).output().map_err(|e| no_cargo(&e))?;
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let host = said.lines().find_map(|l| l.strip_prefix("host: "));
+        host.map(|h| h.trim().to_owned())
+            .ok_or_else(|| Failure::new(1, "rustc does not say what it runs on".to_owned(), None))
+    }
+
+    fn rustc(&self, arguments: &[&str]) -> Command {
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
+        let mut rustc = Command::new(rustc);
+        rustc.args(arguments).current_dir(&self.dir);
+        rustc
+    }
+
     /// The standard library for the target is there.
     fn require_target(&self) -> Result<(), Failure> {
-        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
-        let mut ask = Command::new(rustc);
-        ask.args(["--print", "target-libdir", "--target", TARGET]).current_dir(&self.dir);
-        let there = ask.output().is_ok_and(|o| {
+        let there = self.rustc(&["--print", "target-libdir", "--target", TARGET]).output().is_ok_and(|o| {
             o.status.success() && Path::new(String::from_utf8_lossy(&o.stdout).trim()).is_dir()
         });
         if there {

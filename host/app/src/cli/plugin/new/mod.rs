@@ -17,7 +17,7 @@ use super::super::out::{self, BOLD, Failure};
 
 const EXAMPLES: &str = "\
 Examples:
-  tidemill plugin new visits --kind session              a folder `visits` with a session rule
+  tidemill plugin new visits --kind sessionizer          a folder `visits` with a sessionizer
   tidemill plugin new plugins/robots --kind validator    elsewhere
 
 The folder holds its own copy of the SDK, so it needs nothing of this program's sources.";
@@ -46,7 +46,8 @@ enum Kind {
     /// Judges events: accept or reject
     Validator,
     /// Says where sessions begin and end
-    Session,
+    #[value(alias = "session")]
+    Sessionizer,
     /// Adds fields to sessions from what is looked up
     Enricher,
 }
@@ -58,7 +59,7 @@ impl Kind {
     fn words(self) -> &'static str {
         match self {
             Kind::Validator => "a validator",
-            Kind::Session => "a session rule",
+            Kind::Sessionizer => "a sessionizer",
             Kind::Enricher => "an enricher",
         }
     }
@@ -70,10 +71,10 @@ impl Kind {
                 ("tests/scenarios.rs", include_str!("templates/validator/scenarios.rs")),
                 ("pipeline.toml", include_str!("templates/validator/pipeline.toml")),
             ],
-            Kind::Session => &[
-                ("src/lib.rs", include_str!("templates/session/lib.rs")),
-                ("tests/scenarios.rs", include_str!("templates/session/scenarios.rs")),
-                ("pipeline.toml", include_str!("templates/session/pipeline.toml")),
+            Kind::Sessionizer => &[
+                ("src/lib.rs", include_str!("templates/sessionizer/lib.rs")),
+                ("tests/scenarios.rs", include_str!("templates/sessionizer/scenarios.rs")),
+                ("pipeline.toml", include_str!("templates/sessionizer/pipeline.toml")),
             ],
             Kind::Enricher => &[
                 ("src/lib.rs", include_str!("templates/enricher/lib.rs")),

@@ -4,14 +4,14 @@ use std::collections::HashSet;
 
 use tidemill_contract::cell::{self, Text};
 use tidemill_contract::frame::{Frame, FrameError, Kind};
-use tidemill_contract::rows::{EVENT_HEAD_WORDS, INPUT_HEAD_WORDS, Range, Turn, turn_flags};
+use tidemill_contract::rows::{EVENT_HEAD_WORDS, INPUT_HEAD_WORDS, Range, Session, Turn, turn_flags};
 use tidemill_engine::event::ext::Value;
 use tidemill_engine::time::EventTime;
 use tidemill_sandbox::{Description, Field, FieldType};
 
 use crate::plugin::purity::Sample;
 
-/// Samples of these questions to a plugin of events, each once. A session's state that a question carries is left out: what
+/// Samples of these questions, each once. A session's state that a question carries is left out: what
 /// a rule makes of it, the replay sees.
 ///
 /// # Errors
@@ -25,6 +25,7 @@ pub(super) fn of_frame(
     let mut samples = match export {
         "fold" => of_turns(words, description)?,
         "validate" => of_events(words, description)?,
+        "requests" => of_sessions(words)?,
         _ => Vec::new(),
     };
     samples.retain(|s| seen.insert(format!("{s:?}")));
@@ -43,6 +44,16 @@ fn of_turns(words: &[u64], d: &Description) -> Result<Vec<Sample>, FrameError> {
         samples.push(Sample::new(text(turn.key, bytes)?, &events.collect::<Result<Vec<_>, _>>()?));
     }
     Ok(samples)
+}
+
+fn of_sessions(words: &[u64]) -> Result<Vec<Sample>, FrameError> {
+    let frame = Frame::read(words, Kind::Sessions)?;
+    let (sessions, bytes): (&[Session], &[u8]) = (frame.rows(0)?, frame.rows(2)?);
+    let one = |s: &Session| {
+        let times = [EventTime::from_ms(s.start), EventTime::from_ms(s.end)];
+        Ok(Sample::of_session(text(s.key, bytes)?, &times, text(s.fields, bytes)?))
+    };
+    sessions.iter().map(one).collect()
 }
 
 fn of_events(words: &[u64], d: &Description) -> Result<Vec<Sample>, FrameError> {
