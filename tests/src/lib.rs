@@ -14,6 +14,7 @@ pub mod component;
 mod config;
 pub mod disk;
 pub mod faults;
+pub mod images;
 pub mod model;
 pub mod plugins;
 pub mod schedule;
@@ -256,6 +257,11 @@ impl Case {
     #[must_use]
     pub fn new() -> Case {
         Case { dir: tempfile::tempdir().unwrap() }
+    }
+    /// An empty folder in memory, where there is one: for many small runs.
+    #[must_use]
+    pub fn in_memory() -> Case {
+        Case { dir: tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap() }
     }
     /// A path in the folder.
     #[must_use]
