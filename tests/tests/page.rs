@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 use tidemill_tests::api::{Answer, Api};
-use tidemill_tests::{Case, Process, wait_for};
+use tidemill_tests::{Case, Process, binary, wait_for};
 
 const RUN_MAX: Duration = Duration::from_secs(60);
 
@@ -51,16 +51,21 @@ fn a_link_lets_a_browser_look_once_and_change_nothing() {
     assert!(text.contains("<form") && !text.contains("visits"), "{text}");
     assert!(before.header("content-security-policy").unwrap().contains("default-src 'none'"));
     let link = link(&api);
+    // Whoever only looks whether there is something uses nothing up.
+    assert_eq!(stranger(&api, "HEAD", &link, &[]).is(200).header("set-cookie"), None);
     let came_in = stranger(&api, "GET", &link, &[]).is(303);
     assert_eq!(came_in.header("location"), Some("/"));
     let cookie = came_in.header("set-cookie").unwrap().to_owned();
-    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Lax"), "{cookie}");
     stranger(&api, "GET", &link, &[]).is(401);
     let cookie = cookie.split(';').next().unwrap();
     let page = stranger(&api, "GET", "/", &[("cookie", cookie)]).is(200);
     assert!(String::from_utf8_lossy(&page.body).contains("page.js"));
     stranger(&api, "GET", "/api/v1/pipelines", &[("cookie", cookie)]).is(200);
     stranger(&api, "POST", "/api/v1/pipelines/visits/pause", &[("cookie", cookie)]).is(401);
+    let docs = stranger(&api, "GET", "/docs", &[("cookie", cookie)]).is(200);
+    assert!(String::from_utf8_lossy(&docs.body).contains("## Operating it"));
+    stranger(&api, "GET", "/docs", &[]).is(401);
     stranger(&api, "GET", "/api/v1/pipelines", &[("cookie", "tidemill=wrong")]).is(401);
     stranger(&api, "GET", "/api/v1/live", &[]).is(401);
     process.terminate();
@@ -87,6 +92,26 @@ fn the_stream_tells_of_pipelines_and_of_rows_and_ends_with_the_host() {
     process.terminate();
     // Somebody who looks on does not hold the host up.
     process.outcome(Duration::from_secs(8)).exits(0);
+}
+
+#[test]
+fn another_token_ends_the_streams_of_the_one_before() {
+    let (case, process, api) = host();
+    let mut stream = TcpStream::connect(&api.address).unwrap();
+    stream.set_read_timeout(Some(RUN_MAX)).unwrap();
+    let request = format!(
+        "GET /api/v1/live HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\nconnection: close\r\n\r\n",
+        api.address, api.token
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut part = [0; 4096];
+    assert!(stream.read(&mut part).unwrap() > 0);
+    let rotated =
+        Command::new(binary()).arg("token").arg(case.path("pipeline.toml")).arg("--rotate").output().unwrap();
+    assert!(rotated.status.success());
+    wait_for("the stream to end", RUN_MAX, || (stream.read(&mut part).unwrap() == 0).then_some(()));
+    process.terminate();
+    process.outcome(RUN_MAX).exits(0);
 }
 
 #[test]

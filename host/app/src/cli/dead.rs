@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use super::client::{Ask, Host};
@@ -66,7 +67,7 @@ pub(super) fn execute(args: &DeadArgs) -> Result<u8, Failure> {
     let plan = args.config.load()?;
     if let Some(host) = Host::of(&plan, args.config.path())? {
         for pipeline in &plan.pipelines {
-            out::note(host.curl(&Ask::get(&format!("/api/v1/pipelines/{}/dead", pipeline.name))));
+            out::note(host.curl(&Ask::get(&asked(&pipeline.name, args))));
         }
     }
     let mut letters = Letters::default();
@@ -83,6 +84,16 @@ pub(super) fn execute(args: &DeadArgs) -> Result<u8, Failure> {
     }
     show(&letters)?;
     Ok(0)
+}
+
+/// What asks a host for the same, as far as it answers: some of each reason.
+fn asked(pipeline: &str, args: &DeadArgs) -> String {
+    let limit = if args.limit == 0 { 100 } else { args.limit.min(100) };
+    let mut path = format!("/api/v1/pipelines/{pipeline}/dead?limit={limit}");
+    if let Some(reason) = &args.reason {
+        path += &format!("&reason={}", utf8_percent_encode(reason, NON_ALPHANUMERIC));
+    }
+    path
 }
 
 /// The letters of one pipeline; false if there is nothing that could have any.

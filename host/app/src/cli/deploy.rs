@@ -112,7 +112,7 @@ fn object(text: &str) -> Result<Value, String> {
 }
 
 /// A text in single quotes, for a shell.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
@@ -131,7 +131,7 @@ pub(super) fn deploy(args: &DeployArgs) -> Result<u8, Failure> {
             path: "/api/v1/plugins",
             headers: &[("content-type", "application/wasm")],
             body: bytes.into(),
-            shown: Some(format!("--data-binary @{}", args.component.display())),
+            shown: Some(format!("--data-binary {}", quoted(&format!("@{}", args.component.display())))),
         },
     )?;
     let path = format!("/api/v1/pipelines/{}/deployment", args.pipeline);
@@ -166,7 +166,8 @@ pub(super) fn rollback(args: &RollbackArgs) -> Result<u8, Failure> {
     let plan = args.config.load()?;
     let host = Host::needed(&plan, args.config.path())?;
     // There may be nothing to go back from yet: the question waits for it, the change does not.
-    host.ask(&Ask::get(&format!("/api/v1/pipelines/{}/deployment", args.pipeline)))?;
+    let now = host.ask(&Ask::get(&format!("/api/v1/pipelines/{}/deployment", args.pipeline)))?;
+    let tag = now.etag.unwrap_or_default();
     let mut wish = json!({ "policy": args.policy.word(), "message": args.message });
     if let Some(max) = &args.drain_max {
         wish["drain_max"] = max.as_str().into();
@@ -177,7 +178,7 @@ pub(super) fn rollback(args: &RollbackArgs) -> Result<u8, Failure> {
         &Ask {
             method: Method::POST,
             path: &format!("/api/v1/pipelines/{}/rollback", args.pipeline),
-            headers: &[JSON],
+            headers: &[JSON, ("if-match", &tag)],
             shown: Some(format!("-d {}", quoted(&text))),
             body: Bytes::from(text),
         },

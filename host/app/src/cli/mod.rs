@@ -13,6 +13,7 @@ mod histogram;
 mod logs;
 mod measure;
 mod out;
+mod pause;
 mod plugin;
 mod progress;
 mod recover;
@@ -65,6 +66,8 @@ enum Command {
     Recover(recover::RecoverArgs),
     Deploy(deploy::DeployArgs),
     Rollback(deploy::RollbackArgs),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
     Trace(trace::TraceArgs),
     Measure(measure::MeasureArgs),
     Sessionize(sessionize::SessionizeArgs),
@@ -90,6 +93,8 @@ impl Command {
             Command::Plugin(a) => a.tells_errors_as_json(),
             Command::Sessions(_)
             | Command::Logs(_)
+            | Command::Pause(_)
+            | Command::Resume(_)
             | Command::Measure(_)
             | Command::Token(_)
             | Command::Completions(_) => false,
@@ -112,6 +117,8 @@ impl Command {
             Command::Completions(a) => completions::execute(a),
             Command::Deploy(a) => deploy::deploy(a),
             Command::Rollback(a) => deploy::rollback(a),
+            Command::Pause(a) => pause::pause(a),
+            Command::Resume(a) => pause::resume(a),
             Command::Plugin(a) => plugin::execute(a),
         }
     }

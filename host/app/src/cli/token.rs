@@ -36,7 +36,17 @@ pub(super) fn execute(args: &TokenArgs) -> Result<u8, Failure> {
     if args.login {
         return login(&Host::needed(&plan, args.config.path())?);
     }
-    let file = TokenFile::of(&plan.server.data_dir);
+    let dir = &plan.server.data_dir;
+    if !dir.is_dir() {
+        let message = format!(
+            "there is no data directory {}: nothing has run with this config from here",
+            dir.display()
+        );
+        let help =
+            "`tidemill run` makes it, and the token; a relative `data_dir` counts from the current directory";
+        return Err(Failure::new(3, message, help.to_owned()));
+    }
+    let file = TokenFile::of(dir);
     let token = if args.rotate { file.make() } else { file.read_or_make().map(|(token, _)| token) };
     let token = token.map_err(|e| failed(&e))?;
     let mut stdout = out::stdout();

@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 
@@ -34,11 +35,14 @@ pub(crate) struct Access {
     pub(crate) logins: Logins,
     /// With TLS a page that has another name pointed at us fails at the certificate.
     tls: bool,
+    /// How many tokens there were before this one.
+    rotations: AtomicU64,
 }
 
 impl Access {
     pub(crate) fn new(token: Token, hosts: Vec<String>, tls: bool) -> Access {
-        Access { token: RwLock::new(token), hosts, logins: Logins::default(), tls }
+        let (token, logins, rotations) = (RwLock::new(token), Logins::default(), AtomicU64::new(0));
+        Access { token, hosts, logins, tls, rotations }
     }
 
     /// From now on another token is wanted.
@@ -46,8 +50,14 @@ impl Access {
         let mut now = self.token.write().unwrap_or_else(PoisonError::into_inner);
         if *now != token {
             *now = token;
+            self.rotations.fetch_add(1, Ordering::Relaxed);
             self.logins.forget();
         }
+    }
+
+    /// How many tokens there were before this one: what was begun with another is to end.
+    pub(crate) fn rotations(&self) -> u64 {
+        self.rotations.load(Ordering::Relaxed)
     }
 
     /// Whether connections are by TLS.
@@ -124,16 +134,21 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
 fn same_origin(headers: &HeaderMap, asked: &Authority) -> Result<(), Problem> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
     let origin = origin.to_str().ok().and_then(|o| o.parse::<Uri>().ok());
-    if origin.is_some_and(|o| o.authority() == Some(asked)) {
+    let of_the_web = |o: &Uri| matches!(o.scheme_str(), Some("http" | "https"));
+    if origin.is_some_and(|o| of_the_web(&o) && o.authority() == Some(asked)) {
         return Ok(());
     }
     Err(forbidden("origin", "pages of other origins may not use this API"))
 }
 
 /// Lets nothing pass that may not.
-pub(crate) async fn guard(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+pub(crate) async fn guard(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
     match access.check(request.method(), request.headers(), request.uri()) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            // For what shows more to somebody who is known, or goes on for as long as they are.
+            request.extensions_mut().insert(access);
+            next.run(request).await
+        }
         Err(problem) => problem.into_response(),
     }
 }

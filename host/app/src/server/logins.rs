@@ -60,7 +60,7 @@ impl Logins {
         add(&self.cookies, secret, COOKIE_LASTS, COOKIES_MAX);
         let seconds = COOKIE_LASTS.as_secs();
         let secure = if secure { "; Secure" } else { "" };
-        format!("{COOKIE}={secret}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
+        format!("{COOKIE}={secret}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}")
     }
 
     /// Whether one of the cookies of a request lets it look.

@@ -18,6 +18,9 @@ use utoipa::ToSchema;
 const PAGE: &str = include_str!("page/index.html");
 const LOGIN: &str = include_str!("page/login.html");
 const STYLE: &str = include_str!("page/page.css");
+/// What this version does, where there is no network to read it from.
+const DOCS: &str = include_str!("../../../../README.md");
+const SEMANTICS: &str = include_str!("../../../../docs/semantics.md");
 const SCRIPT: &str = include_str!("page/page.js");
 
 const HEADERS: [(HeaderName, &str); 5] = [
@@ -37,7 +40,13 @@ const HEADERS: [(HeaderName, &str); 5] = [
 pub(super) fn router(access: Arc<Access>) -> Router {
     Router::new()
         .route("/", get(page))
-        .route("/login", get(by_link).post(by_token))
+        .route("/docs", get(|| async { file(StatusCode::OK, "text/plain; charset=utf-8", DOCS) }))
+        .route(
+            "/docs/semantics",
+            get(|| async { file(StatusCode::OK, "text/plain; charset=utf-8", SEMANTICS) }),
+        )
+        // Whoever only looks whether there is something at a link does not use it up.
+        .route("/login", get(by_link).head(|| async { html(StatusCode::OK, LOGIN) }).post(by_token))
         .route("/page.css", get(|| async { file(StatusCode::OK, "text/css; charset=utf-8", STYLE) }))
         .route("/page.js", get(|| async { file(StatusCode::OK, "text/javascript; charset=utf-8", SCRIPT) }))
         .with_state(access)

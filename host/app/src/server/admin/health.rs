@@ -1,12 +1,14 @@
 //! What an orchestrator asks, and what the host is.
 
+use super::super::access::Access;
 use super::super::problem::{Problem, ProblemBody};
 use super::Admin;
 use super::answer::Query;
 use crate::control::{Handle, State};
+use axum::Extension;
 use axum::Json;
 use axum::extract::State as Shared;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 use std::collections::BTreeMap;
@@ -41,8 +43,11 @@ pub(super) struct ReadyQuery {
 pub(super) struct Ready {
     /// Always `ready`.
     status: &'static str,
-    /// Pipelines that work on nothing, and why: `suspended` or `failed`.
-    halted: BTreeMap<String, &'static str>,
+    /// How many pipelines work on nothing.
+    halted: usize,
+    /// Which, and why (`suspended` or `failed`); only for whoever brings the token.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pipelines: BTreeMap<String, &'static str>,
 }
 
 /// Whether requests should come here
@@ -62,6 +67,8 @@ pub(super) struct Ready {
 pub(super) async fn ready(
     Shared(admin): Shared<Arc<Admin>>,
     Query(query): Query<ReadyQuery>,
+    Extension(access): Extension<Arc<Access>>,
+    headers: HeaderMap,
 ) -> Result<Json<Ready>, Problem> {
     let asked = |h: &&Arc<Handle>| query.pipeline.as_ref().is_none_or(|p| *p == h.name);
     let all: Vec<_> = admin.control.pipelines().iter().filter(asked).map(|h| (&h.name, h.state())).collect();
@@ -78,11 +85,14 @@ pub(super) async fn ready(
         .filter(|(_, state)| stands(state))
         .map(|(name, state)| ((*name).clone(), state.word()))
         .collect();
-    if halted.len() == all.len() {
-        let halted = halted.into_iter().map(|(name, why)| (name, why.into())).collect::<Map<_, _>>();
-        return Err(not("halted", "nothing works: `tidemill status` says why").with("halted", halted));
+    let (count, known) = (halted.len(), access.may_look(&headers));
+    let pipelines = if known { halted } else { BTreeMap::new() };
+    if count == all.len() {
+        let pipelines = pipelines.into_iter().map(|(name, why)| (name, why.into())).collect::<Map<_, _>>();
+        let problem = not("halted", "it is suspended or has failed: `tidemill status` says why");
+        return Err(problem.with("halted", count).with("pipelines", pipelines));
     }
-    Ok(Json(Ready { status: "ready", halted }))
+    Ok(Json(Ready { status: "ready", halted: count, pipelines }))
 }
 
 #[derive(Serialize, ToSchema)]

@@ -1,11 +1,13 @@
 //! What the status page is told: once a second how every pipeline stands, and rows as they are committed. Server-sent
 //! events, each with a JSON object.
 
+use super::super::access::Access;
 use super::super::problem::{Problem, ProblemBody};
 use super::Admin;
 use crate::clock::now_ms;
 use crate::control::FeedRow;
 use crate::view::PipelineView;
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::sse::{Event, Sse};
@@ -29,6 +31,8 @@ struct Now {
     #[serde(flatten)]
     view: PipelineView,
     events: u64,
+    /// What is known to be there and is not read.
+    backlog_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -53,6 +57,9 @@ struct Watch {
     waiting: VecDeque<Event>,
     ticks: Interval,
     stopping: watch::Receiver<bool>,
+    access: Arc<Access>,
+    /// Of the token that it was begun with.
+    rotations: u64,
     _place: OwnedSemaphorePermit,
 }
 
@@ -69,7 +76,7 @@ impl Watch {
                 _ = self.ticks.tick() => true,
                 _ = self.stopping.wait_for(|s| *s) => false,
             };
-            if !goes_on {
+            if !goes_on || self.access.rotations() != self.rotations {
                 return None;
             }
             self.fill();
@@ -83,6 +90,11 @@ impl Watch {
         let now = |h: &Arc<crate::control::Handle>| Now {
             view: admin.view(h),
             events: h.progress.events.load(Ordering::Relaxed),
+            backlog_bytes: h
+                .progress
+                .bytes_total
+                .load(Ordering::Relaxed)
+                .saturating_sub(h.progress.bytes_read.load(Ordering::Relaxed)),
         };
         let pipelines = admin.control.pipelines();
         let status = Status {
@@ -119,7 +131,7 @@ struct LiveEvent {
 
 /// Pipelines and rows as they change
 ///
-/// Server-sent events: `status` once a second, with every pipeline as it stands; `row` for each of the last rows that were
+/// Ends with the host, and when another token is made. Server-sent events: `status` once a second, with every pipeline as it stands; `row` for each of the last rows that were
 /// committed while somebody looks on (of a busy pipeline a sample).
 #[utoipa::path(
     get, path = "/api/v1/live", tag = "pipelines", responses(
@@ -127,7 +139,11 @@ struct LiveEvent {
         (status = 429, description = "Too many look on", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn live(State(admin): State<Arc<Admin>>) -> Result<Response, Problem> {
+pub(super) async fn live(
+    State(admin): State<Arc<Admin>>,
+    Extension(access): Extension<Arc<Access>>,
+) -> Result<Response, Problem> {
+    let rotations = access.rotations();
     let place = admin.watchers.clone().try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "full", "too many look on: close a page").retry_after_s(5)
     })?;
@@ -137,6 +153,8 @@ pub(super) async fn live(State(admin): State<Arc<Admin>>) -> Result<Response, Pr
         waiting: VecDeque::new(),
         ticks: tokio::time::interval(TICK),
         stopping: admin.stopping.clone(),
+        access,
+        rotations,
         admin,
         _place: place,
     };

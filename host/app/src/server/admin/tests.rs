@@ -177,13 +177,16 @@ fn a_host_is_ready_while_one_of_its_pipelines_is() {
     let [visits, orders] = s.admin.control.pipelines() else { panic!() };
     visits.set_state(State::Running);
     orders.set_state(State::Paused);
-    assert_eq!(s.get("/ready").2, json!({ "status": "ready", "halted": {} }));
+    assert_eq!(s.get("/ready").2, json!({ "status": "ready", "halted": 0 }));
     visits.set_state(State::Failed("a sink".into()));
-    assert_eq!(s.get("/ready").2, json!({ "status": "ready", "halted": { "visits": "failed" } }));
+    assert_eq!(
+        s.get("/ready").2,
+        json!({ "status": "ready", "halted": 1, "pipelines": { "visits": "failed" } })
+    );
     assert_eq!((s.get("/ready?pipeline=visits").0, s.get("/ready?pipeline=orders").0), (503, 200));
     assert_eq!((s.get("/ready?pipeline=none").0, s.get("/ready?x=1").0), (404, 400));
     orders.set_state(State::Failed("a sink".into()));
-    assert_eq!(s.get("/ready").2["halted"], json!({ "visits": "failed", "orders": "failed" }));
+    assert_eq!(s.get("/ready").2["pipelines"], json!({ "visits": "failed", "orders": "failed" }));
 }
 
 #[test]

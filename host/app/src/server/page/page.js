@@ -19,13 +19,23 @@ function duration(ms) {
   return Math.round(ms / 864e5) + " days";
 }
 
+function bytes(n) {
+  if (n === null || n === undefined) return "–";
+  const power = Math.min(3, Math.floor(Math.log2(Math.max(1, n)) / 10));
+  return (n / 1024 ** power).toFixed(power && n < 10 * 1024 ** power ? 1 : 0) + " " + ["bytes", "KiB", "MiB", "GiB"][power];
+}
+
 const instant = (text) => (text ? text.replace("T", " ").replace(/\.?\d*Z$/, "") : "–");
 const fromMs = (ms) => instant(new Date(ms).toISOString());
 
+// What turns the direction of text is shown as what it is.
+const plain = (text) =>
+  String(text ?? "").replace(/[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, (c) => "\\u{" + c.codePointAt(0).toString(16) + "}");
+
 function cell(row, text, kind) {
   const td = document.createElement("td");
-  td.textContent = text;
-  td.title = text;
+  td.textContent = plain(text);
+  td.title = plain(text);
   if (kind) td.className = kind;
   row.append(td);
 }
@@ -64,6 +74,9 @@ function show(p, now) {
   const why = p.failure || (p.suspended && p.suspended.why + "\n" + p.suspended.first_fault) || "";
   part(".why").textContent = why;
   part(".why").hidden = !why;
+  part(".way").hidden = p.state !== "suspended";
+  part(".way code").textContent = "tidemill deploy | rollback | resume " + p.pipeline;
+  part(".backlog").textContent = p.backlog_bytes === undefined ? "–" : bytes(p.backlog_bytes);
   const events = p.events ?? 0;
   if (card.events !== null && now > card.at) {
     card.rates.push(Math.max(0, ((events - card.events) * 1000) / (now - card.at)));
