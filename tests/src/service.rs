@@ -41,6 +41,7 @@ struct Shared {
     fail_every: AtomicU64,
     gone: AtomicBool,
     poison: Mutex<Option<String>>,
+    connections: AtomicU64,
 }
 
 /// See the module's documentation.
@@ -62,12 +63,17 @@ impl Service {
             fail_every: AtomicU64::new(u64::MAX),
             gone: AtomicBool::new(false),
             poison: Mutex::default(),
+            connections: AtomicU64::new(0),
         });
         let of = shared.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = of.clone();
-                std::thread::spawn(move || shared.serve(stream));
+                shared.connections.fetch_add(1, Ordering::Relaxed);
+                std::thread::spawn(move || {
+                    shared.serve(stream);
+                    shared.connections.fetch_sub(1, Ordering::Relaxed);
+                });
             }
         });
         Service { address, shared }
@@ -93,10 +99,10 @@ impl Service {
     pub fn fail_at(&self, key: Option<&str>) {
         *self.shared.poison.lock().unwrap() = key.map(str::to_owned);
     }
-    /// Whether it answers nobody at the moment.
+    /// Whether nobody is connected any more: what a client that was killed had sent is read and answered, too.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.shared.asked().at_once == 0
+        self.shared.connections.load(Ordering::Relaxed) == 0
     }
     /// What it was asked so far.
     #[must_use]

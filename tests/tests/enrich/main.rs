@@ -302,6 +302,11 @@ fn expected_of(config: &Config, bytes: &[u8]) -> Vec<Row> {
     model::sessions(&log, &BTreeSet::new(), &config.gap)
 }
 
+/// Within the 512 MiB that are documented, and the same for any number of sessions. Of these 64 MiB may wait for the slower
+/// sink, 32 MiB be resolved and wait for an epoch, 32 MiB be in work, and 16 MiB are the cache; 100 MiB is the process with its
+/// component when nothing waits; the epochs under way bring the rest.
+const PEAK_BYTES_MAX: u64 = 320 << 20;
+
 /// The most memory that a process has had so far, bytes; 0 once it has ended.
 fn high_water(process: &Process) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap_or_default();
@@ -319,7 +324,9 @@ fn every_row_is_resolved_once_whatever_the_service_and_the_process_go_through() 
         let service = Service::new(visitor);
         service.slow(20);
         service.fail_every(10);
-        let (case, config) = visits_case(&service, policy, &bytes, "retries = 2\ncache = \"16MiB\"\n");
+        // A call that is given up while the service, on a busy machine, still has it would count as two at once.
+        let more = "retries = 2\ncache = \"16MiB\"\ntimeout = \"60s\"\n";
+        let (case, config) = visits_case(&service, policy, &bytes, more);
         bound(&case);
         let begun = Instant::now();
         let (mut kills, mut peak) = (0, 0);
@@ -381,7 +388,7 @@ fn every_row_is_resolved_once_whatever_the_service_and_the_process_go_through() 
         // A process asks again for what it had not committed, and what it knew is gone with it; but not over and over.
         let most = asked.by_key.values().max().copied().unwrap_or_default();
         assert!(most <= kills + 1, "a key was answered {most} times");
-        assert!(peak < 256 << 20, "{} MiB", peak >> 20);
+        assert!(peak < PEAK_BYTES_MAX, "{} MiB", peak >> 20);
         assert_eq!(status(&case)["finished"], true);
     }
 }
