@@ -72,16 +72,22 @@ fn a_link_lets_a_browser_look_once_and_change_nothing() {
     process.outcome(RUN_MAX).exits(0);
 }
 
+/// Looks on with the token; nothing of the stream is read yet.
+fn watch(api: &Api) -> TcpStream {
+    let mut stream = TcpStream::connect(&api.address).unwrap();
+    stream.set_read_timeout(Some(RUN_MAX)).unwrap();
+    let (address, token) = (&api.address, &api.token);
+    let request = format!(
+        "GET /api/v1/live HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    stream
+}
+
 #[test]
 fn the_stream_tells_of_pipelines_and_of_rows_and_ends_with_the_host() {
     let (_case, process, api) = host();
-    let mut stream = TcpStream::connect(&api.address).unwrap();
-    stream.set_read_timeout(Some(RUN_MAX)).unwrap();
-    let request = format!(
-        "GET /api/v1/live HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\r\n",
-        api.address, api.token
-    );
-    stream.write_all(request.as_bytes()).unwrap();
+    let mut stream = watch(&api);
     let (mut said, mut part) = (String::new(), [0; 4096]);
     while !(said.contains("event: status") && said.contains("event: row")) {
         let n = stream.read(&mut part).unwrap();
@@ -97,13 +103,7 @@ fn the_stream_tells_of_pipelines_and_of_rows_and_ends_with_the_host() {
 #[test]
 fn another_token_ends_the_streams_of_the_one_before() {
     let (case, process, api) = host();
-    let mut stream = TcpStream::connect(&api.address).unwrap();
-    stream.set_read_timeout(Some(RUN_MAX)).unwrap();
-    let request = format!(
-        "GET /api/v1/live HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\nconnection: close\r\n\r\n",
-        api.address, api.token
-    );
-    stream.write_all(request.as_bytes()).unwrap();
+    let mut stream = watch(&api);
     let mut part = [0; 4096];
     assert!(stream.read(&mut part).unwrap() > 0);
     let rotated =
