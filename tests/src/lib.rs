@@ -283,11 +283,21 @@ impl Case {
     /// Starts `tidemill run pipeline.toml`; standard input is a pipe that stays open.
     #[must_use]
     pub fn start(&self, arguments: &[&str], environment: &[(&str, String)]) -> Process {
+        self.spawn(Command::new(binary()), arguments, environment)
+    }
+    /// The same with so many open files at most.
+    #[must_use]
+    pub fn start_with_files(&self, files_max: u64, environment: &[(&str, String)]) -> Process {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {files_max} && exec \"$@\""), "sh"]).arg(binary());
+        self.spawn(shell, &[], environment)
+    }
+    fn spawn(&self, mut command: Command, arguments: &[&str], environment: &[(&str, String)]) -> Process {
         static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let said = self.path(&format!("said-{number}.txt"));
         let out = std::fs::File::create(&said).unwrap();
-        let child = Command::new(binary())
+        let child = command
             .arg("run")
             .arg(self.path("pipeline.toml"))
             .args(arguments)

@@ -1,7 +1,7 @@
 //! Where the host listens, under which names, and whether what passes there can be read on the way.
 
 use super::diagnose::Problems;
-use super::plan::Server;
+use super::plan::{Http, Server, Source};
 use super::raw::{Field, Section};
 use crate::tls::TlsFiles;
 use std::path::PathBuf;
@@ -62,6 +62,26 @@ pub(crate) fn check_plain(f: &Field<'_>, loopback: bool, server: &Server, p: &mu
          network is yours alone"
     );
     f.wrong(format!("`{}` is beyond loopback, where anybody on the way can read along", f.shown()), help, p);
+}
+
+/// Sources of one listener are told apart by their write keys alone.
+pub(crate) fn check_shared(sources: &[Option<Source>], p: &mut Problems) {
+    let posted: Vec<(&str, &Http)> = sources.iter().flatten().filter_map(|s| s.http()).collect();
+    for (n, (name, http)) in posted.iter().enumerate() {
+        for (other, before) in posted.iter().take(n).filter(|(_, b)| b.listen == http.listen) {
+            let same = if http.write_keys.is_empty() && before.write_keys.is_empty() {
+                "have no write key"
+            } else if http.write_keys.iter().any(|k| before.write_keys.contains(k)) {
+                "have the same write key"
+            } else {
+                continue;
+            };
+            let message =
+                format!("`{other}` listens there too, and both {same}: nobody can tell whose a request is");
+            let help = "give each its own `write_keys`, or an address of its own".to_owned();
+            p.error(http.at, &format!("source.{name}.listen"), message, help);
+        }
+    }
 }
 
 /// Whether a host:port is only for this machine; none if it is no host:port.

@@ -98,6 +98,7 @@ fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
         Names { sources: names_of(&sources), sinks: names_of(&sinks), plugins, epoch_ms: server.epoch_ms };
     let sources: Vec<Option<Source>> =
         sources.into_iter().map(|s| source::check_source(s, now_ms, &server, p)).collect();
+    listener::check_shared(&sources, p);
     let sinks: Vec<Option<Sink>> = sinks.into_iter().map(|s| sink::check_sink(s, p)).collect();
     let lookups: Vec<Option<Lookup>> = lookups.into_iter().map(|s| lookup::check_lookup(s, p)).collect();
     let mut uses = Uses::default();

@@ -393,7 +393,7 @@ fn check_faults(l: &mut Section<'_>, faults: &mut FaultLimits, p: &mut Problems)
 }
 
 /// Less than one batch would stop the pipeline for good.
-fn at_least_mib(f: &Field<'_>, p: &mut Problems) -> Option<u64> {
+pub(super) fn at_least_mib(f: &Field<'_>, p: &mut Problems) -> Option<u64> {
     let bytes = f.size_bytes(p)?;
     if bytes < 1 << 20 {
         f.wrong(format!("`{}` must be at least 1MiB", f.path), None, p);

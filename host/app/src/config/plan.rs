@@ -102,6 +102,14 @@ impl Source {
         }
     }
 
+    /// Its name and how it is posted to, if it is.
+    pub(crate) fn http(&self) -> Option<(&str, &Http)> {
+        match &self.kind {
+            SourceKind::Http(http) => Some((&self.name, http)),
+            _ => None,
+        }
+    }
+
     /// Where a field that a plugin names is in this source: as mapped, else under its own name.
     pub(crate) fn path_of<'a>(&'a self, field: &'a str) -> &'a str {
         self.fields.get(field).map_or(field, String::as_str)
@@ -151,6 +159,8 @@ pub(crate) struct Http {
     pub(crate) write_keys: Vec<Secret>,
     /// Origins of pages that may write.
     pub(crate) cors: Vec<String>,
+    /// Bytes that are kept for pipelines that lag; beyond, clients are asked to come back.
+    pub(crate) backlog_bytes: u64,
 }
 
 /// Settings of the generator.

@@ -2,6 +2,7 @@
 
 use super::diagnose::{Problems, nearest};
 use super::listener::{address, check_plain};
+use super::pipeline::at_least_mib;
 use super::plan::{
     Format, Generator, Http, IdSpec, KeySpec, Secret, Server, Source, SourceKind, TimeForm, TimeSpec,
     TimeUnit,
@@ -14,13 +15,15 @@ use std::collections::BTreeMap;
 const POSTED_IDS: [&str; 2] = ["messageId", "event_id"];
 /// How long after an event is folded a copy of it is still told from a late event, where clients send again.
 const DEDUP_MS: i64 = 10 * 60_000;
+/// What a pipeline that stands still may leave unread of what is posted: an hour of a megabyte a second.
+const BACKLOG_BYTES: u64 = 4 << 30;
 /// A write key must not be guessed: 16 hex digits are 64 bits.
 const WRITE_KEY_BYTES_MIN: usize = 16;
 /// What a line of the combined log format has.
 const COMBINED_FIELDS: [&str; 11] =
     ["host", "ident", "user", "time", "method", "url", "protocol", "status", "bytes", "referer", "agent"];
 /// Keys that only some kinds of source have.
-const SOURCE_ONLY: [(&str, &str); 11] = [
+const SOURCE_ONLY: [(&str, &str); 12] = [
     ("path", "only kind = \"file\" has it"),
     ("follow", "only kind = \"file\" has it"),
     ("events", "only kind = \"generator\" has it"),
@@ -32,6 +35,7 @@ const SOURCE_ONLY: [(&str, &str); 11] = [
     ("listen", "only kind = \"http\" has it"),
     ("write_keys", "only kind = \"http\" has it"),
     ("cors", "only kind = \"http\" has it"),
+    ("backlog_bytes", "only kind = \"http\" has it"),
 ];
 
 pub(super) fn check_source(
@@ -119,6 +123,7 @@ fn check_http(s: &mut Section<'_>, server: &Server, p: &mut Problems) -> Option<
     let cors = s.get("cors").map_or_else(Vec::new, |f| {
         f.elements().iter().filter_map(|e| check_origin(e, p)).collect::<Vec<_>>()
     });
+    let backlog_bytes = s.get("backlog_bytes").and_then(|f| at_least_mib(&f, p)).unwrap_or(BACKLOG_BYTES);
     let listen = listen?;
     let loopback = address(&listen, p)?;
     if !loopback && write_keys.is_empty() {
@@ -127,7 +132,7 @@ fn check_http(s: &mut Section<'_>, server: &Server, p: &mut Problems) -> Option<
     } else {
         check_plain(&listen, loopback, server, p);
     }
-    Some(Http { listen: listen.text(p)?.to_owned(), at: listen.node.at, write_keys, cors })
+    Some(Http { listen: listen.text(p)?.to_owned(), at: listen.node.at, write_keys, cors, backlog_bytes })
 }
 
 fn check_write_key(f: &Field<'_>, p: &mut Problems) -> Option<Secret> {

@@ -310,6 +310,46 @@ fn wrong_sources_that_are_posted_to() {
         "kind = \"http\"\nlisten = \"127.0.0.1:7301\"\ncors = [\"https://shop.example/path\"]",
         "4:9 source.web.cors: `https://shop.example/path` is not the origin of a page (write \"https://shop.example\", without a path)",
     );
+    check(
+        r#"kind = "stdin""#,
+        "kind = \"http\"\nlisten = \"127.0.0.1:7301\"\nbacklog_bytes = \"1KiB\"",
+        "4:17 source.web.backlog_bytes: `source.web.backlog_bytes` must be at least 1MiB",
+    );
+}
+
+#[test]
+fn sources_of_one_listener_that_cannot_be_told_apart() {
+    let found = |web: &str, app: &str| {
+        let source = |more: &str| {
+            format!(
+                "kind = \"http\"\nlisten = \"127.0.0.1:7301\"\n{more}\nformat = \"json\"\nkey = \"user\"\n"
+            )
+        };
+        let time = "time = { field = \"ts\", unit = \"ms\" }\n";
+        let text = format!(
+            "[source.web]\n{}{time}[source.app]\n{}{time}[pipeline.v]\nfrom = [\"web\", \"app\"]\n\
+             session = {{ plugin = \"builtin:gap\", config = {{ gap = \"30m\" }} }}\nto = [\"out\"]\n\
+             [sink.out]\nkind = \"stdout\"\n",
+            source(web),
+            source(app)
+        );
+        let env = |name: &str| Some(format!("{name}{}", "0".repeat(16)));
+        match parse_with(&text, Path::new("p.toml"), NOW_MS, &env) {
+            Ok(plan) => listed(&plan.warnings),
+            Err(problems) => listed(&problems),
+        }
+    };
+    let (a, b) = ("write_keys = [\"${env:A}\"]", "write_keys = [\"${env:B}\", \"${env:A}\"]");
+    let said = |both: &str| {
+        format!(
+            "10:10 source.app.listen: `web` listens there too, and both {both}: nobody can tell whose a request is \
+             (give each its own `write_keys`, or an address of its own)\n"
+        )
+    };
+    assert_eq!(found(a, b), said("have the same write key"));
+    assert_eq!(found("", ""), said("have no write key"));
+    assert_eq!(found(a, ""), "");
+    assert_eq!(found(a, "write_keys = [\"${env:B}\"]"), "");
 }
 
 #[test]

@@ -3,13 +3,10 @@
 //! A log keeps what some pipeline has not read durably yet; each tells after its epochs how far it has come.
 
 use super::{RunError, RunOptions, peek};
-use crate::config::plan::{Plan, SourceKind};
+use crate::config::plan::Plan;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tidemill_connect::source::ingest_log::{IngestLog, IngestPartition, Trimmer};
-
-/// Bytes that an ingest log keeps for pipelines that lag: more is refused with 429.
-const KEPT_BYTES_MAX: u64 = 4 << 30;
 
 /// A source's log, and how far each pipeline has read it durably.
 #[derive(Debug)]
@@ -29,7 +26,8 @@ impl Inlets {
     /// Opens the logs of all sources that are posted to. The data directory is claimed.
     pub(crate) fn open(plan: &Plan, options: &RunOptions) -> Result<Inlets, RunError> {
         let mut by_source = BTreeMap::new();
-        for source in plan.sources.iter().filter(|s| matches!(s.kind, SourceKind::Http(_))) {
+        for source in &plan.sources {
+            let Some((_, http)) = source.http() else { continue };
             let mut read = BTreeMap::new();
             for pipeline in &plan.pipelines {
                 if !pipeline.from.iter().any(|i| plan.sources[*i].name == source.name) || options.fresh {
@@ -42,7 +40,7 @@ impl Inlets {
                 }
             }
             let dir = plan.server.data_dir.join("ingest").join(&source.name);
-            let log = IngestLog::open(&dir, read.values().min().copied(), KEPT_BYTES_MAX)
+            let log = IngestLog::open(&dir, read.values().min().copied(), http.backlog_bytes)
                 .map_err(|e| RunError::of(&format!("source `{}`", source.name), e))?;
             let inlet = Inlet { trimmer: log.trimmer(), log: Arc::new(log), read: Mutex::new(read) };
             by_source.insert(source.name.clone(), inlet);

@@ -1,9 +1,11 @@
 //! Requests and what is answered to each, through the router, with a real ingest log behind it.
 
+use super::super::bounds::SPLITTERS_MAX;
 use super::*;
 use axum::http::Request;
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::Path;
 use tidemill_connect::source::ingest_log::RECORD_BYTES_MAX;
 use tidemill_connect::source::{Block, Partition, Read as Found};
 use tower::ServiceExt;
@@ -16,17 +18,21 @@ struct Site {
     _dir: tempfile::TempDir,
 }
 
+/// A source of this name, whose pages are at NAME.example, with its log in a folder.
+fn inlet_of(name: &str, write_keys: &[&str], dir: &Path, kept_bytes_max: u64) -> Arc<Inlet> {
+    let log = IngestLog::open(&dir.join(name), Some(0), kept_bytes_max).unwrap();
+    Arc::new(Inlet {
+        source: name.into(),
+        write_keys: write_keys.iter().map(|k| Secret::new((*k).to_owned())).collect(),
+        cors: vec![format!("https://{name}.example")],
+        log: OnceLock::from(Arc::new(log)),
+    })
+}
+
 fn site(write_keys: &[&str], kept_bytes_max: u64) -> Site {
     let dir = tempfile::tempdir().unwrap();
-    let inlet = Arc::new(Inlet {
-        source: "web".into(),
-        write_keys: write_keys.iter().map(|k| Secret::new((*k).to_owned())).collect(),
-        cors: vec!["https://shop.example".into()],
-        log: OnceLock::new(),
-    });
-    let log = IngestLog::open(dir.path(), Some(0), kept_bytes_max).unwrap();
-    inlet.log.set(Arc::new(log)).unwrap();
-    Site { router: router(Arc::new(vec![inlet.clone()])), inlet, _dir: dir }
+    let inlet = inlet_of("shop", write_keys, dir.path(), kept_bytes_max);
+    Site { router: router(vec![inlet.clone()], Room::new()), inlet, _dir: dir }
 }
 
 impl Site {
@@ -87,7 +93,8 @@ fn bodies_may_be_compressed() {
     assert_eq!(s.kept(), [r#"{"a":1}"#, r#"{"a":2}"#]);
     let (status, _, problem) = s.post(&[("content-encoding", "gzip")], gzip[..gzip.len() - 3].to_vec());
     assert_eq!((status.as_u16(), &problem["type"]), (400, &json!("/problems/body")));
-    assert_eq!(s.post(&[("content-encoding", "br")], "x").0.as_u16(), 415);
+    let (status, headers, _) = s.post(&[("content-encoding", "br")], "x");
+    assert_eq!((status.as_u16(), headers["accept-encoding"].to_str().unwrap()), (415, "gzip, zstd"));
     let bomb = zstd::encode_all(&vec![b' '; PLAIN_BYTES_MAX + 1][..], 1).unwrap();
     assert_eq!(s.post(&[("content-encoding", "zstd")], bomb).0.as_u16(), 413);
 }
@@ -106,7 +113,11 @@ fn bodies_at_and_over_each_limit() {
     for body in ["", "nonsense", "[{}", "{\"a\":"] {
         assert_eq!(s.post(&[], body).0.as_u16(), 400, "{body}");
     }
-    assert_eq!(s.post(&[("content-type", "text/csv")], "a").0.as_u16(), 415);
+    let of_kind = |kind: &str| s.post(&[("content-type", kind)], "{}").0.as_u16();
+    assert_eq!((of_kind("text/csv"), of_kind("application/json; charset=utf-16")), (415, 415));
+    assert_eq!(of_kind("application/json; charset=\"UTF-8\""), 202);
+    let (status, _, problem) = s.post(&[], format!("[{}]", vec!["{}"; RECORDS_MAX + 1].join(",")));
+    assert_eq!((status.as_u16(), &problem["type"]), (413, &json!("/problems/too-many")));
 }
 
 #[test]
@@ -138,6 +149,61 @@ fn pages_of_listed_origins_only_are_let_in() {
     assert_eq!(s.post(&headers, "{}").1["access-control-allow-origin"], "https://shop.example");
 }
 
+/// Bug family: what is meant for one source of a listener and comes to another.
+#[test]
+fn sources_of_one_listener_are_told_apart_by_their_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let inlet = |name: &str, keys: &[&str]| inlet_of(name, keys, dir.path(), 1 << 30);
+    let (shop, orders) = (inlet("shop", &[KEY]), inlet("orders", &[]));
+    let s = Site {
+        router: router(vec![orders.clone(), shop.clone()], Room::new()),
+        inlet: shop,
+        _dir: tempfile::tempdir().unwrap(),
+    };
+    let with = |authorization: &str, origin: &str| {
+        let (status, headers, _) = s.post(&[("authorization", authorization), ("origin", origin)], "{}");
+        (status.as_u16(), headers.contains_key("access-control-allow-origin"), headers)
+    };
+    let key = format!("Bearer {KEY}");
+    let (status, seen, headers) = with(&key, "https://shop.example");
+    assert_eq!((status, seen), (202, true));
+    assert_eq!(headers["access-control-expose-headers"], "retry-after");
+    let (status, seen, _) = with(&key, "https://orders.example");
+    assert_eq!((status, seen), (202, false), "a page of the other source");
+    for wrong in ["Bearer 0123456789abcdee", "Bearer ", "Basic MDEyMzQ1Njc4OWFiY2RlZg=="] {
+        assert_eq!(with(wrong, "https://shop.example").0, 401, "{wrong}");
+    }
+    assert_eq!(s.kept().len(), 2);
+    assert_eq!(s.post(&[], "{}").0.as_u16(), 202);
+    assert_eq!((s.kept().len(), Site { inlet: orders, ..s }.kept().len()), (2, 1));
+}
+
+/// Bug family: memory that grows with how many ask at once.
+#[test]
+fn who_finds_no_room_is_asked_to_come_back() {
+    let s = site(&[], 1 << 30);
+    let room = Room::of(8 << 10);
+    let s = Site { router: router(vec![s.inlet.clone()], room.clone()), ..s };
+    let long = format!("{{\"a\":\"{}\"}}", "x".repeat(6 << 10));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut other = room.hold();
+    runtime.block_on(other.grow_to(4 << 10)).unwrap();
+    let (status, headers, problem) = s.post(&[], long.clone());
+    assert_eq!((status.as_u16(), headers["retry-after"].to_str().unwrap()), (429, "1"));
+    assert_eq!(problem["type"], "/problems/busy");
+    assert_eq!(s.post(&[], "{}").0.as_u16(), 202, "a small one has room");
+    drop(other);
+    assert_eq!(s.post(&[], long).0.as_u16(), 202);
+    assert_eq!(s.kept().len(), 2);
+    // What was taken is given back once it is durable.
+    assert!(runtime.block_on(room.hold().grow_to(8 << 10)).is_ok());
+    let places: Vec<_> = (0..SPLITTERS_MAX).map(|_| runtime.block_on(room.splitter()).unwrap()).collect();
+    let zstd = zstd::encode_all(&b"{}"[..], 1).unwrap();
+    assert_eq!(s.post(&[("content-encoding", "zstd")], zstd.clone()).0.as_u16(), 429, "no place to unpack");
+    drop(places);
+    assert_eq!(s.post(&[("content-encoding", "zstd")], zstd).0.as_u16(), 202);
+}
+
 #[test]
 fn a_full_log_and_one_that_is_not_there_yet_say_when_to_try_again() {
     let s = site(&[], 1);
@@ -145,7 +211,7 @@ fn a_full_log_and_one_that_is_not_there_yet_say_when_to_try_again() {
     let (status, headers, _) = s.post(&[], "{}");
     assert_eq!((status.as_u16(), headers["retry-after"].to_str().unwrap()), (429, "1"));
     let inlet = Inlet { source: "w".into(), write_keys: vec![], cors: vec![], log: OnceLock::new() };
-    let early = Site { router: router(Arc::new(vec![Arc::new(inlet)])), ..s };
+    let early = Site { router: router(vec![Arc::new(inlet)], Room::new()), ..s };
     let (status, headers, problem) = early.post(&[], "{}");
     assert_eq!((status.as_u16(), headers["retry-after"].to_str().unwrap()), (503, "1"));
     assert_eq!(problem["type"], "/problems/recovering");

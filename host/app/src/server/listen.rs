@@ -1,27 +1,59 @@
 //! Listening sockets: every connection is bounded in number and in time, so that slow or idle clients cost little and
 //! end by themselves.
+//!
+//! Invariants: the connections of all listeners together leave the process the open files that it needs for itself; a client
+//! that was refused while it was still sending gets to read why.
 
+use super::bounds::{
+    CONNECTIONS_MAX, FILES_OF_HOST, FILES_OF_PART, GOODBYE, HEAD_BYTES_MAX, HEAD_TIMEOUT, LINGER_BYTES_MAX,
+    LINGER_IDLE_MAX, LINGER_MAX, OPERATORS_SHARE,
+};
+use super::problem::Problem;
 use axum::Router;
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
-/// Connections of one listener at a time; more wait in the system's queue. Each costs some 10 KiB.
-const CONNECTIONS_MAX: usize = 16_384;
-/// From the connection, or the last answer, to the end of the next request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// After a stop, for requests that are being answered.
-const GOODBYE: Duration = Duration::from_secs(10);
 /// After an error of the socket (too many open files): some connections will have ended by then.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections at a time, of one listener or several that share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    free: Arc<Semaphore>,
+    all: u32,
+}
+
+impl Places {
+    fn of(all: usize) -> Places {
+        // There are never more than `CONNECTIONS_MAX`.
+        Places { free: Arc::new(Semaphore::new(all)), all: all as u32 }
+    }
+
+    /// For those who post events, and for operators: as many as `files_max` open files allow beside those that the host needs
+    /// for itself and for its `parts`.
+    pub(crate) fn split(files_max: usize, parts: usize) -> (Places, Places) {
+        let own = FILES_OF_HOST + parts * FILES_OF_PART;
+        // Where there are hardly any, the host has most of them.
+        let all = files_max.saturating_sub(own).max(files_max / OPERATORS_SHARE).clamp(2, CONNECTIONS_MAX);
+        let operators = (all / OPERATORS_SHARE).max(1);
+        (Places::of(all - operators), Places::of(operators))
+    }
+}
 
 /// A socket that listens, and is not yet served.
 #[derive(Debug)]
@@ -45,15 +77,21 @@ impl Listening {
 
     /// Serves until `stop` says so; then answers what has been asked, for a while.
     /// With `tls`, only to clients that speak it.
+    /// Each connection takes one of the `places`.
     pub(crate) async fn serve(
         self,
         router: Router,
         tls: Option<TlsAcceptor>,
+        places: Places,
         mut stop: watch::Receiver<bool>,
     ) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let router = router.layer(middleware::from_fn(one_host));
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let place = tokio::select! {
+                place = places.free.clone().acquire_owned() => place,
+                _ = stop.wait_for(|s| *s) => break,
+            };
+            let Ok(place) = place else { return };
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 _ = stop.wait_for(|s| *s) => break,
@@ -82,25 +120,73 @@ impl Listening {
         }
         drop(self.listener);
         // All places are free once the last connection has ended.
-        let all = places.acquire_many(CONNECTIONS_MAX as u32);
+        let all = places.free.acquire_many(places.all);
         let _ = tokio::time::timeout(GOODBYE, all).await;
     }
 }
 
 async fn connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
     router: Router,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).half_close(false);
-    let mut served = pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
-    tokio::select! {
-        // An error is the client's: it went away, was too slow, or spoke something else.
-        _ = served.as_mut() => return,
-        _ = stop.wait_for(|s| *s) => served.as_mut().graceful_shutdown(),
+    http.max_buf_size(HEAD_BYTES_MAX);
+    {
+        let service = TowerToHyperService::new(router);
+        let mut served = pin!(http.serve_connection(TokioIo::new(&mut stream), service));
+        let ended = tokio::select! {
+            ended = served.as_mut() => Some(ended),
+            _ = stop.wait_for(|s| *s) => None,
+        };
+        match ended {
+            Some(Ok(())) => {}
+            // It was no request, and that has been answered.
+            Some(Err(e)) if e.is_parse() => {}
+            // The client went away, or was too slow.
+            Some(Err(_)) => return,
+            None => {
+                served.as_mut().graceful_shutdown();
+                let _ = tokio::time::timeout(GOODBYE, served).await;
+                return;
+            }
+        }
     }
-    let _ = tokio::time::timeout(GOODBYE, served).await;
+    tokio::select! {
+        () = linger(&mut stream) => {}
+        _ = stop.wait_for(|s| *s) => {}
+    }
+}
+
+/// Reads what a client is still sending after its last answer, for a while: to close on it would take the answer back.
+async fn linger(stream: &mut (impl AsyncRead + Unpin)) {
+    let mut waste = vec![0; 16 << 10];
+    let drained = async {
+        let mut left = LINGER_BYTES_MAX;
+        loop {
+            let read = poll_fn(|cx| {
+                let mut piece = ReadBuf::new(&mut waste);
+                ready!(Pin::new(&mut *stream).poll_read(cx, &mut piece))?;
+                Poll::Ready(io::Result::Ok(piece.filled().len()))
+            });
+            match tokio::time::timeout(LINGER_IDLE_MAX, read).await {
+                Ok(Ok(read)) if read > 0 && read < left => left -= read,
+                _ => return,
+            }
+        }
+    };
+    // Whoever has more is cut off.
+    let _ = tokio::time::timeout(LINGER_MAX, drained).await;
+}
+
+/// Two names of the host are none: whoever stands in between may have taken the other one.
+async fn one_host(request: Request, next: Next) -> Response {
+    if request.headers().get_all(header::HOST).iter().count() > 1 {
+        let detail = "the request names several hosts: send `Host` once";
+        return Problem::new(StatusCode::BAD_REQUEST, "host", detail).into_response();
+    }
+    next.run(request).await
 }
 
 #[cfg(test)]
@@ -143,6 +229,18 @@ mod tests {
         ask(stream).await.ok()
     }
 
+    #[test]
+    fn connections_leave_the_host_its_files_and_operators_their_places() {
+        let all = |files_max, parts| {
+            let (events, operators) = Places::split(files_max, parts);
+            (events.all, operators.all)
+        };
+        assert_eq!(all(1024, 4), (448, 64));
+        assert_eq!(all(256, 4), (28, 4), "few, but some");
+        assert_eq!(all(0, 4), (1, 1));
+        assert_eq!(all(usize::MAX, 4), (14_336, 2_048));
+    }
+
     #[tokio::test]
     async fn with_tls_only_who_speaks_it_is_answered_and_a_new_certificate_is_shown_without_a_stop() {
         let dir = tempfile::tempdir().unwrap();
@@ -154,7 +252,8 @@ mod tests {
         let address = listening.address();
         let (stop, stopping) = watch::channel(false);
         let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
-        let serving = tokio::spawn(listening.serve(router, Some(acceptor), stopping));
+        let (places, _) = Places::split(1024, 4);
+        let serving = tokio::spawn(listening.serve(router, Some(acceptor), places, stopping));
 
         assert_eq!(ask_with(address, &first).await, Some(200));
         let ours = || TlsConnector::from(crate::tls::client_config(&files).unwrap());

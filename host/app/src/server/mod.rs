@@ -5,20 +5,23 @@
 
 mod access;
 mod admin;
+mod bounds;
 mod ingest;
 mod listen;
 mod logins;
 mod metrics;
 mod page;
 mod problem;
+mod room;
 mod split;
 
 use self::access::Access;
 use self::admin::Admin;
 use self::ingest::Inlet;
-use self::listen::Listening;
+use self::listen::{Listening, Places};
 use self::metrics::HttpMetrics;
-use crate::config::plan::{Http, Plan, SourceKind};
+use self::room::Room;
+use crate::config::plan::{Http, Plan};
 use crate::control::Control;
 use crate::journal::{Journal, Level};
 use crate::store::address::AddressFile;
@@ -83,6 +86,9 @@ struct Parts<'a> {
     certificates: Option<Arc<Certificates>>,
     tls: Option<TlsAcceptor>,
     http: Arc<HttpMetrics>,
+    room: Room,
+    for_events: Places,
+    for_operators: Places,
     stopping: watch::Receiver<bool>,
     teller: Teller,
 }
@@ -109,10 +115,7 @@ impl Server {
         control: &Arc<Control>,
         say: Say,
     ) -> Result<Option<Server>, ServerError> {
-        let posted = plan.sources.iter().filter_map(|s| match &s.kind {
-            SourceKind::Http(http) => Some((s.name.as_str(), http)),
-            _ => None,
-        });
+        let posted = plan.sources.iter().filter_map(|s| s.http());
         let refused = |e: &dyn std::fmt::Display| ServerError::Refused(e.to_string());
         AddressFile::of(&plan.server.data_dir).clear().map_err(|e| refused(&e))?;
         let mut by_address: BTreeMap<&str, Vec<(&str, &Http)>> = BTreeMap::new();
@@ -124,7 +127,8 @@ impl Server {
         if by_address.is_empty() && !steered {
             return Ok(None);
         }
-        more_descriptors();
+        let parts = plan.sources.len() + plan.pipelines.len() + plan.sinks.len() + plan.lookups.len();
+        let (for_events, for_operators) = Places::split(files_max(), parts);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("http")
@@ -143,6 +147,9 @@ impl Server {
             certificates,
             tls: config.map_err(|e| refused(&e))?.map(TlsAcceptor::from),
             http: Arc::new(HttpMetrics::new().map_err(|e| refused(&e))?),
+            room: Room::new(),
+            for_events,
+            for_operators,
             stopping,
             teller: Teller { journal: control.journal.clone(), say },
         };
@@ -175,8 +182,8 @@ impl Parts<'_> {
         if self.tls.is_some() { "https" } else { "http" }
     }
 
-    fn serve(&mut self, listening: Listening, router: axum::Router) {
-        let serving = listening.serve(router, self.tls.clone(), self.stopping.clone());
+    fn serve(&mut self, listening: Listening, router: axum::Router, places: Places) {
+        let serving = listening.serve(router, self.tls.clone(), places, self.stopping.clone());
         self.server.serving.push(self.runtime.spawn(serving));
     }
 
@@ -195,9 +202,9 @@ impl Parts<'_> {
             self.teller.tell(Level::Info, &line);
         }
         self.server.inlets.extend(inlets.iter().cloned());
-        let router = ingest::router(Arc::new(inlets))
+        let router = ingest::router(inlets, self.room.clone())
             .layer(middleware::from_fn_with_state((self.http.clone(), "ingest"), metrics::count));
-        self.serve(listening, router);
+        self.serve(listening, router, self.for_events.clone());
         Ok(())
     }
 
@@ -241,7 +248,7 @@ impl Parts<'_> {
         let admin = Arc::new(Admin::new(Arc::new(self.plan.clone()), control.clone(), http, stopping));
         self.server.admin = Some(admin.clone());
         let router = admin::router(admin, access.clone());
-        self.serve(listening, router);
+        self.serve(listening, router, self.for_operators.clone());
         Ok(Some((file, access)))
     }
 
@@ -306,11 +313,13 @@ fn inlet(name: &str, http: &Http) -> Inlet {
     }
 }
 
-/// As many open files as the system lets us have: each connection is one.
-fn more_descriptors() {
+/// As many open files as the system lets us have, each connection is one; and how many that are.
+fn files_max() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // Without it there are fewer connections at a time.
     let _ = setrlimit(Resource::Nofile, limit);
+    // No limit is none.
+    getrlimit(Resource::Nofile).current.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX))
 }

@@ -53,8 +53,13 @@ impl Problem {
     }
 
     /// Says how to authenticate.
-    pub(crate) fn challenge(mut self) -> Problem {
-        self.headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+    pub(crate) fn challenge(self) -> Problem {
+        self.header(header::WWW_AUTHENTICATE, "Bearer")
+    }
+
+    /// Says something else in the head.
+    pub(crate) fn header(mut self, name: HeaderName, value: &'static str) -> Problem {
+        self.headers.push((name, HeaderValue::from_static(value)));
         self
     }
 }

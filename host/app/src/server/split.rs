@@ -3,12 +3,15 @@
 //! Only where records begin and end is decided here, and whether each is a JSON object of a size that is taken; what is
 //! in them is the decoder's to judge, once they are in the ingest log.
 
-use serde::Serialize;
+use super::bounds::RECORDS_MAX;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use std::fmt;
 use tidemill_connect::source::ingest_log::RECORD_BYTES_MAX;
 
-/// Records of one request: enough for a batch of any client library, few enough that one request delays no other.
-pub(crate) const RECORDS_MAX: usize = 10_000;
+/// What a record costs beside its bytes while it waits: its place in a list, and its own piece of memory.
+const RECORD_OVERHEAD_BYTES: usize = 48;
 
 /// A body's records, and those that are not taken.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -28,12 +31,52 @@ pub(crate) struct Rejected {
     pub(crate) reason: &'static str,
 }
 
-/// The body has no records that could be told apart; with what to do about it.
+impl Records {
+    /// The memory that they take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.accepted.iter().map(|r| r.capacity() + RECORD_OVERHEAD_BYTES).sum()
+    }
+}
+
+/// Why nothing of a body is taken.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct NoRecords(pub(crate) String);
+pub(crate) enum Unsplit {
+    /// It has no records that could be told apart; with what to do about it.
+    NoRecords(String),
+    /// It has more than `RECORDS_MAX`.
+    TooMany,
+}
+
+/// The first records of a JSON array, and one more if there are more. A long array of small things would take many times its
+/// own size.
+struct FirstOf<'a>(Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for FirstOf<'a> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<FirstOf<'a>, D::Error> {
+        struct Few;
+        impl<'de> Visitor<'de> for Few {
+            type Value = FirstOf<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut all: A) -> Result<FirstOf<'de>, A::Error> {
+                let mut first = Vec::new();
+                while first.len() <= RECORDS_MAX {
+                    let Some(record) = all.next_element()? else { return Ok(FirstOf(first)) };
+                    first.push(record);
+                }
+                // It is an array only if the rest is well-formed too.
+                while all.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(FirstOf(first))
+            }
+        }
+        d.deserialize_seq(Few)
+    }
+}
 
 /// Splits a body. `lines` says that the request calls it one record a line.
-pub(crate) fn split(body: &[u8], lines: bool) -> Result<Records, NoRecords> {
+pub(crate) fn split(body: &[u8], lines: bool) -> Result<Records, Unsplit> {
+    use Unsplit::NoRecords;
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii();
     let records: Vec<&[u8]> = match body.first() {
         None => {
@@ -42,14 +85,14 @@ pub(crate) fn split(body: &[u8], lines: bool) -> Result<Records, NoRecords> {
             ));
         }
         Some(b'[') if !lines => {
-            let all: Vec<&RawValue> = serde_json::from_slice(body)
+            let FirstOf(all) = serde_json::from_slice(body)
                 .map_err(|e| NoRecords(format!("the body begins as a JSON array, but is none: {e}")))?;
             all.into_iter().map(|r| r.get().as_bytes()).collect()
         }
         Some(_) if !lines && is_json(body) => vec![body],
         Some(_) => {
-            let all: Vec<&[u8]> =
-                body.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|l| !l.is_empty()).collect();
+            let all = body.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|l| !l.is_empty());
+            let all: Vec<&[u8]> = all.take(RECORDS_MAX + 1).collect();
             // One object over several lines that is broken somewhere must not become as many bad records.
             if !lines && !all.first().is_some_and(|l| is_json(l)) {
                 return Err(NoRecords("the body is neither JSON nor one JSON object a line".into()));
@@ -58,10 +101,7 @@ pub(crate) fn split(body: &[u8], lines: bool) -> Result<Records, NoRecords> {
         }
     };
     if records.len() > RECORDS_MAX {
-        return Err(NoRecords(format!(
-            "{} records in one request: send at most {RECORDS_MAX}",
-            records.len()
-        )));
+        return Err(Unsplit::TooMany);
     }
     let mut all = Records::default();
     for (index, record) in records.into_iter().enumerate() {
@@ -130,7 +170,10 @@ mod tests {
             assert!(split(body.as_bytes(), false).is_err(), "{body}");
         }
         let many = format!("[{}]", vec!["{}"; RECORDS_MAX + 1].join(","));
-        assert!(split(many.as_bytes(), false).unwrap_err().0.contains("at most 10000"));
+        assert_eq!(split(many.as_bytes(), false), Err(Unsplit::TooMany));
+        assert_eq!(split(vec!["{}"; RECORDS_MAX + 1].join("\n").as_bytes(), true), Err(Unsplit::TooMany));
+        let broken = format!("{},", many.trim_end_matches(']'));
+        assert!(matches!(split(broken.as_bytes(), false), Err(Unsplit::NoRecords(_))), "no array");
         assert_eq!(said(&vec!["{}"; RECORDS_MAX].join("\n"), true).0.len(), RECORDS_MAX);
     }
 }

@@ -34,6 +34,8 @@ const FRAME_HEAD_BYTES: usize = 8;
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
 /// A segment is closed when it has grown beyond this, and deleted when epochs have all of it.
 const SEGMENT_BYTES: u64 = 64 << 20;
+/// Or beyond this part of what may be kept: the last segment stays, and must leave room for more.
+const SEGMENT_SHARE: u64 = 4;
 /// Appends waiting for the writer: with one sync each for all of them, more would only wait longer.
 const QUEUE_MAX: usize = 1024;
 /// Bytes written between two syncs.
@@ -287,7 +289,7 @@ impl Writer {
         self.file.sync_data()?;
         self.offset += self.buffer.len() as u64;
         self.shared.durable.store(self.offset, Ordering::Release);
-        if self.offset - self.first > SEGMENT_BYTES {
+        if self.offset - self.first > SEGMENT_BYTES.min(self.shared.kept_bytes_max / SEGMENT_SHARE) {
             let (file, path) = begin_segment(&self.shared.dir, self.offset)?;
             (self.file, self.first) = (file, self.offset);
             self.shared.segments().insert(self.offset, path);

@@ -143,3 +143,19 @@ fn a_full_log_refuses_and_takes_again_when_trimmed() {
     log.trimmer().trim(all[64].0).unwrap();
     append(&log, &["y"]).unwrap();
 }
+
+/// Bug family: a log that may keep less than a segment holds, and stays full for ever because its last segment is never deleted.
+#[test]
+fn a_log_that_may_keep_little_has_room_again_once_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = IngestLog::open(dir.path(), Some(0), 1 << 20).unwrap();
+    let record = "x".repeat(100 << 10);
+    for round in 0..3 {
+        while append(&log, &[&record]).is_ok() {}
+        let kept = log.kept_bytes();
+        assert!((1 << 20..2 << 20).contains(&kept), "round {round}: {kept} bytes");
+        log.trimmer().trim(log.first() + kept).unwrap();
+        assert!(log.kept_bytes() <= 400 << 10, "round {round}: {} bytes", log.kept_bytes());
+    }
+    assert!(read(&log, log.first()).len() < 5);
+}
