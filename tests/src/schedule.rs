@@ -52,22 +52,22 @@ pub fn sessions(log: &Log, dead: &BTreeSet<Place>, schedule: &[Version]) -> Vec<
         keys.entry(&e.key).or_default().insert((e.time, &e.id));
     }
     let at = |t: i64| schedule.iter().rposition(|v| v.from_ms <= t).unwrap_or(0);
-    // Whose an open session is at `t`: it goes over at each swap that migrates, and stays for good at one that drains.
-    let owner = |mut version: usize, t: i64| {
-        while let Some(next) = schedule.get(version + 1).filter(|v| v.from_ms <= t) {
-            if matches!(next.policy, Policy::Drain(_)) {
-                break;
-            }
-            version += 1;
-        }
-        version
+    // Whose an open session is at `t`: it goes over at each swap that migrates, and stays where it is at one that drains.
+    let owner = |version: usize, t: i64| {
+        let takes = |v: &Version| v.from_ms <= t && v.policy == Policy::Migrate;
+        version.max(schedule.iter().rposition(takes).unwrap_or(0))
     };
     // Where an open session ends unless an event comes before, and whether it was drained for so long that it had to.
     let end = |o: &Open| {
-        let after = schedule[owner(o.version, o.due) + 1..].first().filter(|v| v.from_ms <= o.due);
-        let by =
-            after.and_then(|v| if let Policy::Drain(max) = v.policy { Some(v.from_ms + max) } else { None });
-        by.filter(|by| *by <= o.due).map_or((o.due, false), |by| (by, true))
+        let mut by = i64::MAX;
+        for v in schedule[o.version + 1..].iter().take_while(|v| v.from_ms <= o.due) {
+            match v.policy {
+                Policy::Drain(max) => by = by.min(v.from_ms + max),
+                Policy::Migrate if by < v.from_ms => break,
+                Policy::Migrate => by = i64::MAX,
+            }
+        }
+        if by <= o.due { (by, true) } else { (o.due, false) }
     };
     let mut rows = Vec::new();
     let mut close = |key: &str, o: &Open| {
@@ -78,7 +78,7 @@ pub fn sessions(log: &Log, dead: &BTreeSet<Place>, schedule: &[Version]) -> Vec<
             events: o.events,
             reason: Some(if end(o).1 { "limit" } else { "gap" }.to_owned()),
         };
-        rows.push(Named { row, plugin: schedule[owner(o.version, o.due)].plugin.clone() });
+        rows.push(Named { row, plugin: schedule[owner(o.version, end(o).0)].plugin.clone() });
     };
     for (key, events) in keys {
         let mut open: Option<Open> = None;

@@ -279,6 +279,13 @@ fn a_version_is_deployed_and_taken_back_by_whoever_has_seen_what_it_follows() {
     put(&tag, &wish("drain").replace("\"30s\"", "\"soon\"")).is(422);
     put(&tag, &wish("drain").replace("gap-sessions", "none")).is(404);
     put(&tag, "{").is(400);
+    for no_object in [
+        json!(["gap-sessions", version, { "gap": "30s" }, "drain", "24h", "try it"]).to_string(),
+        "null".into(),
+    ] {
+        let refused = put(&tag, &no_object).is(400).json();
+        assert_eq!(refused["detail"], "the body is no JSON object", "{refused}");
+    }
     put(&tag, &wish("refold")).is(400);
     // The states of another rule do not fit, and there is no migration.
     let refused = put(&tag, &wish("migrate")).is(409).json();
@@ -324,6 +331,31 @@ fn a_version_is_deployed_and_taken_back_by_whoever_has_seen_what_it_follows() {
     assert!(actions.ends_with(&[json!("deploy"), json!("rollback")]), "{audit}");
     assert_eq!(host.get("/api/v1/operations")["operations"].as_array().unwrap().len(), 2);
     host.with("POST", "/api/v1/pipelines/orders/rollback", &[], b"").is(404);
+    host.ends();
+}
+
+#[test]
+fn the_version_of_the_config_is_deployed_like_any_other() {
+    let case = Case::new();
+    configure(&case, "{ plugin = \"gap-sessions\" }");
+    let host = start(&case);
+    let at = "/api/v1/pipelines/visits/deployment";
+    let first = host.with("GET", at, &[], b"").is(200).json();
+    let (name, version) = first["plugin"].as_str().unwrap().split_once('@').unwrap();
+    // Nobody has brought it; with another config it is another deployment, and that shows.
+    let wish = |config: &Value| json!({ "plugin": name, "version": version, "config": config }).to_string();
+    let put = |config: &Value| {
+        let headers = [("content-type", "application/json"), ("if-match", "*")];
+        host.with("PUT", at, &headers, wish(config).as_bytes())
+    };
+    let wrong = put(&json!({ "gap": "soon" })).is(422).json();
+    let detail = wrong["detail"].as_str().unwrap();
+    assert!(detail.starts_with("plugin `gap-sessions` does not take its config"), "{wrong}");
+    let accepted = put(&json!({ "gap": "45s" })).is(202);
+    host.wait(&accepted.header("location").unwrap(), "/status", &json!("in_force"));
+    host.wait(at, "/number", &json!(1));
+    let now = host.get(at);
+    assert_eq!((&now["digest"], &now["config"]), (&first["digest"], &json!({ "gap": "45s" })), "{now}");
     host.ends();
 }
 

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write as _;
 use std::time::Duration;
 use tidemill_tests::api::{Api, instant_ms};
@@ -39,6 +39,84 @@ fn start(case: &Case, events: usize) -> (Process, Api) {
         (api.get(PIPELINE)["counters"]["events"] == events).then_some(())
     });
     (process, api)
+}
+
+/// Bug family: a bad version that cannot be got rid of, because a visitor of the one before keeps clicking.
+#[test]
+fn a_rollback_comes_at_once_although_sessions_are_still_drained() {
+    for (policy, killed) in [("migrate", false), ("migrate", true), ("drain", false), ("drain", true)] {
+        let mut lines = Shop { seed: 22, events: 9_000, users: 80, step_ms: 50, invalid_every: 0 }.lines();
+        for n in 0..225 {
+            let ts = START_MS + 2_000 * n;
+            let line = format!("{{\"id\":\"b{n}\",\"user\":\"busy\",\"ts\":{ts},\"type\":\"view\"}}");
+            lines.push(Timed { time: ts, line });
+        }
+        lines.sort_by_key(|l| l.time);
+        let lines = delayed(&lines, 22, 1_999, true);
+        let (before, after) = lines.split_at(lines.len() / 3);
+        let (between, after) = after.split_at(after.len() / 2);
+        let mut config = Config::new(source(), Gap::of_seconds(1, true));
+        config.session = Session::Plugin(Plugin::new("swap-sessions", "gap = \"5s\""));
+        config.epoch = "50ms".into();
+        config.listen = Some("127.0.0.1:0".into());
+        let case = Case::new();
+        append(&case, before);
+        case.configure(&config);
+        let (mut process, mut api) = start(&case, before.len());
+        let (name, version) = api.upload(&plugin("swap-sessions-2"));
+        let from = |operation: &Value| {
+            assert_eq!(operation["status"], "in_force", "{operation}");
+            instant_ms(&operation["from"])
+        };
+        let swap = from(&api.ended(api.deploy("visits", &name, &version, &json!({ "gap": "3s" }), "drain")));
+        append(&case, between);
+        wait_for("event time to pass the swap", WAIT_MAX, || {
+            let shown = api.get(PIPELINE);
+            let read = shown["counters"]["events"] == before.len() + between.len();
+            (read && instant_ms(&shown["watermark"]) > swap + 10_000).then_some(())
+        });
+        let live = |api: &Api| api.get(PIPELINE)["deployments"].as_array().unwrap().len();
+        assert_eq!(live(&api), 2, "somebody is still drained");
+        let wish = json!({ "policy": policy }).to_string();
+        let headers = [("content-type", "application/json")];
+        let back =
+            from(&api.ended(api.ask("POST", &format!("{PIPELINE}/rollback"), &headers, wish.as_bytes())));
+        assert!(back > swap + 10_000);
+        wait_for("what is committed", WAIT_MAX, || (live(&api) == 3).then_some(()));
+        let pending = api.deploy("visits", &name, &version, &json!({ "gap": "3s" }), "drain").is(409).json();
+        assert_eq!(pending["type"], "/problems/swap_pending", "{pending}");
+        append(&case, after);
+        if killed {
+            process.kill();
+            (process, api) = start(&case, lines.len());
+        }
+        api.settled("visits");
+        wait_for("every session to be final", WAIT_MAX, || {
+            let shown = api.get(PIPELINE);
+            let all = shown["counters"]["events"] == lines.len() && shown["live_keys"] == 0;
+            (all && case.table().iter().all(|s| s.stage != "early")).then_some(())
+        });
+        process.terminate();
+        process.outcome(WAIT_MAX).exits(0);
+        let of = |build: &str, from_ms: i64, policy: Policy, gap_ms: i64| Version {
+            plugin: format!("swap-sessions@{build}"),
+            from_ms,
+            policy,
+            gap_ms,
+        };
+        let day = Policy::Drain(86_400_000);
+        let versions = [
+            of("1.0.0", i64::MIN, Policy::Migrate, 5_000),
+            of("2.0.0", swap, day, 3_000),
+            of("1.0.0", back, if policy == "drain" { day } else { Policy::Migrate }, 5_000),
+        ];
+        let log = model::read(&[(&source(), "in.jsonl", &file_of(&lines))], &Gap::of_seconds(1, true));
+        let rows = schedule::compare("rolled back", &case, &log, &versions);
+        let of = |plugin: &str| rows.iter().filter(|r| r.plugin.ends_with(plugin)).count();
+        assert!(of("@1.0.0") > 100 && of("@2.0.0") > 20, "too few sessions of some version");
+        let busy: Vec<_> = rows.iter().filter(|r| r.row.key == "busy").collect();
+        assert!(matches!(busy[..], [one] if one.row.events == 225), "{busy:?}");
+    }
 }
 
 #[test]

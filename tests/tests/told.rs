@@ -141,6 +141,34 @@ fn a_deployment_is_in_force_once_it_is_durable() {
     assert_eq!(host.history(), [first, &both], "it was told");
 }
 
+/// Bug family: two operators who have seen the same deployment, and of whom one overwrites what the other has just made.
+#[test]
+fn of_two_who_have_seen_the_same_only_one_deploys() {
+    let host = Host::new();
+    let tag =
+        host.api.ask("GET", &format!("{PIPELINE}/deployment"), &[], b"").header("etag").unwrap().to_owned();
+    let builds = ["swap-sessions-2", "swap-sessions-3"].map(|b| host.api.upload(&plugin(b)));
+    let put = |n: usize| {
+        let (name, version) = &builds[n];
+        let wish = json!({ "plugin": name, "version": version, "config": { "gap": "20s" } }).to_string();
+        let headers = [("content-type", "application/json"), ("if-match", tag.as_str())];
+        host.api.ask("PUT", &format!("{PIPELINE}/deployment"), &headers, wish.as_bytes())
+    };
+    host.hold();
+    let first = put(0).is(202);
+    // Accepted, and not committed: what is committed says nothing of it.
+    for n in [1, 0, 1] {
+        let second = put(n).is(409).json();
+        assert_eq!(second["type"], "/problems/swap_pending", "{second}");
+    }
+    host.held("@2.0.0");
+    assert_eq!(put(1).is(409).json()["type"], "/problems/swap_pending");
+    host.is_told(first);
+    put(1).is(412);
+    assert_eq!(host.history(), ["swap-sessions@1.0.0 live", "swap-sessions@2.0.0 live"]);
+    assert_eq!(host.api.get("/api/v1/operations")["operations"].as_array().unwrap().len(), 1);
+}
+
 #[test]
 fn a_rollback_is_in_force_once_it_is_durable() {
     let mut host = Host::new();

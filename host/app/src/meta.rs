@@ -106,8 +106,10 @@ impl Meta {
     }
 }
 
-/// Entries of the audit that are kept: what weeks of careful operation bring.
+/// Entries of the audit on versions that are kept: what weeks of careful operation bring.
 pub(crate) const AUDIT_MAX: usize = 100;
+/// Entries of the audit on pauses that are kept besides: they come in pairs, and from scripts, and crowd nothing out.
+pub(crate) const AUDIT_PAUSES_MAX: usize = 40;
 
 /// Something that an operator did to a pipeline.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -120,6 +122,21 @@ pub(crate) struct Entry {
     pub(crate) action: String,
     /// In words.
     pub(crate) what: String,
+}
+
+impl Entry {
+    /// Puts it behind the others, of which the oldest of its kind goes if there are too many.
+    pub(crate) fn enter(self, audit: &mut Vec<Entry>) {
+        let is_pause = |e: &Entry| matches!(e.action.as_str(), "pause" | "resume");
+        let of_pauses = is_pause(&self);
+        let most = if of_pauses { AUDIT_PAUSES_MAX } else { AUDIT_MAX };
+        if audit.iter().filter(|e| is_pause(e) == of_pauses).count() >= most
+            && let Some(oldest) = audit.iter().position(|e| is_pause(e) == of_pauses)
+        {
+            audit.remove(oldest);
+        }
+        audit.push(self);
+    }
 }
 
 /// A lookup, as it was when the epoch was sealed.
@@ -196,5 +213,38 @@ impl Counters {
             *all.entry(reason).or_default() += n;
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bug family: a script that pauses and resumes, and nobody knows any more who deployed what.
+    #[test]
+    fn pauses_crowd_no_deployment_out_of_the_audit() {
+        let entry = |n: i64, action: &str| Entry {
+            at_ms: n,
+            by: "admin".into(),
+            action: action.into(),
+            what: String::new(),
+        };
+        let mut audit = Vec::new();
+        for n in 0..10 * AUDIT_MAX as i64 {
+            let action = match n {
+                0 | 500 => "deploy",
+                n if n % 2 == 0 => "pause",
+                _ => "resume",
+            };
+            entry(n, action).enter(&mut audit);
+        }
+        let deployed: Vec<i64> = audit.iter().filter(|e| e.action == "deploy").map(|e| e.at_ms).collect();
+        assert_eq!((deployed, audit.len()), (vec![0, 500], AUDIT_PAUSES_MAX + 2));
+        assert!(audit.is_sorted_by_key(|e| e.at_ms));
+        for n in 0..2 * AUDIT_MAX as i64 {
+            entry(2_000 + n, "deploy").enter(&mut audit);
+        }
+        assert_eq!(audit.len(), AUDIT_MAX + AUDIT_PAUSES_MAX);
+        assert_eq!(audit[AUDIT_PAUSES_MAX].at_ms, 2_000 + AUDIT_MAX as i64, "the newest are kept");
     }
 }

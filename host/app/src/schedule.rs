@@ -1,14 +1,15 @@
 //! Which versions of the session rule run a pipeline, since when and why: part of every epoch's meta data, so that a crash
 //! in the middle of a swap recovers to one side of it.
 //!
-//! Invariants: at most two versions are live, the newer one last; numbers only rise; names and kinds in the layout never
+//! Invariants: one version is live, or the older and the newer one of a swap, and behind them those that rollbacks went back to
+//! before that was settled, the newest last; numbers only rise; names and kinds in the layout never
 //! change their place, because stored events hold values by place.
 
 use crate::config::plan::GapRule;
 use serde::{Deserialize, Serialize};
 use tidemill_engine::rule::Description;
 use tidemill_engine::time::EventTime;
-use tidemill_engine::versions::{Policy, Scheduled, Version, Versions};
+use tidemill_engine::versions::{LIVE_MAX, Policy, Scheduled, Version, Versions};
 use tidemill_sandbox::FieldType;
 
 /// Deployments that are kept. Rows of sessions that may still change name one of the last few.
@@ -102,6 +103,16 @@ pub(crate) struct Deployment {
     pub(crate) message: String,
     /// Where it stands.
     pub(crate) standing: Standing,
+    /// Of a rollback: the deployment that it went back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) back_to: Option<Version>,
+}
+
+impl Deployment {
+    /// The deployment that it is, or is again.
+    fn is_again(&self) -> Version {
+        self.back_to.unwrap_or(self.scheduled.version)
+    }
 }
 
 /// See the module's documentation.
@@ -120,7 +131,8 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// The versions that are live: one, or the older and the newer; none before the first start.
+    /// The versions that are live: one, or the older and the newer, and more while rollbacks are settled; none before the
+    /// first start.
     pub(crate) fn live(&self) -> impl DoubleEndedIterator<Item = &Deployment> {
         self.deployments.iter().filter(|d| d.standing == Standing::Live)
     }
@@ -130,20 +142,27 @@ impl Schedule {
         self.live().next_back()
     }
 
-    /// The swap at hand: the newer of two live versions.
+    /// The swap at hand: the newest of several live versions.
     pub(crate) fn pending(&self) -> Option<&Deployment> {
-        self.live().nth(1)
+        self.live().skip(1).last()
     }
 
-    /// The version before the one in force: what a rollback goes back to.
+    /// Whether one more may be live: a rollback of a swap that is not settled.
+    pub(crate) fn has_room(&self) -> bool {
+        self.live().count() < LIVE_MAX
+    }
+
+    /// The version before the one in force: what a rollback goes back to. Where the one in force is itself one that was gone
+    /// back to, it is the one before that: what was rolled back from stays so.
     pub(crate) fn previous(&self) -> Option<&Deployment> {
-        let newest = self.newest()?.scheduled.version;
-        let mut before = self
-            .deployments
-            .iter()
-            .rev()
-            .filter(|d| d.standing != Standing::Struck && d.scheduled.version < newest);
-        before.next()
+        let newest = self.newest()?.is_again();
+        let stood = |d: &&Deployment| d.standing != Standing::Struck && d.scheduled.version < newest;
+        self.deployments.iter().rev().find(stood)
+    }
+
+    /// The deployment that going back to this one brings again.
+    pub(crate) fn back_to(deployment: &Deployment) -> Version {
+        deployment.is_again()
     }
 
     /// What rows may still name besides the live versions, by place in event time.
@@ -167,7 +186,7 @@ impl Schedule {
         }
     }
 
-    /// Adds a version that is in force from `from` on. Whoever calls has made sure that at most one is live.
+    /// Adds a version that is in force from `from` on. Whoever calls has made sure that there is room for it.
     pub(crate) fn add(
         &mut self,
         rule: RuleSpec,
@@ -196,6 +215,7 @@ impl Schedule {
             by: wish.by.clone(),
             message: wish.message.clone(),
             standing: Standing::Live,
+            back_to: wish.back_to,
         });
         while self.deployments.len() > DEPLOYMENTS_MAX {
             // Live ones are the last.
@@ -204,7 +224,7 @@ impl Schedule {
         scheduled
     }
 
-    /// The newer of two live versions is taken back.
+    /// The newest of several live versions is taken back.
     pub(crate) fn strike(&mut self) {
         if self.pending().is_some()
             && let Some(newest) = self.deployments.iter_mut().rfind(|d| d.standing == Standing::Live)
@@ -213,12 +233,13 @@ impl Schedule {
         }
     }
 
-    /// The older of two live versions is needed no more.
+    /// Of several live versions only the newest is needed any more.
     pub(crate) fn retire(&mut self) {
-        if self.pending().is_some()
-            && let Some(oldest) = self.deployments.iter_mut().find(|d| d.standing == Standing::Live)
-        {
-            oldest.standing = Standing::Past;
+        let Some(newest) = self.newest().map(|d| d.scheduled.version) else { return };
+        for d in &mut self.deployments {
+            if d.standing == Standing::Live && d.scheduled.version < newest {
+                d.standing = Standing::Past;
+            }
         }
     }
 }
@@ -237,4 +258,65 @@ pub(crate) struct Wish {
     pub(crate) by: String,
     /// Why.
     pub(crate) message: String,
+    /// Of a rollback: the deployment that it goes back to.
+    pub(crate) back_to: Option<Version>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidemill_engine::rule::StateForm;
+
+    fn deployed(schedule: &mut Schedule, back_to: Option<Version>) {
+        let rule =
+            RuleSpec::Plugin { name: "p".into(), digest: String::new(), config: serde_json::Value::Null };
+        let description = Description {
+            plugin: "p@1".into(),
+            digest: None,
+            fields: Vec::new(),
+            reasons: Vec::new(),
+            timers: Vec::new(),
+            state: StateForm { rule: "p".into(), version: 1, from: Vec::new() },
+            metrics: Vec::new(),
+            wants_key: false,
+        };
+        let wish = Wish {
+            policy: Policy::Migrate,
+            drain_max_ms: 0,
+            by: "admin".into(),
+            message: String::new(),
+            back_to,
+        };
+        schedule.add(rule, &description, EventTime::BEGINNING, &wish, 0);
+    }
+
+    /// Bug family: a second rollback that puts in force again what the first one took away.
+    #[test]
+    fn a_rollback_never_goes_back_to_what_was_rolled_back_from() {
+        let mut s = Schedule::default();
+        let previous = |s: &Schedule| s.previous().map(|d| d.scheduled.version.0);
+        let back = |s: &mut Schedule| {
+            let to = s.previous().map(Schedule::back_to);
+            deployed(s, to);
+            s.retire();
+        };
+        for _ in 0..3 {
+            deployed(&mut s, None);
+            s.retire();
+        }
+        assert_eq!(previous(&s), Some(1));
+        back(&mut s);
+        assert_eq!(previous(&s), Some(0), "2 was rolled back from, 3 is 1 again");
+        back(&mut s);
+        assert_eq!(previous(&s), None, "4 is 0 again");
+        deployed(&mut s, None);
+        assert_eq!(s.live().count(), 2);
+        assert_eq!(previous(&s), Some(4), "5 follows 4");
+        back(&mut s);
+        assert_eq!(previous(&s), None, "6 is 4 again, which is 0");
+        // What is struck out never was.
+        deployed(&mut s, None);
+        s.strike();
+        assert_eq!(previous(&s), None);
+    }
 }

@@ -17,6 +17,8 @@ use crate::time::EventTime;
 pub trait Faults: Send {
     /// The rule has failed at something new. False: this was one too many, and nothing more is to be asked.
     fn found(&mut self, fault: &Fault) -> bool;
+    /// A session has ended because the rule could not take its state over.
+    fn was_unfit(&mut self, why: &str);
 }
 
 /// So many faults, and the next one is too many.
@@ -25,6 +27,9 @@ impl Faults for u32 {
         let left = self.checked_sub(1);
         *self = left.unwrap_or(0);
         left.is_some()
+    }
+    fn was_unfit(&mut self, why: &str) {
+        self.found(&Fault::unknown(why));
     }
 }
 
@@ -252,6 +257,10 @@ impl<R: SessionRule, F: Faults> SessionRule for Contained<R, F> {
 
     fn migrate(&mut self, from: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
         self.rule.migrate(from, states)
+    }
+
+    fn was_unfit(&mut self, why: &str) {
+        self.faults.was_unfit(why);
     }
 
     fn call(&mut self, turns: &Turns, out: &mut Results) {

@@ -29,7 +29,7 @@ use crate::time::EventTime;
 use crate::versions::{Version, Versions};
 use hashbrown::HashTable;
 use keys::{NO_SLOT, Place};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use swap::Settling;
 use turn::Pending;
@@ -99,6 +99,8 @@ pub struct Lane {
     versions: Versions,
     wants_key: bool,
     settling: Settling,
+    /// Keys (hashes) whose session has ended at the swap at hand because its state could not be migrated.
+    unfit: HashSet<u64>,
     table: HashTable<Place>,
     entries: Vec<Entry>,
     free: Vec<u32>,
@@ -146,6 +148,7 @@ impl Lane {
             wants_key: versions.wants_key(),
             versions,
             settling: Settling::default(),
+            unfit: HashSet::new(),
             table: HashTable::new(),
             entries: Vec::new(),
             free: Vec::new(),

@@ -348,4 +348,6 @@ pub trait SessionRule: Send {
     }
     /// Puts states of an older form into this rule's, one answer each: the state, or why it cannot be taken over.
     fn migrate(&mut self, from: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>>;
+    /// A session has ended at a swap because its state could not be taken over: told once for each.
+    fn was_unfit(&mut self, _why: &str) {}
 }

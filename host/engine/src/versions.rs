@@ -2,11 +2,13 @@
 //!
 //! One version is the usual case and costs nothing. While two are live, a turn is answered by the older one up to the swap's
 //! place S, its state is migrated there (or the older version goes on with what it has open: drain), and the
-//! newer one answers the rest. What the lane sees is one answer for the turn, and who gave which part of it. Rules
-//! themselves know nothing of versions.
+//! newer one answers the rest. A rollback before the older one is let go puts a third behind them, with a place of its own: then
+//! the two are asked as if they were one older version. What the lane sees is one answer for the turn, and who gave which
+//! part of it. Rules themselves know nothing of versions.
 //!
-//! Invariants: at most two versions are live; the older one sees no input and no timer at or after S but of sessions that it
-//! drains; reasons in answers are places in one list that only grows, so that they mean the same in every version.
+//! Invariants: at most [`LIVE_MAX`] versions are live, in the order of their places; one sees no input and no timer at or after
+//! the place of the next but of sessions that it drains; reasons in answers are places in one list that only grows, so that
+//! they mean the same in every version.
 
 use crate::metrics::Metric;
 use crate::pieces::{Pieces, Reach};
@@ -16,6 +18,9 @@ use crate::rule::{
 };
 use crate::time::EventTime;
 use serde::{Deserialize, Serialize};
+
+/// Versions that are live at a time: a swap, and rollbacks that came before it was settled.
+pub const LIVE_MAX: usize = 4;
 
 /// A deployment's number within its pipeline: rises with each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -50,25 +55,42 @@ pub struct Scheduled {
 }
 
 /// Who gave the answer for a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Answered {
-    /// Of the first closings and snapshots.
-    pub(crate) before: Version,
-    pub(crate) closings_before: usize,
-    pub(crate) snapshots_before: usize,
+    /// Who gave the first closings and snapshots: up to so many of them, in order.
+    before: [(Version, usize, usize); LIVE_MAX - 1],
     /// Of the others, and of the state at the end.
     pub(crate) after: Version,
+    /// A state could not be migrated.
+    pub(crate) unfit: bool,
 }
 
 impl Answered {
     fn by(version: Version) -> Answered {
-        Answered { before: version, closings_before: 0, snapshots_before: 0, after: version }
+        Answered { after: version, ..Answered::default() }
     }
+
+    /// So many closings and snapshots of this answer, and the rest by a newer version.
+    fn then(mut self, (closings, snapshots): (usize, usize), newer: Version) -> Answered {
+        let mut free = 0;
+        for (n, part) in self.before.iter_mut().enumerate() {
+            (part.1, part.2) = (part.1.min(closings), part.2.min(snapshots));
+            if (part.1, part.2) != (0, 0) {
+                free = n + 1;
+            }
+        }
+        // There is one place less than versions that are live, and the newest needs none.
+        if let Some(part) = self.before.get_mut(free) {
+            *part = (self.after, closings, snapshots);
+        }
+        Answered { after: newer, ..self }
+    }
+
     pub(crate) fn closing(&self, n: usize) -> Version {
-        if n < self.closings_before { self.before } else { self.after }
+        self.before.iter().find(|(_, closings, _)| n < *closings).map_or(self.after, |(v, ..)| *v)
     }
     pub(crate) fn snapshot(&self, n: usize) -> Version {
-        if n < self.snapshots_before { self.before } else { self.after }
+        self.before.iter().find(|(.., snapshots)| n < *snapshots).map_or(self.after, |(v, ..)| *v)
     }
 }
 
@@ -152,7 +174,7 @@ impl Live {
 
 /// The versions that are live in a lane.
 pub struct Versions {
-    /// One, or the older and the newer.
+    /// In the order of their places.
     live: Vec<Live>,
     /// All that rows may still name, by place in event time.
     history: Vec<Scheduled>,
@@ -160,6 +182,14 @@ pub struct Versions {
     /// Metrics of all versions; one list that only grows, as reasons do.
     metrics: Vec<Metric>,
     answered: Vec<Answered>,
+    /// What the versions before each of the newer ones are asked and answer, and it itself.
+    levels: Vec<Level>,
+    /// Why a state could not be migrated, lately.
+    why_unfit: String,
+}
+
+#[derive(Default)]
+struct Level {
     older: Part,
     newer: Part,
 }
@@ -167,23 +197,26 @@ pub struct Versions {
 #[derive(Default)]
 struct Part {
     turns: Turns,
+    /// Whose state each begins with, and who answered it: of the older versions.
+    carried: Vec<Version>,
+    answered: Vec<Answered>,
     answers: Results,
 }
 
-/// How a turn is answered while two versions are live.
+/// How a turn is answered while two versions are live, or a newer one and those before it.
 enum Route<'a> {
     /// The older version alone.
     Older,
     /// The newer one alone.
     Newer,
-    /// The older one up to S, the newer one from there.
-    Across(Box<Pieces<'a>>, usize),
+    /// The older one up to S, before which there are so many inputs, the newer one from there; with who answered until then.
+    Across(Box<Pieces<'a>>, usize, Answered),
     /// The older one until it has nothing open at or after S.
     Drained,
     /// The same, and what is then open ends where draining does: before that there are so many inputs.
     Ending(Box<Pieces<'a>>, usize),
-    /// The older one, and the newer one from an input on; with what was answered before: closings, snapshots.
-    HandedOver(Box<Pieces<'a>>, usize, usize),
+    /// The older one, and the newer one from an input on; with who has answered what.
+    HandedOver(Box<Pieces<'a>>, Answered),
     /// It failed.
     Failed(Fault),
 }
@@ -217,8 +250,8 @@ impl Versions {
             reasons: Vec::new(),
             metrics: Vec::new(),
             answered: Vec::new(),
-            older: Part::default(),
-            newer: Part::default(),
+            levels: Vec::new(),
+            why_unfit: String::new(),
         }
     }
 
@@ -243,7 +276,7 @@ impl Versions {
         self
     }
 
-    /// Adds the newer version. Whoever calls has made sure that only one is live, and that it may follow.
+    /// Adds the newer version. Whoever calls has made sure that there is room for one, and that it may follow.
     pub(crate) fn add(&mut self, scheduled: Scheduled, rule: Box<dyn SessionRule>) {
         let codes = extend(&mut self.reasons, &rule.describe().reasons);
         let same = codes.iter().enumerate().all(|(n, code)| n == *code as usize);
@@ -255,6 +288,7 @@ impl Versions {
             self.history.push(scheduled.clone());
         }
         self.live.push(Live { scheduled, rule, reasons, metrics });
+        self.levels.resize_with(self.live.len() - 1, Level::default);
     }
 
     /// Forgets the newer version, as if it had never been (rollback before B has reached S).
@@ -262,29 +296,34 @@ impl Versions {
         if self.live.len() > 1
             && let Some(gone) = self.live.pop()
         {
+            self.levels.pop();
             self.history.retain(|s| s.version != gone.scheduled.version);
         }
     }
 
-    /// Forgets the older version's rule: nothing stands before S any more.
+    /// Forgets the rules of all versions but the newest: nothing stands before its place any more.
     pub(crate) fn retire(&mut self) {
-        if self.live.len() > 1 {
-            self.live.remove(0);
-        }
+        self.live.drain(..self.live.len().saturating_sub(1));
+        self.levels.clear();
     }
 
-    /// The older version while it drains, and where what it still has open ends.
-    pub(crate) fn draining(&self) -> Option<(Version, EventTime)> {
-        let (older, newer) = self.swap()?;
-        (newer.policy == Policy::Drain).then_some((older, newer.drained_by))
+    /// Where a session that a version has open ends, if it is drained so long; none: it is not drained.
+    pub(crate) fn drained_by(&self, version: Version) -> Option<EventTime> {
+        let later = self.live.iter().map(|l| &l.scheduled).filter(|s| s.version > version);
+        later.filter(|s| s.policy == Policy::Drain).map(|s| s.drained_by).min()
     }
 
-    /// The swap at hand, if two versions are live: the older version, and the newer one's place.
+    /// The swap at hand, if more than one version is live: the version before the newest, and the newest's place.
     pub(crate) fn swap(&self) -> Option<(Version, &Scheduled)> {
         match self.live.as_slice() {
-            [older, newer] => Some((older.scheduled.version, &newer.scheduled)),
+            [.., older, newer] => Some((older.scheduled.version, &newer.scheduled)),
             _ => None,
         }
+    }
+
+    /// Whether another may come beside those that are live.
+    pub(crate) fn has_room(&self) -> bool {
+        self.live.len() < LIVE_MAX
     }
 
     /// Adds the reasons of a rule to the common list, as a lane does when the rule is deployed: so that the store has the
@@ -325,14 +364,14 @@ impl Versions {
         self.history.iter().rev().find(|s| s.from <= t).map_or_else(Version::default, |s| s.version)
     }
 
-    /// The version that an open session's row names (SEMANTICS 22): the one in force at its last event, or, if it is being
-    /// drained, at its first.
-    pub(crate) fn of_open(&self, state: Version, last: EventTime) -> Version {
-        let at = |t: EventTime| self.history.iter().rev().find(|s| s.from <= t);
-        match at(last) {
-            Some(s) if s.version < state => s.version,
-            _ => state,
-        }
+    /// The version that an open session's row names (SEMANTICS 22): the one that had it at its last event, which is the one in
+    /// force there, or, while it was being drained, at its first. Its state may have gone over to a newer one since.
+    pub(crate) fn of_open(&self, state: Version, first: EventTime, last: EventTime) -> Version {
+        let began = self.at(first);
+        let had_it = |s: &&Scheduled| {
+            s.from <= last && s.version <= state && (s.policy == Policy::Migrate || s.version == began)
+        };
+        self.history.iter().rev().find(had_it).map_or(state, |s| s.version)
     }
 
     /// Whether any live version wants to know the key.
@@ -354,19 +393,40 @@ impl Versions {
         self.answered.clear();
         match self.live.as_mut_slice() {
             [only] => only.call(turns, out),
-            [older, newer] => {
-                let mut both = Both { older, newer, first: &mut self.older, second: &mut self.newer };
-                both.call(turns, carried, out, &mut self.answered);
-            }
-            _ => out.clear(),
+            live => ask(live, &mut self.levels, turns, carried, out, &mut self.answered, &mut self.why_unfit),
         }
     }
 
-    /// Puts states of the older version into the newer one's form, each with its timers. One answer for each.
-    pub(crate) fn migrate(&mut self, states: &[(&[u8], &[Timer])]) -> Vec<Migrated> {
-        match self.live.as_mut_slice() {
-            [older, newer] => migrate(older, newer, states),
-            _ => states.iter().map(|(state, timers)| Ok((state.to_vec(), timers.to_vec()))).collect(),
+    /// Puts states of older versions into the newest one's form, each with its timers, through those between. One answer
+    /// for each.
+    pub(crate) fn migrate(&mut self, states: &[(Version, &[u8], &[Timer])]) -> Vec<Migrated> {
+        let mut known: Vec<(Version, Migrated)> =
+            states.iter().map(|(v, state, timers)| (*v, Ok((state.to_vec(), timers.to_vec())))).collect();
+        for n in 1..self.live.len() {
+            let (older, newer) = self.live.split_at_mut(n);
+            let Some(newer) = newer.first_mut().filter(|l| l.scheduled.policy == Policy::Migrate) else {
+                continue;
+            };
+            let is_due = |v: &Version| *v < newer.scheduled.version;
+            let due: Vec<(Version, &[u8], &[Timer])> = known
+                .iter()
+                .filter(|(v, _)| is_due(v))
+                .filter_map(|(v, m)| m.as_ref().ok().map(|(s, t)| (*v, s.as_slice(), t.as_slice())))
+                .collect();
+            let mut migrated = migrate(older, newer, &due).into_iter();
+            for (v, m) in known.iter_mut().filter(|(v, m)| *v < newer.scheduled.version && m.is_ok()) {
+                if let Some(new) = migrated.next() {
+                    (*v, *m) = (newer.scheduled.version, new);
+                }
+            }
+        }
+        known.into_iter().map(|(_, m)| m).collect()
+    }
+
+    /// A session has ended because its state could not be migrated: the rule answers for it, once for each.
+    pub(crate) fn was_unfit(&mut self) {
+        if let Some(newest) = self.live.last_mut() {
+            newest.rule.was_unfit(&self.why_unfit);
         }
     }
 }
@@ -398,7 +458,25 @@ fn extend_metrics(list: &mut Vec<Metric>, metrics: &[Metric]) -> Vec<u16> {
 /// A state and its timers in the newer form, or why they cannot be taken over.
 type Migrated = Result<(Vec<u8>, Vec<Timer>), String>;
 
-fn migrate(older: &Live, newer: &mut Live, states: &[(&[u8], &[Timer])]) -> Vec<Migrated> {
+/// Puts states of older versions into the newer one's form.
+fn migrate(older: &[Live], newer: &mut Live, states: &[(Version, &[u8], &[Timer])]) -> Vec<Migrated> {
+    let unknown = || Err("its version is not live any more".to_owned());
+    let mut all: Vec<Migrated> = states.iter().map(|_| unknown()).collect();
+    for from in older {
+        let of_it = |n: &usize| states[*n].0 == from.scheduled.version;
+        let which: Vec<usize> = (0..states.len()).filter(of_it).collect();
+        if which.is_empty() {
+            continue;
+        }
+        let some: Vec<(&[u8], &[Timer])> = which.iter().map(|n| (states[*n].1, states[*n].2)).collect();
+        for (n, migrated) in which.into_iter().zip(migrate_from(from, newer, &some)) {
+            all[n] = migrated;
+        }
+    }
+    all
+}
+
+fn migrate_from(older: &Live, newer: &mut Live, states: &[(&[u8], &[Timer])]) -> Vec<Migrated> {
     let (from, to) = (older.rule.describe(), newer.rule.describe());
     let number = |t: &Timer| {
         let name = from.timers.get(t.number as usize);
@@ -420,35 +498,66 @@ fn migrate(older: &Live, newer: &mut Live, states: &[(&[u8], &[Timer])]) -> Vec<
     states.into_iter().zip(timers).map(|(state, timers)| Ok((state?, timers?))).collect()
 }
 
-/// Two live versions, and what they are asked and answer.
+/// Asks live versions, and says who answered what.
+fn ask(
+    live: &mut [Live],
+    levels: &mut [Level],
+    turns: &Turns,
+    carried: &[Version],
+    out: &mut Results,
+    answered: &mut Vec<Answered>,
+    why_unfit: &mut String,
+) {
+    match (live, levels) {
+        ([older @ .., newer], [below @ .., level]) if !older.is_empty() => {
+            let (first, second) = (&mut level.older, &mut level.newer);
+            let mut both = Both { older, newer, below, first, second, why_unfit };
+            both.call(turns, carried, out, answered);
+        }
+        ([only], _) => {
+            only.call(turns, out);
+            answered.extend(turns.turns.iter().map(|_| Answered::by(only.scheduled.version)));
+        }
+        _ => out.clear(),
+    }
+}
+
+/// The newest of some live versions and those before it, and what they are asked and answer.
 struct Both<'v> {
-    older: &'v mut Live,
+    older: &'v mut [Live],
     newer: &'v mut Live,
+    /// Where those before it are asked, if they are several.
+    below: &'v mut [Level],
     first: &'v mut Part,
     second: &'v mut Part,
+    why_unfit: &'v mut String,
 }
 
 impl Both<'_> {
     fn call(&mut self, turns: &Turns, carried: &[Version], out: &mut Results, answered: &mut Vec<Answered>) {
         out.clear();
         self.first.turns.clear();
+        self.first.carried.clear();
+        self.first.answered.clear();
         self.second.turns.clear();
         let mut routes: Vec<Route<'_>> =
             turns.turns.iter().zip(carried).map(|(turn, c)| self.route(turns, turn, *c)).collect();
         let at = self.newer.scheduled.from;
-        for (route, turn) in routes.iter().zip(&turns.turns) {
+        for ((route, turn), carried) in routes.iter().zip(&turns.turns).zip(carried) {
             match route {
                 Route::Older | Route::Drained => copy_turn(turns, turn, &mut self.first.turns),
-                Route::Across(pieces, before) => pieces
+                Route::Across(pieces, before, _) => pieces
                     .part(Reach::Inputs { inputs: *before, until: Some(at.minus(1)) }, &mut self.first.turns),
                 Route::Ending(pieces, before) => {
                     let until = self.newer.scheduled.drained_by.minus(1);
                     pieces.last_part(*before, until, &mut self.first.turns);
                 }
-                Route::Newer | Route::HandedOver(..) | Route::Failed(_) => {}
+                Route::Newer | Route::HandedOver(..) | Route::Failed(_) => continue,
             }
+            self.first.carried.push(*carried);
         }
-        self.older.call(&self.first.turns, &mut self.first.answers);
+        let Part { turns: asked, carried, answered: by, answers } = &mut *self.first;
+        ask(self.older, self.below, asked, carried, answers, by, self.why_unfit);
         self.take_older(turns, &mut routes);
         self.hand_over(&mut routes);
         for (route, turn) in routes.iter().zip(&turns.turns) {
@@ -474,7 +583,7 @@ impl Both<'_> {
         match self.newer.scheduled.policy {
             _ if !is_open && before == 0 && reaches => Route::Newer,
             _ if !reaches => Route::Older,
-            Policy::Migrate => Route::Across(Box::new(Pieces::all(turns, turn)), before),
+            Policy::Migrate => Route::Across(Box::new(Pieces::all(turns, turn)), before, Answered::default()),
             Policy::Drain => {
                 let end = self.newer.scheduled.drained_by;
                 let before = inputs.partition_point(|i| i.time < end);
@@ -488,13 +597,14 @@ impl Both<'_> {
 
     /// Takes in what the older version has answered of the turns that go on.
     fn take_older<'a>(&mut self, turns: &'a Turns, routes: &mut [Route<'a>]) {
-        let mut answers = self.first.answers.turns.iter();
+        let newer = self.newer.scheduled.version;
+        let mut answers = self.first.answers.turns.iter().zip(&self.first.answered);
         let given = &self.first.answers;
         for (route, turn) in routes.iter_mut().zip(&turns.turns) {
             if matches!(route, Route::Newer) {
                 continue;
             }
-            let Some(r) = answers.next() else {
+            let Some((r, by)) = answers.next() else {
                 *route = Route::Failed(Fault::unknown("the rule gave fewer answers than turns"));
                 continue;
             };
@@ -503,14 +613,17 @@ impl Both<'_> {
                 continue;
             }
             match route {
-                Route::Across(pieces, before) => pieces.take_first(r, given, *before),
+                Route::Across(pieces, before, until) => {
+                    pieces.take_first(r, given, *before);
+                    *until = *by;
+                }
                 Route::Drained => {
                     let at = self.newer.scheduled.from;
                     if let Some((input, closings)) = handover(turns, turn, r, given, at) {
                         let mut pieces = Box::new(Pieces::all(turns, turn));
                         pieces.take_until(r, given, closings, input);
-                        let (closings, snapshots) = pieces.answered();
-                        *route = Route::HandedOver(pieces, closings, snapshots);
+                        let by = by.then(pieces.answered(), newer);
+                        *route = Route::HandedOver(pieces, by);
                     }
                 }
                 Route::Ending(pieces, before) => {
@@ -523,9 +636,9 @@ impl Both<'_> {
                             pieces.close(Cause::Timer(Timer { at, number: 0 }), LIMIT, fields);
                         }
                     }
-                    let (closings, snapshots) = pieces.answered();
+                    let by = by.then(pieces.answered(), newer);
                     let pieces = std::mem::replace(pieces, Box::new(Pieces::all(turns, turn)));
-                    *route = Route::HandedOver(pieces, closings, snapshots);
+                    *route = Route::HandedOver(pieces, by);
                 }
                 _ => {}
             }
@@ -535,49 +648,53 @@ impl Both<'_> {
     /// Migrates what is open at S. A session whose state cannot be migrated ends there, as one that its rule failed at.
     fn hand_over(&mut self, routes: &mut [Route<'_>]) {
         let at = self.newer.scheduled.from;
-        let open: Vec<(&[u8], &[Timer])> =
-            routes.iter().filter_map(across).filter_map(Pieces::open_state).collect();
+        let newer = self.newer.scheduled.version;
+        let open: Vec<(Version, &[u8], &[Timer])> = routes.iter().filter_map(across).collect();
         let mut migrated = migrate(self.older, self.newer, &open).into_iter();
         for route in routes {
-            let mut pieces = match std::mem::replace(route, Route::Newer) {
-                Route::Across(pieces, _) => pieces,
+            let (mut pieces, by) = match std::mem::replace(route, Route::Newer) {
+                Route::Across(pieces, _, by) => (pieces, by),
                 other => {
                     *route = other;
                     continue;
                 }
             };
-            let (closings, snapshots) = pieces.answered();
+            let mut by = by.then(pieces.answered(), newer);
             match pieces.open_state().and_then(|_| migrated.next()) {
                 Some(Ok((state, timers))) => pieces.put_state(state, timers),
-                Some(Err(_)) => pieces.close(Cause::Timer(Timer { at, number: 0 }), PLUGIN_FAULT, b""),
+                Some(Err(why)) => {
+                    pieces.close(Cause::Timer(Timer { at, number: 0 }), PLUGIN_FAULT, b"");
+                    by.unfit = true;
+                    *self.why_unfit = why;
+                }
                 None => {}
             }
-            *route = Route::HandedOver(pieces, closings, snapshots);
+            *route = Route::HandedOver(pieces, by);
         }
     }
 
     fn assemble(&mut self, routes: Vec<Route<'_>>, out: &mut Results, answered: &mut Vec<Answered>) {
-        let (older, newer) = (self.older.scheduled.version, self.newer.scheduled.version);
-        let mut first = self.first.answers.turns.iter();
+        let newer = self.newer.scheduled.version;
+        let mut first = self.first.answers.turns.iter().zip(&self.first.answered);
         let mut second = self.second.answers.turns.iter();
         let missing = || TurnResult::failed(Fault::unknown("the rule gave fewer answers than turns"));
         for route in routes {
-            let mut by = Answered::by(older);
+            let mut by = Answered::by(newer);
             let r = match route {
                 Route::Older | Route::Across(..) | Route::Drained | Route::Ending(..) => match first.next() {
-                    Some(r) => copy_answer(&self.first.answers, r, out),
+                    Some((r, who)) => {
+                        by = *who;
+                        copy_answer(&self.first.answers, r, out)
+                    }
                     None => missing(),
                 },
-                Route::Newer => {
-                    by = Answered::by(newer);
-                    match second.next() {
-                        Some(r) => copy_answer(&self.second.answers, r, out),
-                        None => missing(),
-                    }
-                }
-                Route::HandedOver(mut pieces, closings_before, snapshots_before) => {
+                Route::Newer => match second.next() {
+                    Some(r) => copy_answer(&self.second.answers, r, out),
+                    None => missing(),
+                },
+                Route::HandedOver(mut pieces, who) => {
                     first.next();
-                    by = Answered { before: older, closings_before, snapshots_before, after: newer };
+                    by = who;
                     match second.next() {
                         Some(r) if r.fault.is_none() => {
                             pieces.take(r, &self.second.answers);
@@ -598,9 +715,10 @@ impl Both<'_> {
     }
 }
 
-fn across<'r, 'a>(route: &'r Route<'a>) -> Option<&'r Pieces<'a>> {
+/// The state to migrate of a turn that goes over, and whose it is.
+fn across<'r>(route: &'r Route<'_>) -> Option<(Version, &'r [u8], &'r [Timer])> {
     match route {
-        Route::Across(pieces, _) => Some(pieces),
+        Route::Across(pieces, _, by) => pieces.open_state().map(|(state, timers)| (by.after, state, timers)),
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{
     Again, Change, Command, Control, Deploy, Handle, Operation, Refusal, RefusalKind, Running, Standing,
-    State,
+    State, lock,
 };
 use crate::plugin::LoadedRule;
 use crate::schedule::{RuleSpec, Schedule, Wish};
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidemill_engine::lane::LiveState;
 use tidemill_engine::rule::SessionRule;
-use tidemill_engine::versions::{Policy, can_migrate};
+use tidemill_engine::versions::{Policy, Version, can_migrate};
 
 /// Keys that a refusal names.
 const KEYS_SHOWN: usize = 10;
@@ -33,11 +33,15 @@ impl Control {
         expected: Option<u32>,
     ) -> Result<Arc<Operation>, Refusal> {
         let _one = handle.changing.try_lock().map_err(|_| busy(&handle.name))?;
-        self.deploy_now(handle, spec, wish, expected, "deploy")
+        nothing_waits(handle)?;
+        let schedule = schedule(handle)?;
+        check_expected(&schedule, expected)?;
+        pending(handle, &schedule)?;
+        self.swap(handle, schedule, spec, wish, "deploy")
     }
 
-    /// Goes back to the version before the one in force: as if it had never been, while nothing depends on it, else as a
-    /// deployment of its own.
+    /// Goes back to the version before the one in force: as if that had never been, while nothing depends on it, else as a
+    /// swap of its own, also while the version before is still needed.
     ///
     /// # Errors
     /// As [`deploy`](Control::deploy); also if there is nothing to go back to.
@@ -48,36 +52,53 @@ impl Control {
         expected: Option<u32>,
     ) -> Result<Arc<Operation>, Refusal> {
         let _one = handle.changing.try_lock().map_err(|_| busy(&handle.name))?;
+        nothing_waits(handle)?;
         let schedule = schedule(handle)?;
         check_expected(&schedule, expected)?;
-        if schedule.pending().is_some() {
-            let change = |operation| match suspended(handle) {
-                true => Command::Again(Again { change: Change::Strike(wish), operation }),
-                false => Command::Strike(operation, wish),
-            };
-            return waited(self.hand_over(handle, "rollback", change)?);
-        }
         let Some(previous) = schedule.previous() else {
             let message = format!(
-                "pipeline `{}` has had no other version: there is nothing to go back to",
+                "pipeline `{}` has had no other version that was not rolled back from: there is nothing to go back to",
                 handle.name
             );
             return Err(Refusal::new(RefusalKind::NotFound, message));
         };
-        self.deploy_now(handle, &previous.rule.clone(), wish, expected, "rollback")
+        let (spec, back_to) = (previous.rule.clone(), Some(Schedule::back_to(previous)));
+        let wish = Wish { back_to, ..wish };
+        if let Some(newest) = schedule.pending().map(|d| d.scheduled.version) {
+            let operation = match suspended(handle) {
+                true => {
+                    let change = Change::Back(spec, wish);
+                    let again = |operation| Command::Again(Again { change, operation });
+                    return waited(self.hand_over(handle, "rollback", again)?);
+                }
+                false => {
+                    let strike = |operation| Command::Strike(operation, wish.clone(), newest);
+                    waited(self.hand_over(handle, "rollback", strike)?)
+                }
+            };
+            match operation {
+                Err(r) if r.kind == RefusalKind::Passed => {}
+                done => return done,
+            }
+            if !schedule.has_room() {
+                return Err(Refusal::new(
+                    RefusalKind::Pending,
+                    "earlier rollbacks are not settled yet: wait until fewer versions are live",
+                ));
+            }
+        }
+        self.swap(handle, schedule, &spec, wish, "rollback")
     }
 
-    fn deploy_now(
+    /// Hands the rule over as the one that follows the newest of the schedule.
+    fn swap(
         &self,
         handle: &Arc<Handle>,
+        mut schedule: Schedule,
         spec: &RuleSpec,
         wish: Wish,
-        expected: Option<u32>,
         kind: &'static str,
     ) -> Result<Arc<Operation>, Refusal> {
-        let mut schedule = schedule(handle)?;
-        check_expected(&schedule, expected)?;
-        pending(handle, &schedule)?;
         let rule = LoadedRule::stored(spec, &self.components, &self.sandbox).map_err(|e| {
             Refusal::new(if e.host { RefusalKind::Host } else { RefusalKind::Unfit }, e.message)
         })?;
@@ -95,18 +116,20 @@ impl Control {
             let instance = rule.instance(&schedule.layout, &running.budget, &handle.progress);
             instances.push(instance.map_err(host)?);
         }
-        if let Some(before) = running.rules.last().filter(|_| wish.policy == Policy::Migrate) {
-            migrates(before, &rule)?;
-            if before.description.state.version != rule.description.state.version {
+        if wish.policy == Policy::Migrate {
+            running.rules.iter().try_for_each(|before| migrates(before, &rule))?;
+            let trial = Trial::new(&schedule, &running.rules, &rule);
+            if trial.is_needed() {
                 // What it fails at here is not held against it later.
                 let budget = Arc::new(running.budget.anew());
-                let trial = rule.instance(&schedule.layout, &budget, &handle.progress).map_err(host)?;
-                try_states(handle, &running, before, trial)?;
+                let instance = rule.instance(&schedule.layout, &budget, &handle.progress).map_err(host)?;
+                try_states(handle, &running, trial, instance)?;
             }
         }
+        let follows = schedule.newest().map(|d| d.scheduled.version).unwrap_or_default();
         let (rule, layout) = (Arc::new(rule), schedule.layout);
         self.hand_over(handle, kind, |operation| {
-            Command::Deploy(Box::new(Deploy { rule, layout, instances, wish, operation }))
+            Command::Deploy(Box::new(Deploy { rule, layout, instances, wish, follows, operation }))
         })
     }
 
@@ -119,7 +142,10 @@ impl Control {
     ) -> Result<Arc<Operation>, Refusal> {
         let operation = self.begin(&handle.name, kind);
         match handle.send(change(operation.clone())) {
-            Ok(()) => Ok(operation),
+            Ok(()) => {
+                *lock(&handle.under_way) = Some(operation.clone());
+                Ok(operation)
+            }
             Err(refused) => {
                 operation.end(Standing::Refused(refused.clone()));
                 Err(refused)
@@ -130,6 +156,20 @@ impl Control {
 
 fn busy(name: &str) -> Refusal {
     Refusal::new(RefusalKind::Pending, format!("another change of pipeline `{name}` is under way: try again"))
+}
+
+/// Refuses while a change that was accepted has not come to its end: what is committed says nothing of it yet.
+fn nothing_waits(handle: &Handle) -> Result<(), Refusal> {
+    match &*lock(&handle.under_way) {
+        Some(o) if o.standing() == Standing::Waiting => {
+            let message = format!(
+                "operation {} of pipeline `{}` waits for the next barrier: look at what became of it, then try again",
+                o.id, handle.name
+            );
+            Err(Refusal::new(RefusalKind::Pending, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Waits until the change is made or refused; one that takes longer goes on.
@@ -187,17 +227,40 @@ pub(crate) fn migrates(before: &LoadedRule, after: &LoadedRule) -> Result<(), Re
     })
 }
 
-/// What migrating some states found.
-#[derive(Default)]
+/// What migrating the states of open sessions found.
 pub(crate) struct Trial {
+    /// The form of the states of each live version, where it is another than the new rule's.
+    forms: Vec<(Version, u32)>,
     failed: u64,
     keys: Vec<String>,
     first: String,
 }
 
 impl Trial {
+    /// Of a rule that is to follow live ones.
+    pub(crate) fn new(schedule: &Schedule, live: &[Arc<LoadedRule>], rule: &LoadedRule) -> Trial {
+        let form = |r: &LoadedRule| r.description.state.version;
+        // What is committed may still have an older version that the pipeline has just let go: the newest is the same.
+        let versions = schedule.live().rev().map(|d| d.scheduled.version);
+        let forms = versions.zip(live.iter().rev().map(|r| form(r)));
+        let forms = forms.filter(|(_, of)| *of != form(rule)).collect();
+        Trial { forms, failed: 0, keys: Vec::new(), first: String::new() }
+    }
+
+    /// Whether there may be states of another form.
+    pub(crate) fn is_needed(&self) -> bool {
+        !self.forms.is_empty()
+    }
+
     /// Migrates these states and forgets what comes out.
-    pub(crate) fn of(&mut self, rule: &mut dyn SessionRule, from: u32, states: &[LiveState]) {
+    pub(crate) fn of(&mut self, rule: &mut dyn SessionRule, states: &[LiveState]) {
+        for (version, form) in self.forms.clone() {
+            let some: Vec<&LiveState> = states.iter().filter(|s| s.version == version).collect();
+            self.some(rule, form, &some);
+        }
+    }
+
+    fn some(&mut self, rule: &mut dyn SessionRule, from: u32, states: &[&LiveState]) {
         let bytes: Vec<&[u8]> = states.iter().map(|s| s.state.as_slice()).collect();
         for (state, migrated) in states.iter().zip(rule.migrate(from, &bytes)) {
             let Err(why) = migrated else { continue };
@@ -230,20 +293,19 @@ impl Trial {
 }
 
 /// Tries to migrate the state of every open session, a few thousand at a time, while events flow. What changes meanwhile is
-/// not tried again: a state that fails at the swap itself closes its session as a fault.
+/// not tried again: a state that fails at the swap itself closes its session as a fault, which counts against the budget.
 fn try_states(
     handle: &Handle,
     running: &Running,
-    before: &LoadedRule,
+    mut trial: Trial,
     mut after: Box<dyn SessionRule>,
 ) -> Result<(), Refusal> {
-    let mut trial = Trial::default();
     for lane in 0..running.lanes {
         let mut from = Some(0);
         while let Some(at) = from {
             let some = handle.ask(|reply| Command::States { lane, from: at, reply })?;
             let some = some.map_err(|why| Refusal::new(RefusalKind::Host, why))?;
-            trial.of(after.as_mut(), before.description.state.version, &some.states);
+            trial.of(after.as_mut(), &some.states);
             from = some.next;
         }
     }

@@ -27,6 +27,7 @@ use std::time::Duration;
 use tidemill_engine::key::KeyForm;
 use tidemill_engine::lane::{KeyLook, LiveState};
 use tidemill_engine::rule::SessionRule;
+use tidemill_engine::versions::Version;
 
 /// Requests that wait for one pipeline: people ask, not programs in loops.
 const COMMANDS_MAX: usize = 16;
@@ -89,6 +90,8 @@ pub(crate) struct Handle {
     shown: Mutex<Shown>,
     /// One change at a time.
     changing: Mutex<()>,
+    /// The change that was handed over last.
+    under_way: Mutex<Option<Arc<Operation>>>,
 }
 
 struct Shown {
@@ -114,8 +117,8 @@ pub(crate) struct Running {
 pub(crate) enum Command {
     /// To take a version of the rule in at the next barrier.
     Deploy(Box<Deploy>),
-    /// To take the newer of two live versions back.
-    Strike(Arc<Operation>, Wish),
+    /// To take the newest of several live versions back, which is this one.
+    Strike(Arc<Operation>, Wish, Version),
     /// Of a suspended pipeline: to start again.
     Again(Again),
     /// To read no more, or to go on.
@@ -141,8 +144,8 @@ pub(crate) enum Change {
     Resume(String),
     /// Another version; with the operation's kind.
     Deploy(RuleSpec, Wish, &'static str),
-    /// The newer of two live versions is taken back.
-    Strike(Wish),
+    /// The newest of several live versions is taken back; where that is too late, this rule follows it.
+    Back(RuleSpec, Wish),
 }
 
 /// Somebody who waits until an epoch is durable, and what they are told then. Where it never becomes so, because the
@@ -188,6 +191,8 @@ pub(crate) struct Deploy {
     pub(crate) instances: Vec<Box<dyn SessionRule>>,
     /// How it is wanted.
     pub(crate) wish: Wish,
+    /// The version in force that it was tried against, and is to follow.
+    pub(crate) follows: Version,
     /// Whom to tell.
     pub(crate) operation: Arc<Operation>,
 }
@@ -225,6 +230,8 @@ pub(crate) enum RefusalKind {
     Unfit,
     /// Two versions are live, or another change is under way.
     Pending,
+    /// Nothing can be taken back any more as if it had never been: that is a swap now.
+    Passed,
     /// The states of open sessions do not fit.
     Incompatible,
     /// The deployment is no more the one that was looked at.
@@ -309,6 +316,7 @@ impl Handle {
             queue,
             shown,
             changing: Mutex::default(),
+            under_way: Mutex::default(),
         }
     }
 

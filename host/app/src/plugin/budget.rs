@@ -192,6 +192,11 @@ impl Warden {
     /// A call failed. Whether nothing more is to be asked.
     pub(crate) fn failed(&self, fault: &sandbox::Fault) -> bool {
         self.meter.faults.fetch_add(1, Ordering::Relaxed);
+        self.failed_in_search(fault)
+    }
+
+    /// The same of a call that is made again with less, so that a fault is what is found in the end.
+    pub(crate) fn failed_in_search(&self, fault: &sandbox::Fault) -> bool {
         match fault.kind {
             FaultKind::Panic(_) | FaultKind::Trap(_) | FaultKind::Memory { .. } => {
                 self.meter.traps.fetch_add(1, Ordering::Relaxed);
@@ -236,6 +241,18 @@ impl Warden {
 impl Faults for Warden {
     fn found(&mut self, fault: &rule::Fault) -> bool {
         Warden::found(self, &fault.message)
+    }
+
+    /// The trial at the deployment had no such state: somebody has to hear of it.
+    fn was_unfit(&mut self, why: &str) {
+        self.meter.faults.fetch_add(1, Ordering::Relaxed);
+        Warden::found(self, why);
+        let Identity { name, version, .. } = &*self.who;
+        let line = format!(
+            "a session has ended as `plugin_fault`: {name} ({version}) could not migrate its state, which was not yet so when \
+             the version was tried: {why}"
+        );
+        self.progress.keep(crate::journal::Level::Error, &line);
     }
 }
 

@@ -328,7 +328,9 @@ fn make(
     let component =
         Component::load(&engine, bytes, cache.as_ref()).map_err(|e| of_file(e.to_string(), e.is_host()))?;
     if component.world() != world {
-        let message = format!("is a {}, and `{wanted_by}` wants a {world}", component.world());
+        let of =
+            |world: World| if world == World::Enricher { "an enricher".into() } else { format!("a {world}") };
+        let message = format!("is {}, and `{wanted_by}` wants {}", of(component.world()), of(world));
         return Err(unfit(message, Part::Use));
     }
     let plugin = component.configure(&config.to_string()).map_err(|e| match e {

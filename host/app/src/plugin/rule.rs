@@ -84,7 +84,7 @@ impl PluginRule {
         let why = match answer.map(|words| read_states(words, states.len())) {
             Ok(Ok(migrated)) => return out.extend(migrated),
             Ok(Err(e)) => format!("the answer is no frame of states: {e}"),
-            Err(f) if self.warden.failed(&f) => {
+            Err(f) if self.warden.failed_in_search(&f) => {
                 out.extend(states.iter().map(|_| Err(f.to_string())));
                 return;
             }

@@ -63,7 +63,14 @@ impl LoadedRule {
                     part: Part::File,
                     host: true,
                 })?;
-                let plugin = make(&bytes, config, World::Sessionizer, "session", sandbox)?;
+                let made = make(&bytes, config, World::Sessionizer, "session", sandbox);
+                // Nobody has named a place in a file: the message says itself what it is about.
+                let plugin = made.map_err(|e| match e.part {
+                    Part::Use | Part::Config(_) => {
+                        Unfit { message: format!("plugin `{name}` {}", e.message), ..e }
+                    }
+                    Part::File => Unfit { message: format!("plugin `{name}`: {}", e.message), ..e },
+                })?;
                 Ok(LoadedRule::component(spec.clone(), name, plugin))
             }
         }

@@ -170,7 +170,7 @@ impl Committer<'_> {
 
     fn commit(&mut self, sealed: Sealed, mut parts: Vec<LaneEpoch>) -> Result<Meta, RunError> {
         let Sealed { mut meta, mut letters, rule, told, mut changed, image } = sealed;
-        self.note_settled(&meta, &parts);
+        self.note_settled(&parts);
         let mut rows = Vec::new();
         // After the reader's end no lane has anything more to say.
         if !parts.is_empty() {
@@ -277,17 +277,17 @@ impl Committer<'_> {
         Ok(meta)
     }
 
-    /// Once every lane has said of the newer of two versions that nothing stands before its place, the older can go.
-    fn note_settled(&mut self, meta: &Meta, parts: &[LaneEpoch]) {
-        let Some(newer) = meta.schedule.pending() else { return };
-        let number = u64::from(newer.scheduled.version.0) + 1;
+    /// Once every lane has said of the newest of several versions that nothing stands before its place, the others can go.
+    fn note_settled(&mut self, parts: &[LaneEpoch]) {
         for (settled, part) in self.settled_lanes.iter_mut().zip(parts) {
-            if part.settled {
-                *settled = number;
+            if let Some(version) = part.settled {
+                *settled = u64::from(version.0) + 1;
             }
         }
-        if self.settled_lanes.iter().all(|s| *s == number) {
-            self.settled.store(number, Ordering::Relaxed);
+        if let Some((number, others)) = self.settled_lanes.split_first()
+            && others.iter().all(|s| s == number)
+        {
+            self.settled.store(*number, Ordering::Relaxed);
         }
     }
 

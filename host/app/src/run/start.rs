@@ -19,6 +19,8 @@ use tidemill_engine::versions::{Policy, Scheduled};
 
 /// How the audit calls a version that comes into force, unless it is a rollback.
 const DEPLOY: &str = "deploy";
+/// And if it is one.
+const ROLLBACK: &str = "rollback";
 
 /// What a pipeline starts with.
 pub(super) struct Start {
@@ -32,10 +34,10 @@ pub(super) struct Start {
     pub(super) entries: Vec<Entry>,
     /// The version that comes into force at this start.
     pub(super) changed: Option<Scheduled>,
-    /// The newer of two versions is taken back at this start.
+    /// The newest of several versions is taken back at this start.
     struck: bool,
-    /// The form of states that the version of this start has to take over.
-    trial: Option<u32>,
+    /// The states that the version of this start has to take over.
+    trial: Option<Trial>,
 }
 
 /// Decides. `file` is what the config file says of the rule, as the fingerprint has it.
@@ -55,8 +57,8 @@ pub(super) fn decide(
         struck: false,
         trial: None,
     };
-    if let Some(Change::Strike(wish)) = change {
-        start.mark_struck(job, meta, wish)?;
+    if let Some(Change::Back(_, wish)) = change {
+        start.mark_struck(job, meta, wish);
     }
     let wanted = Arc::new(wanted);
     for deployment in start.schedule.live() {
@@ -73,12 +75,17 @@ pub(super) fn decide(
         drain_max_ms: DRAIN_MAX_MS,
         by: "config".into(),
         message: message.into(),
+        back_to: None,
     };
     let keep = || bytes.map_or(Ok(()), |bytes| job.control.components.keep(&bytes).map(drop));
     match change {
         Some(Change::Deploy(spec, wish, kind)) => {
             let loaded = Arc::new(stored(job, spec)?);
             start.swap(job, meta, loaded, wish, kind)?;
+        }
+        Some(Change::Back(spec, wish)) if !start.struck => {
+            let loaded = Arc::new(stored(job, spec)?);
+            start.swap(job, meta, loaded, wish, ROLLBACK)?;
         }
         _ if start.rules.is_empty() => {
             keep()?;
@@ -119,17 +126,18 @@ fn stored(job: Job<'_>, spec: &RuleSpec) -> Result<LoadedRule, RunError> {
 
 impl Start {
     /// Tries the states of open sessions with the version that comes into force, now that the lanes have both.
-    pub(super) fn try_states(&self, job: Job<'_>, lanes: &mut [Lane]) -> Result<(), RunError> {
-        let (Some(version), Some(rule), Some(newer)) = (self.trial, self.rules.last(), &self.changed) else {
+    pub(super) fn try_states(&mut self, job: Job<'_>, lanes: &mut [Lane]) -> Result<(), RunError> {
+        let (Some(mut found), Some(rule), Some(newer)) =
+            (self.trial.take(), self.rules.last(), &self.changed)
+        else {
             return Ok(());
         };
         let budget = Arc::new(Budget::new(job.pipeline.limits.faults));
         let trial = rule.instance(&self.schedule.layout, &budget, job.progress);
         let mut trial = trial.map_err(RunError::Failed)?;
-        let mut found = Trial::default();
         for lane in lanes {
             let states = lane.states(0..lane.slots(), newer.from.minus(1));
-            found.of(trial.as_mut(), version, &states.map_err(|e| RunError::Failed(e.to_string()))?);
+            found.of(trial.as_mut(), &states.map_err(|e| RunError::Failed(e.to_string()))?);
         }
         found.result().map_err(|r| refused(&job.pipeline.name, &r))
     }
@@ -198,19 +206,18 @@ impl Start {
         action: &str,
     ) -> Result<(), RunError> {
         let name = &job.pipeline.name;
-        if let Some(newer) = self.schedule.pending() {
+        let may_follow = wish.back_to.is_some() && self.schedule.has_room();
+        if let Some(newer) = self.schedule.pending().filter(|_| !may_follow) {
             return Err(RunError::Conflict(format!(
                 "pipeline `{name}`: the rule cannot change while two versions are live: nothing may stand before event time \
                  {} any more (put the earlier line back for so long)",
                 newer.scheduled.from.ms()
             )));
         }
-        if let Some(before) = self.rules.last().filter(|_| wish.policy == Policy::Migrate) {
-            migrates(before, &rule).map_err(|r| refused(name, &r))?;
-            let version = before.description.state.version;
-            if version != rule.description.state.version {
-                self.trial = Some(version);
-            }
+        if wish.policy == Policy::Migrate {
+            let fits = self.rules.iter().try_for_each(|before| migrates(before, &rule));
+            fits.map_err(|r| refused(name, &r))?;
+            self.trial = Some(Trial::new(&self.schedule, &self.rules, &rule)).filter(Trial::is_needed);
         }
         let greatest = meta.map_or(EventTime::BEGINNING, |m| m.greatest.max(m.watermark));
         let from = greatest.plus(1);
@@ -227,23 +234,17 @@ impl Start {
         Ok(())
     }
 
-    fn mark_struck(&mut self, job: Job<'_>, meta: Option<&Meta>, wish: &Wish) -> Result<(), RunError> {
+    /// Marks that the newest version is taken back, if B has not reached its place.
+    fn mark_struck(&mut self, job: Job<'_>, meta: Option<&Meta>, wish: &Wish) {
         let frontier = meta.map_or(EventTime::BEGINNING, |m| m.watermark).minus(job.pipeline.lateness_ms);
-        match self.schedule.pending() {
-            Some(newer) if frontier < newer.scheduled.from => {
-                self.entries.push(Entry {
-                    at_ms: now_ms(),
-                    by: wish.by.clone(),
-                    action: "rollback".into(),
-                    what: format!("{} taken back: {}", newer.scheduled.plugin, wish.message),
-                });
-                self.struck = true;
-                Ok(())
-            }
-            _ => Err(RunError::Refused(format!(
-                "pipeline `{}`: the newer version cannot be taken back any more",
-                job.pipeline.name
-            ))),
+        if let Some(newer) = self.schedule.pending().filter(|d| frontier < d.scheduled.from) {
+            self.entries.push(Entry {
+                at_ms: now_ms(),
+                by: wish.by.clone(),
+                action: ROLLBACK.into(),
+                what: format!("{} taken back: {}", newer.scheduled.plugin, wish.message),
+            });
+            self.struck = true;
         }
     }
 }

@@ -74,7 +74,7 @@ fn wait(job: Job<'_>) -> Option<Again> {
             }
             // What needs a running pipeline has lost it just now: whoever asked hears nothing and asks again.
             Some(Command::Deploy(d)) => d.operation.end(refused()),
-            Some(Command::Strike(operation, _)) => operation.end(refused()),
+            Some(Command::Strike(operation, ..)) => operation.end(refused()),
             Some(Command::Pause(..) | Command::States { .. } | Command::Look(..)) | None => {}
         }
     }

@@ -91,7 +91,7 @@ pub(super) fn next_visit(
     p: Pending,
     now: Now,
     lateness_ms: i64,
-    draining: Option<(Version, EventTime)>,
+    drained_by: impl Fn(Version) -> Option<EventTime>,
 ) -> EventTime {
     let mut due = EventTime::INFINITY;
     let folded = if p.direct { 0 } else { tail.snapshots.last().map_or(0, |s| s.rows) };
@@ -100,8 +100,7 @@ pub(super) fn next_visit(
     }
     let tip = tail.snapshots.last().map_or(base.as_ref(), |s| s.open.as_ref());
     if let Some(o) = tip {
-        let end = draining.filter(|(older, _)| o.version == *older).map(|(_, end)| end);
-        let t = o.next_timer().min(end.unwrap_or(EventTime::INFINITY));
+        let t = o.next_timer().min(drained_by(o.version).unwrap_or(EventTime::INFINITY));
         due = due.min(if t <= now.w { t.plus(lateness_ms) } else { t });
     }
     for c in tail.closed.iter().filter(|c| c.at != EventTime::INFINITY && !c.fixed_at(now.b)) {

@@ -63,7 +63,7 @@ pub(super) fn compare(
         settled: c.fixed_at(now.b),
     });
     let open = open.map(|o| View {
-        version: emit.versions.of_open(o.version, o.last),
+        version: emit.versions.of_open(o.version, o.first.time, o.last),
         first: &o.first,
         end: o.last,
         last_position: o.last_position,

@@ -2,6 +2,7 @@
 
 use crate::metrics::Totals;
 use crate::time::EventTime;
+use crate::versions::Version;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -87,8 +88,8 @@ pub struct LaneEpoch {
     pub dead: BTreeMap<String, u64>,
     /// What the rule's own metrics have grown by.
     pub metrics: Totals,
-    /// While two versions are live: nothing stands before the newer one's place any more, so the older can go.
-    pub settled: bool,
+    /// The newest of several live versions, if nothing stands before its place any more: the others can go.
+    pub settled: Option<Version>,
 }
 
 /// The rule failed at a key. The pipeline cannot go on with it.

@@ -17,6 +17,8 @@ use std::ops::Range;
 pub struct LiveState {
     /// The key, as rows show it.
     pub key: String,
+    /// The version that has it.
+    pub version: Version,
     /// The rule's own bytes.
     pub state: Vec<u8>,
     /// Pending timers.
@@ -84,12 +86,13 @@ impl Lane {
         }
         let mut results = std::mem::take(&mut self.results);
         self.versions.call(&self.turns, &self.carried, &mut results);
-        for (slot, r) in asked.iter().zip(&results.turns) {
+        for (n, (slot, r)) in asked.iter().zip(&results.turns).enumerate() {
             let key = || self.config.key_form.display(&self.entries[*slot as usize].state.key).into_owned();
             match &r.fault {
                 Some(f) => return Err(LaneFault { key: key(), message: f.message.clone() }),
                 None if r.end.first.is_some() => found.push(LiveState {
                     key: key(),
+                    version: self.versions.answered(n).after,
                     state: results.bytes[r.end.state.range()].to_vec(),
                     timers: results.timers[r.end.timers.range()].to_vec(),
                 }),

@@ -23,16 +23,17 @@ pub(super) struct Settling {
 
 impl Lane {
     /// Puts a newer version beside the one in force, right after a barrier. Its place must lie after everything that the lane
-    /// has seen, and only one version may be live. `layout` names the fields of extensions from now on: those so
+    /// has seen, and only one version may be live, or a few, if it takes a swap back that is not settled. `layout` names the fields of extensions from now on: those so
     /// far, and behind them what the newer version wants besides.
     pub fn deploy(&mut self, scheduled: Scheduled, rule: Box<dyn SessionRule>, layout: Vec<String>) {
-        debug_assert!(scheduled.from > self.watermark && self.versions.swap().is_none());
+        debug_assert!(scheduled.from > self.watermark && self.versions.has_room());
         self.versions.add(scheduled, rule);
         let known = self.totals.len();
         self.totals.extend(self.versions.metrics().iter().skip(known).map(Total::of));
         self.wants_key = self.versions.wants_key();
         self.config.layout = layout;
         self.settling = Settling::default();
+        self.unfit.clear();
     }
 
     /// Takes the newer version back, as if it had never been: only while B has not reached its place. What it has closed
@@ -65,20 +66,24 @@ impl Lane {
             self.schedule(slot, visit);
         }
         self.versions.strike();
+        self.settling = Settling::default();
+        self.unfit.clear();
         self.wants_key = self.versions.wants_key();
     }
 
-    /// Lets the older version go, once every lane of the pipeline has said that it is [settled](super::LaneEpoch::settled).
+    /// Lets all versions but the newest go, once every lane of the pipeline has said that it is
+    /// [settled](super::LaneEpoch::settled).
     pub fn retire(&mut self) {
         self.versions.retire();
+        self.unfit.clear();
         self.wants_key = self.versions.wants_key();
     }
 
-    /// The keys to look at in this barrier, if B has reached the swap at hand: with its place, and which is the older version.
+    /// The keys to look at in this barrier, if B has reached the swap at hand: with its place, and which is the newer version.
     pub(super) fn settling(&self, now: Now) -> Option<(Range<usize>, EventTime, Version)> {
-        let (older, newer) = self.versions.swap()?;
+        let (_, newer) = self.versions.swap()?;
         let keys = self.settling.next..(self.settling.next + SETTLE_KEYS).min(self.entries.len());
-        (now.b >= newer.from).then_some((keys, newer.from, older))
+        (now.b >= newer.from).then_some((keys, newer.from, newer.version))
     }
 
     /// Before the fold of a barrier: keys whose base lags behind B with events before S are folded again from base, so
@@ -87,10 +92,10 @@ impl Lane {
     pub(super) fn catch_up(&mut self, now: Now, slots: &mut Vec<u32>) {
         let Some((keys, at, _)) = self.settling(now) else { return };
         let before = slots.len();
-        let overdue = self.versions.draining().filter(|(_, end)| now.b >= *end).map(|(older, _)| older);
         for slot in keys {
             let e = &mut self.entries[slot];
-            if e.live && overdue.is_some() && e.state.base.as_ref().map(|o| o.version) == overdue {
+            let end = e.state.base.as_ref().and_then(|o| self.versions.drained_by(o.version));
+            if e.live && end.is_some_and(|end| now.b >= end) {
                 slots.push(slot as u32);
             }
             let Some(tail) = e.state.tail.as_deref_mut().filter(|_| e.live) else { continue };
@@ -107,14 +112,13 @@ impl Lane {
 
     /// After the fold of a barrier: migrates the bases that still stand before S, and says whether any key does.
     pub(super) fn settle(&mut self, now: Now) {
-        let Some((keys, at, older)) = self.settling(now) else { return };
+        let Some((keys, at, newer)) = self.settling(now) else { return };
         let migrates = self.versions.swap().is_some_and(|(_, newer)| newer.policy == Policy::Migrate);
-        let newer = self.versions.swap().map_or(older, |(_, newer)| newer.version);
         let mut lagging = Vec::new();
         for slot in keys.clone() {
             let e = &self.entries[slot];
             let waits = e.state.tail.as_deref().is_some_and(|t| t.rows.iter().any(|r| r.time < at));
-            let is_old = e.state.base.as_ref().is_some_and(|o| o.version == older);
+            let is_old = e.state.base.as_ref().is_some_and(|o| o.version < newer);
             if e.live && is_old && !waits && migrates {
                 lagging.push(slot as u32);
             } else if e.live && (waits || is_old) {
@@ -124,7 +128,7 @@ impl Lane {
         self.migrate_bases(&lagging, newer);
         self.settling.next = keys.end;
         if keys.end >= self.entries.len() {
-            self.out.settled = !self.settling.found;
+            self.out.settled = (!self.settling.found).then_some(newer);
             self.settling = Settling::default();
         }
     }
@@ -132,8 +136,8 @@ impl Lane {
     /// A base that cannot be migrated is visited: the turn across S says what becomes of the session.
     fn migrate_bases(&mut self, slots: &[u32], newer: Version) {
         let open = |s: &u32| self.entries[*s as usize].state.base.as_ref();
-        let states: Vec<(&[u8], &[Timer])> =
-            slots.iter().filter_map(open).map(|o| (&*o.state, &*o.timers)).collect();
+        let states: Vec<(Version, &[u8], &[Timer])> =
+            slots.iter().filter_map(open).map(|o| (o.version, &*o.state, &*o.timers)).collect();
         for (slot, migrated) in slots.iter().zip(self.versions.migrate(&states)) {
             let e = &mut self.entries[*slot as usize];
             if !e.touched {

@@ -119,7 +119,12 @@ impl Lane {
                 return Err(LaneFault { key, message: f.message });
             }
             let wanted = self.turns.turns[i].wanted;
-            self.absorb(*p, &r, self.versions.answered(i), &results, wanted, now);
+            let by = self.versions.answered(i);
+            // Folded again, it is still the same session.
+            if by.unfit && self.unfit.insert(self.entries[p.slot as usize].state.hash) {
+                self.versions.was_unfit();
+            }
+            self.absorb(*p, &r, by, &results, wanted, now);
         }
         self.results = results;
         self.pending = pending;
@@ -217,7 +222,8 @@ impl Lane {
         if tail.rows.is_empty() && !again {
             tail.counted = None;
         }
-        e.due = next_visit(&e.state.base, &tail, p, now, self.config.lateness_ms, self.versions.draining());
+        let drained_by = |v| self.versions.drained_by(v);
+        e.due = next_visit(&e.state.base, &tail, p, now, self.config.lateness_ms, drained_by);
         self.suffix_bytes = (self.suffix_bytes + tail.suffix_bytes()).saturating_sub(bytes_before);
         if tail.is_empty() {
             tail.clear();

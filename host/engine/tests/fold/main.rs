@@ -21,7 +21,7 @@ use tidemill_engine::metrics::{self, Totals};
 use tidemill_engine::outbox::{Outbox, Stage, Stages};
 use tidemill_engine::rule::SessionRule;
 use tidemill_engine::time::EventTime;
-use tidemill_engine::versions::{Policy, Version};
+use tidemill_engine::versions::{LIVE_MAX, Policy, Version};
 
 /// (key, time, id, type)
 type Event = (u8, i64, u8, u8);
@@ -40,7 +40,8 @@ enum Op {
     Restart,
     /// The other of two configs from here on; for cases with swaps only.
     Deploy(Policy, i64),
-    Rollback,
+    /// Back to the config before: struck out, or as a swap of its own.
+    Rollback(Policy, i64),
 }
 
 #[derive(Clone, Debug)]
@@ -72,7 +73,8 @@ fn case() -> impl Strategy<Value = Case> {
         1 => Just(Op::Restart),
         1 => (any::<bool>(), 1..15i64)
             .prop_map(|(d, max)| Op::Deploy(if d { Policy::Drain } else { Policy::Migrate }, max)),
-        1 => Just(Op::Rollback),
+        1 => (any::<bool>(), 1..15i64)
+            .prop_map(|(d, max)| Op::Rollback(if d { Policy::Drain } else { Policy::Migrate }, max)),
     ];
     let rule = (1..12i64, any::<bool>(), proptest::option::of(1..20i64), any::<bool>());
     let rude = prop_oneof![
@@ -211,7 +213,7 @@ impl World {
         self.log.push(state);
         self.uncommitted.clear();
         metrics::merge(&mut self.metrics, &out.metrics);
-        if out.settled {
+        if out.settled.is_some() {
             self.schedule.retire();
             self.lane.retire();
         }
@@ -254,15 +256,26 @@ impl World {
             return;
         }
         self.barrier(false, false);
+        self.swap(c, policy, max_ms);
+    }
+    fn swap(&mut self, c: &Case, policy: Policy, max_ms: i64) {
         let next = self.schedule.deploy(self.watermark.max(self.greatest).plus(1), policy, max_ms);
         let rule = rule(c, next.version);
         self.lane.deploy(next, rule, vec!["type".into()]);
     }
-    fn rollback(&mut self, c: &Case) {
-        if self.schedule.swap().is_some_and(|at| self.watermark.minus(c.lateness) < at) {
-            self.barrier(false, false);
-            self.schedule.strike();
-            self.lane.strike();
+    /// While a swap is at hand: before B has reached it, it never was; after that the config before comes back (SEMANTICS 22).
+    fn rollback(&mut self, c: &Case, policy: Policy, max_ms: i64) {
+        if self.schedule.swap().is_none() {
+            return;
+        }
+        self.barrier(false, false);
+        match self.schedule.swap() {
+            Some(at) if self.watermark.minus(c.lateness) < at => {
+                self.schedule.strike();
+                self.lane.strike();
+            }
+            Some(_) if self.schedule.live() < LIVE_MAX => self.swap(c, policy, max_ms),
+            _ => {}
         }
     }
     fn restart(&mut self, c: &Case) {
@@ -331,7 +344,7 @@ fn run(c: &Case) -> (Outcome, Outcome) {
             }
             Op::Restart => w.restart(c),
             Op::Deploy(policy, max) => w.deploy(c, *policy, *max),
-            Op::Rollback => w.rollback(c),
+            Op::Rollback(policy, max) => w.rollback(c, *policy, *max),
         }
     }
     w.barrier(false, true);

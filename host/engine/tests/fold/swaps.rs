@@ -37,14 +37,14 @@ impl Schedule {
         let first = live[0].clone();
         let history = self.all[..=self.retired].to_vec();
         let one = Versions::new(first.clone(), rule(first.version), Vec::new(), history);
-        match live.get(1) {
-            Some(newer) => one.with_newer(newer.clone(), rule(newer.version)),
-            None => one,
-        }
+        live[1..].iter().fold(one, |all, newer| all.with_newer(newer.clone(), rule(newer.version)))
+    }
+    pub(crate) fn live(&self) -> usize {
+        self.all.len() - self.retired
     }
     /// The place of the swap at hand.
     pub(crate) fn swap(&self) -> Option<EventTime> {
-        self.all[self.retired..].get(1).map(|s| s.from)
+        self.all[self.retired..][1..].last().map(|s| s.from)
     }
     pub(crate) fn deploy(&mut self, from: EventTime, policy: Policy, max_ms: i64) -> Scheduled {
         // Every other number is the other config.
@@ -61,7 +61,7 @@ impl Schedule {
         self.all.pop();
     }
     pub(crate) fn retire(&mut self) {
-        self.retired += 1;
+        self.retired = self.all.len() - 1;
     }
     /// What the row of an open session names.
     pub(crate) fn of_open(&self, start: i64, last: i64) -> &str {
@@ -94,20 +94,20 @@ impl Open {
     /// Where it ends unless an event comes before, and whether it was drained for so long that it had to.
     fn end(&self, schedule: &Schedule) -> (i64, bool) {
         let after = schedule.all[self.version + 1..].iter().take_while(|s| s.from.ms() <= self.due());
-        let drain = after.into_iter().find(|s| s.policy == Policy::Drain);
-        match drain.map(|s| s.drained_by.ms()).filter(|end| *end <= self.due()) {
-            Some(end) => (end, true),
-            None => (self.due(), false),
+        let mut end = i64::MAX;
+        for s in after {
+            match s.policy {
+                Policy::Drain => end = end.min(s.drained_by.ms()),
+                Policy::Migrate if end < s.from.ms() => break,
+                Policy::Migrate => end = i64::MAX,
+            }
         }
+        if end <= self.due() { (end, true) } else { (self.due(), false) }
     }
     /// Whose it is at `t`.
     fn go_on(&mut self, schedule: &Schedule, t: i64) {
-        while let Some(next) = schedule.all.get(self.version + 1).filter(|s| s.from.ms() <= t) {
-            if next.policy == Policy::Drain {
-                break;
-            }
-            self.version += 1;
-        }
+        let takes = |s: &Scheduled| s.from.ms() <= t && s.policy == Policy::Migrate;
+        self.version = self.version.max(schedule.all.iter().rposition(takes).unwrap_or(0));
     }
 }
 

@@ -8,24 +8,25 @@ use crate::control::{
     Command, Deploy, InForce, Operation, Refusal, RefusalKind, Running, Standing, State, Told,
 };
 use crate::journal::Level;
-use crate::meta::{AUDIT_MAX, Entry};
+use crate::meta::Entry;
 use crate::schedule::{Declared, Wish};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tidemill_engine::time::EventTime;
+use tidemill_engine::versions::Version;
 
 /// A change that waits for the next barrier.
 pub(super) enum Change {
     Deploy(Box<Deploy>),
-    Strike(Arc<Operation>, Wish),
+    Strike(Arc<Operation>, Wish, Version),
 }
 
 impl Change {
     fn operation(&self) -> &Arc<Operation> {
         match self {
             Change::Deploy(d) => &d.operation,
-            Change::Strike(operation, _) => operation,
+            Change::Strike(operation, ..) => operation,
         }
     }
 }
@@ -36,7 +37,9 @@ impl Reader<'_> {
         while let Some(command) = self.job.handle.asked() {
             match command {
                 Command::Deploy(d) => self.wish(Change::Deploy(d)),
-                Command::Strike(operation, wish) => self.wish(Change::Strike(operation, wish)),
+                Command::Strike(operation, wish, newest) => {
+                    self.wish(Change::Strike(operation, wish, newest));
+                }
                 Command::Again(again) => again.operation.end(Standing::Refused(refused(
                     RefusalKind::State,
                     "the pipeline runs again: try again",
@@ -87,7 +90,7 @@ impl Reader<'_> {
         while let Some(command) = self.job.handle.asked() {
             match command {
                 Command::Deploy(d) => waiting.push(d.operation),
-                Command::Strike(operation, _) => waiting.push(operation),
+                Command::Strike(operation, ..) => waiting.push(operation),
                 Command::Again(again) => waiting.push(again.operation),
                 // Whoever waits for another answer hears that there is none.
                 Command::Pause(..) | Command::States { .. } | Command::Look(..) => {}
@@ -121,24 +124,23 @@ impl Reader<'_> {
     pub(super) fn enter(&mut self, entry: Entry) {
         let (gap, what) = (if entry.what.is_empty() { "" } else { ": " }, &entry.what);
         self.job.progress.keep(Level::Info, &format!("{} by {}{gap}{what}", entry.action, entry.by));
-        if self.audit.len() >= AUDIT_MAX {
-            self.audit.remove(0);
-        }
-        self.audit.push(entry);
+        entry.enter(&mut self.audit);
     }
 
     /// Right after a barrier at `watermark`: makes the change that waits, and lets an older version go that nothing needs.
     pub(super) fn change_versions(&mut self, watermark: EventTime) -> Result<(), ()> {
         match self.change.take() {
             Some(Change::Deploy(d)) => self.deploy(*d, watermark)?,
-            Some(Change::Strike(operation, wish)) => self.strike(&operation, &wish, watermark)?,
+            Some(Change::Strike(operation, wish, newest)) => {
+                self.strike(&operation, &wish, newest, watermark)?;
+            }
             None => {}
         }
         let pending = self.schedule.pending().map(|d| d.scheduled.version);
         if pending.is_some_and(|v| u64::from(v.0) + 1 == self.out.settled.load(Ordering::Relaxed)) {
             self.send_all(|| ToLane::Retire)?;
             self.schedule.retire();
-            self.rules.remove(0);
+            self.rules.drain(..self.rules.len().saturating_sub(1));
             self.changed = true;
             let what = self.schedule.newest().map(|d| d.scheduled.plugin.clone()).unwrap_or_default();
             self.note("tidemill", "settled", &format!("nothing stands before {what} any more"));
@@ -149,8 +151,14 @@ impl Reader<'_> {
 
     fn deploy(&mut self, d: Deploy, watermark: EventTime) -> Result<(), ()> {
         let begun = Instant::now();
-        let Deploy { rule, layout, instances, wish, operation } = d;
-        if self.schedule.pending().is_some() || instances.len() != self.out.lanes.len() {
+        let Deploy { rule, layout, instances, wish, follows, operation } = d;
+        // It was looked at, tried and laid out as what follows that one, and no other.
+        if !self.is_newest(follows) || instances.len() != self.out.lanes.len() {
+            operation.end(Standing::Refused(self.stale()));
+            return Ok(());
+        }
+        let may_follow = wish.back_to.is_some() && self.schedule.has_room();
+        if self.schedule.pending().is_some() && !may_follow {
             operation
                 .end(Standing::Refused(refused(RefusalKind::Pending, "two versions are live: try again")));
             return Ok(());
@@ -192,13 +200,33 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn strike(&mut self, operation: &Arc<Operation>, wish: &Wish, watermark: EventTime) -> Result<(), ()> {
+    fn is_newest(&self, version: Version) -> bool {
+        self.schedule.newest().is_some_and(|d| d.scheduled.version == version)
+    }
+
+    fn stale(&self) -> Refusal {
+        let now = self.schedule.newest().map_or(0, |d| d.scheduled.version.0);
+        let why =
+            format!("another deployment came in between: {now} is in force now; look at it, then try again");
+        refused(RefusalKind::Stale, why)
+    }
+
+    fn strike(
+        &mut self,
+        operation: &Arc<Operation>,
+        wish: &Wish,
+        newest: Version,
+        watermark: EventTime,
+    ) -> Result<(), ()> {
+        if !self.is_newest(newest) {
+            operation.end(Standing::Refused(self.stale()));
+            return Ok(());
+        }
         let begun = Instant::now();
         let frontier = watermark.minus(self.job.pipeline.lateness_ms);
         let Some(newer) = self.schedule.pending().filter(|d| frontier < d.scheduled.from).cloned() else {
-            let why = "event time has passed the place of the newer version: it is settled soon, then a rollback is a \
-                       deployment of its own";
-            operation.end(Standing::Refused(refused(RefusalKind::Pending, why)));
+            let why = "event time has passed the place of the newer version: going back is a swap of its own";
+            operation.end(Standing::Refused(refused(RefusalKind::Passed, why)));
             return Ok(());
         };
         self.send_all(|| ToLane::Strike)?;

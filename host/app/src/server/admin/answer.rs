@@ -87,9 +87,16 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
                 return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "slow", detail));
             }
         };
-        serde_json::from_slice(&bytes)
-            .map(Json)
-            .map_err(|e| Problem::bad_request(format!("the body is not what is taken here: {e}")))
+        let is_object = bytes.trim_ascii_start().first() == Some(&b'{');
+        let no_object = || Problem::bad_request("the body is no JSON object");
+        // A record of Rust is an array, too, for whoever reads it; here its fields have names.
+        if !is_object && bytes.trim_ascii() != b"null" {
+            return Err(no_object());
+        }
+        serde_json::from_slice(&bytes).map(Json).map_err(|e| match is_object {
+            true => Problem::bad_request(format!("the body is not what is taken here: {e}")),
+            false => no_object(),
+        })
     }
 }
 

@@ -6,6 +6,7 @@ use super::operations::Shown as ShownOperation;
 use super::pipelines::BY;
 use super::{Admin, blocking, refused};
 use crate::config::duration_ms;
+use crate::config::plan::Rule;
 use crate::control::Handle;
 use crate::schedule::{DRAIN_MAX_MS, RuleSpec, Wish};
 use crate::view::{DeploymentView, instant};
@@ -100,7 +101,7 @@ pub(super) struct Deployments {
 /// What operators did to a pipeline
 #[derive(Serialize, ToSchema)]
 pub(super) struct Audit {
-    /// Oldest first; the last 100 are kept.
+    /// Oldest first; the last 100 on versions are kept, and the last 40 on pauses.
     entries: Vec<AuditEntry>,
 }
 
@@ -181,7 +182,7 @@ fn wish(policy: PolicyWord, drain_max: Option<&str>, message: String) -> Result<
         Some(Ok(_)) => return Err(Problem::bad_request("`drain_max` must be longer than nothing")),
         Some(Err(why)) => return Err(Problem::bad_request(format!("`drain_max`: {why}"))),
     };
-    Ok(Wish { policy: policy.policy(), drain_max_ms, by: BY.to_owned(), message })
+    Ok(Wish { policy: policy.policy(), drain_max_ms, by: BY.to_owned(), message, back_to: None })
 }
 
 fn accepted(operation: &crate::control::Operation) -> Response {
@@ -255,18 +256,38 @@ pub(super) async fn deploy(
     let (now, _) = in_force(&handle)?;
     let expected = expected(&headers, &now, true)?;
     blocking(move || {
-        let version = admin.versions.get(&wanted.plugin, &wanted.version)?.ok_or_else(|| {
-            let (plugin, version) = (&wanted.plugin, &wanted.version);
+        let (plugin, version) = (&wanted.plugin, &wanted.version);
+        let kept = admin.versions.get(plugin, version)?.map(|v| v.digest);
+        let digest = kept.or_else(|| deployed_before(&handle, &format!("{plugin}@{version}")));
+        let digest = digest.ok_or_else(|| {
             Problem::not_found(format!(
                 "there is no {plugin}@{version}: bring it with `POST /api/v1/plugins`"
             ))
         })?;
         let config = wanted.config.unwrap_or_else(|| same_config(&handle, &wanted.plugin));
-        let spec = RuleSpec::Plugin { name: version.name, digest: version.digest, config: config.into() };
+        let name = admin.rule_name(&handle.name).unwrap_or(&wanted.plugin).to_owned();
+        let spec = RuleSpec::Plugin { name, digest, config: config.into() };
         let operation = admin.control.deploy(&handle, &spec, wish, expected).map_err(refused)?;
         Ok(accepted(&operation))
     })
     .await
+}
+
+impl Admin {
+    /// What the config calls the plugin of a pipeline's rule: so do metrics and messages, whichever version is in force.
+    fn rule_name(&self, pipeline: &str) -> Option<&str> {
+        match &self.plan.pipelines.iter().find(|p| p.name == pipeline)?.rule {
+            Rule::Plugin(named) => Some(&named.name),
+            Rule::Gap(_) => None,
+        }
+    }
+}
+
+/// The component of a version that the pipeline has had: the config's own are not brought by anybody.
+fn deployed_before(handle: &Handle, plugin: &str) -> Option<String> {
+    let committed = handle.committed()?;
+    let mut all = committed.meta.schedule.deployments.iter().rev();
+    all.find(|d| d.scheduled.plugin == plugin)?.scheduled.digest.clone()
 }
 
 /// The config of the version in force, if it is of this plugin.

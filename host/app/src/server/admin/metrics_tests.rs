@@ -143,7 +143,13 @@ fn lookup(m: &mut Meta) -> &mut LookupCounts {
 
 fn deployed(m: &mut Meta, _: &Handle) {
     let gap = GapRule { gap_ms: 1_000, inclusive: false, max_ms: None, start: None, end: None };
-    let wish = Wish { policy: Policy::Drain, drain_max_ms: 1, by: "admin".into(), message: String::new() };
+    let wish = Wish {
+        policy: Policy::Drain,
+        drain_max_ms: 1,
+        by: "admin".into(),
+        message: String::new(),
+        back_to: None,
+    };
     let config =
         GapConfig { gap_ms: 1_000, boundary: Boundary::Exclusive, max_ms: None, start: None, end: None };
     let description = Gap::new(&config).describe().clone();

@@ -159,7 +159,7 @@ fn refused(r: Refusal) -> Problem {
     let (status, kind) = match r.kind {
         RefusalKind::NotFound => (StatusCode::NOT_FOUND, "not-found"),
         RefusalKind::Unfit => (StatusCode::UNPROCESSABLE_ENTITY, "plugin"),
-        RefusalKind::Pending => (StatusCode::CONFLICT, "swap_pending"),
+        RefusalKind::Pending | RefusalKind::Passed => (StatusCode::CONFLICT, "swap_pending"),
         RefusalKind::Incompatible => (StatusCode::CONFLICT, "incompatible"),
         RefusalKind::State => (StatusCode::CONFLICT, "state"),
         RefusalKind::Stale => (StatusCode::PRECONDITION_FAILED, "stale"),
