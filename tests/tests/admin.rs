@@ -340,7 +340,9 @@ fn the_version_of_the_config_is_deployed_like_any_other() {
     configure(&case, "{ plugin = \"gap-sessions\" }");
     let host = start(&case);
     let at = "/api/v1/pipelines/visits/deployment";
-    let first = host.with("GET", at, &[], b"").is(200).json();
+    host.post(&event(1, "ann", START_MS));
+    host.wait("/api/v1/pipelines/visits", "/counters/events", &json!(1));
+    let first = host.get(at);
     let (name, version) = first["plugin"].as_str().unwrap().split_once('@').unwrap();
     // Nobody has brought it; with another config it is another deployment, and that shows.
     let wish = |config: &Value| json!({ "plugin": name, "version": version, "config": config }).to_string();

@@ -365,7 +365,10 @@ fn a_state_that_became_unfit_after_the_trial_is_a_fault_that_counts() {
             wait_for("the pipeline to be suspended", RUN_MAX, || {
                 (api.get(&path)["state"] == "suspended").then_some(())
             });
-            assert_eq!((metric(), said()), (Some(21.0), 21), "so many are too many");
+            // Those of the same barrier are found before it is abandoned.
+            let found = said();
+            assert!((21..=30).contains(&found), "{found}");
+            assert_eq!(metric(), Some(found as f64), "each once");
             let headers = [("content-type", "application/json"), ("if-match", "*")];
             let back = api.ended(api.ask("POST", &format!("{path}/rollback"), &headers, b"{}"));
             assert_eq!((&back["status"], &back["deployment"]), (&json!("in_force"), &json!(0)), "{back}");

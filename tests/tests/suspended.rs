@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
-use tidemill_tests::api::Api;
+use tidemill_tests::api::{Api, instant_ms};
 use tidemill_tests::model::{self, Format, Gap, Place, Row, Source, Unit};
 use tidemill_tests::plugins::{self, plugin};
 use tidemill_tests::{Case, Process, current, latest, same_table, wait_for};
@@ -227,18 +227,30 @@ fn a_mended_version_goes_on_with_all_that_was_accepted_meanwhile() {
 
 #[test]
 fn a_rollback_goes_on_with_all_that_was_accepted_meanwhile() {
-    for (settled, killed) in [(false, false), (false, true), (true, false), (true, true)] {
+    let stages = ["struck out", "drained", "settled"];
+    for (stage, killed) in stages.into_iter().flat_map(|s| [(s, false), (s, true)]) {
         let mut host = Host::new("hostile-sessions-2", "faults = 3");
         host.post(BAD, &calm("a", 0));
         host.taken(BAD);
         let (name, version) = host.api.upload(&plugin("hostile-sessions"));
-        host.api.ended(host.api.deploy("bad", &name, &version, &json!({}), "migrate"));
-        if settled {
+        let policy = if stage == "drained" { "drain" } else { "migrate" };
+        host.api.ended(host.api.deploy("bad", &name, &version, &json!({}), policy));
+        if stage != "struck out" {
+            // The same users go on, so that those who are drained stay so.
             host.post(BAD, &calm("s", 35));
-            host.api.settled("bad");
             host.taken(BAD);
         }
-        host.post(BAD, &poison("p", 80, 0..6));
+        match stage {
+            "settled" => host.api.settled("bad"),
+            "drained" => wait_for("event time to pass the swap", WAIT_MAX, || {
+                let shown = host.shown(BAD);
+                let at = instant_ms(&shown["deployments"][1]["from"]);
+                (instant_ms(&shown["watermark"]) > at).then_some(())
+            }),
+            _ => {}
+        }
+        // Somebody new, whom nothing drains.
+        host.post(BAD, &poison("p", 80, 10..16));
         host.state(BAD, "suspended");
         host.post(BAD, &calm("b", 90));
         if killed {
@@ -246,7 +258,7 @@ fn a_rollback_goes_on_with_all_that_was_accepted_meanwhile() {
             host.state(BAD, "suspended");
         }
         let done = host.rollback("migrate");
-        assert_eq!(done["status"], "in_force", "settled: {settled}, killed: {killed}: {done}");
+        assert_eq!(done["status"], "in_force", "{stage}, killed: {killed}: {done}");
         host.state(BAD, "running");
         let by_hand: Vec<String> =
             host.audit().into_iter().filter(|(_, by)| by == "admin").map(|(action, _)| action).collect();

@@ -276,7 +276,7 @@ mod tests {
             fields: Vec::new(),
             reasons: Vec::new(),
             timers: Vec::new(),
-            state: StateForm { rule: "p".into(), version: 1, from: Vec::new() },
+            state: StateForm { rule: "p".into(), version: 1, shape: String::new(), from: Vec::new() },
             metrics: Vec::new(),
             wants_key: false,
         };

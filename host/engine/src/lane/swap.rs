@@ -26,7 +26,9 @@ impl Lane {
     /// has seen, and only one version may be live, or a few, if it takes a swap back that is not settled. `layout` names the fields of extensions from now on: those so
     /// far, and behind them what the newer version wants besides.
     pub fn deploy(&mut self, scheduled: Scheduled, rule: Box<dyn SessionRule>, layout: Vec<String>) {
-        debug_assert!(scheduled.from > self.watermark && self.versions.has_room());
+        // Before the first event there is no time that has passed.
+        let is_later = scheduled.from > self.watermark || self.watermark == EventTime::BEGINNING;
+        debug_assert!(is_later && self.versions.has_room());
         self.versions.add(scheduled, rule);
         let known = self.totals.len();
         self.totals.extend(self.versions.metrics().iter().skip(known).map(Total::of));

@@ -181,6 +181,8 @@ impl Reader<'_> {
             reading: begun.elapsed(),
             folding: std::time::Duration::ZERO,
         };
+        // Where a lane has hung up, it is dropped, and whoever waits is told that.
+        let told = Told::Change(operation.clone(), in_force);
         for (lane, instance) in self.out.lanes.iter().zip(instances) {
             let message = ToLane::Deploy {
                 scheduled: scheduled.clone(),
@@ -193,7 +195,7 @@ impl Reader<'_> {
         }
         let what = format!("{} from event time {}: {}", scheduled.plugin, from.ms(), wish.message);
         self.note(&wish.by, operation.kind, &what);
-        self.told.push(Told::Change(operation, in_force));
+        self.told.push(told);
         self.rules.push(rule);
         self.changed = true;
         self.show_running();
@@ -229,7 +231,11 @@ impl Reader<'_> {
             operation.end(Standing::Refused(refused(RefusalKind::Passed, why)));
             return Ok(());
         };
-        self.send_all(|| ToLane::Strike)?;
+        if self.send_all(|| ToLane::Strike).is_err() {
+            operation
+                .end(Standing::Refused(refused(RefusalKind::State, "the pipeline has stopped: try again")));
+            return Err(());
+        }
         self.schedule.strike();
         self.rules.pop();
         self.budget.renew();
