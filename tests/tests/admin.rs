@@ -340,8 +340,8 @@ fn the_version_of_the_config_is_deployed_like_any_other() {
     configure(&case, "{ plugin = \"gap-sessions\" }");
     let host = start(&case);
     let at = "/api/v1/pipelines/visits/deployment";
-    host.post(&event(1, "ann", START_MS));
-    host.wait("/api/v1/pipelines/visits", "/counters/events", &json!(1));
+    // Before any event.
+    wait_for("its first epoch", ANSWER_MAX, || (host.with("GET", at, &[], b"").status == 200).then_some(()));
     let first = host.get(at);
     let (name, version) = first["plugin"].as_str().unwrap().split_once('@').unwrap();
     // Nobody has brought it; with another config it is another deployment, and that shows.
@@ -358,6 +358,8 @@ fn the_version_of_the_config_is_deployed_like_any_other() {
     host.wait(at, "/number", &json!(1));
     let now = host.get(at);
     assert_eq!((&now["digest"], &now["config"]), (&first["digest"], &json!({ "gap": "45s" })), "{now}");
+    host.post(&event(1, "ann", START_MS));
+    host.wait("/api/v1/pipelines/visits", "/counters/events", &json!(1));
     host.ends();
 }
 

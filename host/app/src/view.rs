@@ -75,7 +75,8 @@ pub(crate) struct CommittedView {
     /// Why it is suspended.
     #[schema(value_type = Option<Object>)]
     pub(crate) suspended: Option<Suspended>,
-    /// The versions of its rule that are live: one, or the older and the newer.
+    /// The versions of its rule that are live: one, or the older and the newer, and behind them those that rollbacks went back to
+    /// while that was not settled.
     pub(crate) deployments: Vec<DeploymentView>,
 }
 
