@@ -27,6 +27,7 @@ struct Host {
     case: Case,
     process: Process,
     api: Api,
+    starts: u64,
 }
 
 impl Host {
@@ -45,16 +46,24 @@ impl Host {
             format!("{{\"id\":\"1\",\"user\":\"ann\",\"ts\":{START_MS},\"type\":\"x\"}}\n").as_bytes(),
         );
         case.configure(&config);
-        let (process, api) = Host::start(&case);
-        Host { case, process, api }
+        let (process, api) = Host::start(&case, 1);
+        Host { case, process, api, starts: 1 }
     }
 
-    fn start(case: &Case) -> (Process, Api) {
+    fn restart(&mut self) {
+        self.starts += 1;
+        (self.process, self.api) = Host::start(&self.case, self.starts);
+    }
+
+    fn start(case: &Case, incarnation: u64) -> (Process, Api) {
         let path = |name: &str| case.path(name).to_str().unwrap().to_owned();
         let environment = [faults::preload(), ("FAULT_HOLD", path("hold")), ("FAULT_NOTE", path("note.txt"))];
         let process = case.start(&[], &environment);
         let api = Api::of(case, &process);
-        // Its row is there, so its epoch is durable, and no other follows.
+        // A start has an epoch of its own. Once that is durable and the row is there, no other follows.
+        wait_for("the start's epoch", WAIT_MAX, || {
+            (api.get(PIPELINE)["incarnation"].as_u64() == Some(incarnation)).then_some(())
+        });
         wait_for("ann's session", WAIT_MAX, || (case.has_table() && !case.table().is_empty()).then_some(()));
         (process, api)
     }
@@ -82,7 +91,7 @@ impl Host {
         file.set_len(synced.unwrap_or(0)).unwrap();
         let gone: [PathBuf; 2] = ["hold", "note.txt"].map(|name| self.case.path(name));
         gone.iter().for_each(|path| std::fs::remove_file(path).unwrap());
-        (self.process, self.api) = Host::start(&self.case);
+        self.restart();
     }
 
     fn history(&self) -> Vec<String> {
@@ -137,7 +146,7 @@ fn a_deployment_is_in_force_once_it_is_durable() {
     host.is_told(accepted);
     assert_eq!(host.history(), [first, &both]);
     host.process.kill();
-    (host.process, host.api) = Host::start(&host.case);
+    host.restart();
     assert_eq!(host.history(), [first, &both], "it was told");
 }
 
@@ -197,7 +206,7 @@ fn a_rollback_is_in_force_once_it_is_durable() {
     std::fs::remove_file(host.case.path("hold")).unwrap();
     assert_eq!(host.api.ended(asked.join().unwrap().unwrap())["status"], "in_force");
     host.process.kill();
-    (host.process, host.api) = Host::start(&host.case);
+    host.restart();
     assert!(host.history().contains(&struck), "it was told, and has not happened");
 }
 
@@ -218,6 +227,6 @@ fn a_pause_is_told_once_it_is_durable() {
     assert_eq!(state(&host.api), "running");
     let paused = host.api.ask("POST", &format!("{PIPELINE}/pause"), &[], b"").is(200);
     host.process.kill();
-    (host.process, host.api) = Host::start(&host.case);
+    host.restart();
     assert_eq!((state(&host.api), host.audit().pop()), (json!("paused"), Some("pause".into())), "{paused:?}");
 }
