@@ -20,9 +20,11 @@ use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tidemill_engine::outbox::{Outbox, Revision, SessionRow, Stage, Stages};
 
+/// How often a lock is tried that SQLite does not wait for.
+const LOCK_PACE: Duration = Duration::from_millis(5);
 /// How long a statement waits for another program's lock.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 
@@ -81,7 +83,7 @@ impl SqliteSink {
         let err = |e| classify(&self.path, self.busy_wait, &e);
         let db = Connection::open(&self.path).map_err(err)?;
         db.busy_timeout(self.busy_wait).map_err(err)?;
-        let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |r| r.get(0)).map_err(err)?;
+        let mode = self.write_ahead(&db).map_err(err)?;
         if mode != "wal" {
             return Err(ConnectError::Config(format!(
                 "{}: SQLite cannot keep a write-ahead log here (a network file system?); choose a local path",
@@ -91,6 +93,23 @@ impl SqliteSink {
         // FULL: an epoch that was confirmed survives a power cut.
         db.execute_batch("PRAGMA synchronous = FULL").map_err(err)?;
         Ok(db)
+    }
+
+    /// Sets the journal's mode; what it is now. SQLite does not wait here for whoever does the same in that moment, as the sink
+    /// of another pipeline in the same file does.
+    fn write_ahead(&self, db: &Connection) -> rusqlite::Result<String> {
+        let begun = Instant::now();
+        loop {
+            match db.query_row("PRAGMA journal_mode = WAL", [], |r| r.get(0)) {
+                Err(e)
+                    if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                        && begun.elapsed() < self.busy_wait =>
+                {
+                    std::thread::sleep(LOCK_PACE);
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Takes the fence and returns the epoch that the cursor row holds.

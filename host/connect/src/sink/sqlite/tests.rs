@@ -441,3 +441,27 @@ fn epochs_of_a_fold_may_come_again_and_in_any_order() {
     }
     assert!(retracted > 10, "{retracted} retracted rows prove nothing");
 }
+
+#[test]
+fn sinks_of_several_pipelines_open_one_new_file_at_once() {
+    for round in 0..20 {
+        let dir = TempDir::new().unwrap();
+        let gate = std::sync::Barrier::new(6);
+        std::thread::scope(|scope| {
+            for n in 0..6 {
+                let (dir, gate) = (&dir, &gate);
+                scope.spawn(move || {
+                    let s = SqliteSink::new(
+                        dir.path().join("s.db"),
+                        format!("t{n}"),
+                        format!("p{n}"),
+                        "s".into(),
+                        Stages::ALL,
+                    );
+                    gate.wait();
+                    s.connect().map(drop).unwrap_or_else(|e| panic!("round {round}: {e}"));
+                });
+            }
+        });
+    }
+}
