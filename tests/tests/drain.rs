@@ -32,6 +32,41 @@ fn append(case: &Case, lines: &[Timed]) {
     file.write_all(&file_of(lines)).unwrap();
 }
 
+/// Somebody who never falls silent, among others who come and go; out of order.
+fn traffic(seed: u64, events: u64, clicks: i64) -> Vec<Timed> {
+    let mut lines = Shop { seed, events, users: 80, step_ms: 50, invalid_every: 0 }.lines();
+    for n in 0..clicks {
+        let ts = START_MS + 2_000 * n;
+        let line = format!("{{\"id\":\"b{n}\",\"user\":\"busy\",\"ts\":{ts},\"type\":\"view\"}}");
+        lines.push(Timed { time: ts, line });
+    }
+    lines.sort_by_key(|l| l.time);
+    delayed(&lines, seed, 1_999, true)
+}
+
+/// A pipeline with the first version of the rule, and the beginning of its log.
+fn case_with(lines: &[Timed]) -> Case {
+    let mut config = Config::new(source(), Gap::of_seconds(1, true));
+    config.session = Session::Plugin(Plugin::new("swap-sessions", "gap = \"5s\""));
+    config.epoch = "50ms".into();
+    config.listen = Some("127.0.0.1:0".into());
+    let case = Case::new();
+    append(&case, lines);
+    case.configure(&config);
+    case
+}
+
+/// Waits until all is read and every session is final, and stops the host.
+fn finish(case: &Case, process: Process, api: &Api, events: usize) {
+    wait_for("every session to be final", WAIT_MAX, || {
+        let shown = api.get(PIPELINE);
+        let all = shown["counters"]["events"] == events && shown["live_keys"] == 0;
+        (all && case.table().iter().all(|s| s.stage != "early")).then_some(())
+    });
+    process.terminate();
+    process.outcome(WAIT_MAX).exits(0);
+}
+
 fn start(case: &Case, events: usize) -> (Process, Api) {
     let process = case.start(&[], &[]);
     let api = Api::of(case, &process);
@@ -45,23 +80,10 @@ fn start(case: &Case, events: usize) -> (Process, Api) {
 #[test]
 fn a_rollback_comes_at_once_although_sessions_are_still_drained() {
     for (policy, killed) in [("migrate", false), ("migrate", true), ("drain", false), ("drain", true)] {
-        let mut lines = Shop { seed: 22, events: 9_000, users: 80, step_ms: 50, invalid_every: 0 }.lines();
-        for n in 0..225 {
-            let ts = START_MS + 2_000 * n;
-            let line = format!("{{\"id\":\"b{n}\",\"user\":\"busy\",\"ts\":{ts},\"type\":\"view\"}}");
-            lines.push(Timed { time: ts, line });
-        }
-        lines.sort_by_key(|l| l.time);
-        let lines = delayed(&lines, 22, 1_999, true);
+        let lines = traffic(22, 9_000, 225);
         let (before, after) = lines.split_at(lines.len() / 3);
         let (between, after) = after.split_at(after.len() / 2);
-        let mut config = Config::new(source(), Gap::of_seconds(1, true));
-        config.session = Session::Plugin(Plugin::new("swap-sessions", "gap = \"5s\""));
-        config.epoch = "50ms".into();
-        config.listen = Some("127.0.0.1:0".into());
-        let case = Case::new();
-        append(&case, before);
-        case.configure(&config);
+        let case = case_with(before);
         let (mut process, mut api) = start(&case, before.len());
         let (name, version) = api.upload(&plugin("swap-sessions-2"));
         let from = |operation: &Value| {
@@ -91,13 +113,7 @@ fn a_rollback_comes_at_once_although_sessions_are_still_drained() {
             (process, api) = start(&case, lines.len());
         }
         api.settled("visits");
-        wait_for("every session to be final", WAIT_MAX, || {
-            let shown = api.get(PIPELINE);
-            let all = shown["counters"]["events"] == lines.len() && shown["live_keys"] == 0;
-            (all && case.table().iter().all(|s| s.stage != "early")).then_some(())
-        });
-        process.terminate();
-        process.outcome(WAIT_MAX).exits(0);
+        finish(&case, process, &api, lines.len());
         let of = |build: &str, from_ms: i64, policy: Policy, gap_ms: i64| Version {
             plugin: format!("swap-sessions@{build}"),
             from_ms,
@@ -122,23 +138,9 @@ fn a_rollback_comes_at_once_although_sessions_are_still_drained() {
 #[test]
 fn what_is_drained_for_too_long_ends_there_whatever_the_order() {
     for killed in [false, true] {
-        // Somebody who never falls silent, among others who come and go.
-        let mut lines = Shop { seed: 21, events: 8_000, users: 80, step_ms: 50, invalid_every: 0 }.lines();
-        for n in 0..200 {
-            let ts = START_MS + 2_000 * n;
-            let line = format!("{{\"id\":\"b{n}\",\"user\":\"busy\",\"ts\":{ts},\"type\":\"view\"}}");
-            lines.push(Timed { time: ts, line });
-        }
-        lines.sort_by_key(|l| l.time);
-        let lines = delayed(&lines, 21, 1_999, true);
+        let lines = traffic(21, 8_000, 200);
         let (before, after) = lines.split_at(lines.len() / 3);
-        let mut config = Config::new(source(), Gap::of_seconds(1, true));
-        config.session = Session::Plugin(Plugin::new("swap-sessions", "gap = \"5s\""));
-        config.epoch = "50ms".into();
-        config.listen = Some("127.0.0.1:0".into());
-        let case = Case::new();
-        append(&case, before);
-        case.configure(&config);
+        let case = case_with(before);
         let (mut process, mut api) = start(&case, before.len());
         let (name, version) = api.upload(&plugin("swap-sessions-4"));
         let wish = |max: &str| {
@@ -172,13 +174,7 @@ fn what_is_drained_for_too_long_ends_there_whatever_the_order() {
             policy: Policy::Drain(MAX_MS),
             gap_ms: 5_000,
         };
-        wait_for("every session to be final", WAIT_MAX, || {
-            let shown = api.get(PIPELINE);
-            let all = shown["counters"]["events"] == lines.len() && shown["live_keys"] == 0;
-            (all && case.table().iter().all(|s| s.stage != "early")).then_some(())
-        });
-        process.terminate();
-        process.outcome(WAIT_MAX).exits(0);
+        finish(&case, process, &api, lines.len());
         let log = model::read(&[(&source(), "in.jsonl", &file_of(&lines))], &Gap::of_seconds(1, true));
         let rows = schedule::compare("drained", &case, &log, &[first, newer]);
         let ended = rows.iter().filter(|r| r.row.reason.as_deref() == Some("limit"));
