@@ -1,10 +1,11 @@
-//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`.
+//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `planted`.
 //!
 //! This file reads the arguments; a command is a file. No workspace crate is used here: commands see the
 //! binary as a user does.
 
 mod bench;
 mod demo;
+mod planted;
 mod rows;
 mod steps;
 mod suite;
@@ -27,6 +28,10 @@ Commands:
             --pairs N      how many rounds of runs (default 3)
             --no-sqlite    leave out the one run into SQLite
             --no-stage     leave out the session stage by itself
+  planted Plant the bugs of tests/planted in a copy of the tree, one by one, and see that the suite that each names fails
+            --only NAMES   those whose names contain one of these, with commas between
+            --quick        those that `test` plants
+            --list         show them, and plant none
 
 Options:
   -h, --help    Show this
@@ -35,7 +40,7 @@ Environment:
   TIDEMILL_TRIALS       folder of real logs, for the tests; without it they make up logs of the same quirks
   TIDEMILL_YARDSTICK    folder of the yardstick's source, for bench, and for the tests if it is there
 
-Exit codes: 0 done, 2 usage, 3 the results differ (bench), else that of the step that failed.
+Exit codes: 0 done, 2 usage, 3 the results differ (bench) or a bug was not caught (planted), 130 interrupted, else that of the step that failed.
 ";
 
 fn main() -> ExitCode {
@@ -77,7 +82,15 @@ fn command(arguments: &[String]) -> Result<(), Failure> {
             options.finish()?;
             bench::run(&bench::Options { events, pairs, sqlite, stage })
         }
-        other => Err(Failure::usage(&format!("no command `{other}`; there are demo, test and bench"))),
+        "planted" => {
+            let only = options.value("--only")?.map_or_else(Vec::new, |names| list(&names));
+            let (quick, list) = (options.flag("--quick"), options.flag("--list"));
+            options.finish()?;
+            planted::run(&planted::Options { only, quick, list, within: None }).map(drop)
+        }
+        other => {
+            Err(Failure::usage(&format!("no command `{other}`; there are demo, test, bench and planted")))
+        }
     }
 }
 
@@ -119,6 +132,11 @@ impl Options {
             None => Ok(()),
         }
     }
+}
+
+/// Names with commas between.
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect()
 }
 
 /// `30s`, `2m`, `500ms`, or seconds without a unit.

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Why a command ended without success.
@@ -103,4 +103,91 @@ pub(crate) fn run(what: &str, command: &mut Command) -> Result<Duration, Failure
 /// `12.3 s`.
 pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
+}
+
+/// The exit code of a command that was interrupted.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// How a program that is watched came to its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Watched {
+    /// By itself.
+    Ended(ExitStatus),
+    /// It took longer than it may, and was stopped with all that it had started.
+    Hung,
+}
+
+/// Runs a program for at most so long; what it says goes behind what is in `log`. An interrupt ends it with us.
+pub(crate) fn watched(
+    what: &str,
+    command: &mut Command,
+    log: &Path,
+    most: Duration,
+) -> Result<Watched, Failure> {
+    use std::os::unix::process::CommandExt as _;
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+
+    let out = doing("the log", std::fs::File::options().create(true).append(true).open(log))?;
+    let err = doing("the log", out.try_clone())?;
+    // A group of its own: what it has started is stopped with it.
+    command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+    let mut signals = doing(
+        "a handler for Ctrl-C",
+        signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]),
+    )?;
+    let handle = signals.handle();
+    let mut child = command.spawn().map_err(|e| Failure::new(format!("{what}: cannot be started: {e}")))?;
+    let group = rustix::process::Pid::from_child(&child);
+    let (ended, news) = channel();
+    let interrupted = ended.clone();
+    let waits = std::thread::spawn(move || drop(ended.send(Some(child.wait()))));
+    let listens = std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            drop(interrupted.send(None));
+        }
+    });
+    let first = news.recv_timeout(most);
+    if !matches!(first, Ok(Some(_))) {
+        // Gone already is as good.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+    let _ = waits.join();
+    handle.close();
+    let _ = listens.join();
+    match first {
+        Ok(Some(status)) => Ok(Watched::Ended(doing(what, status)?)),
+        Ok(None) => Err(Failure { code: INTERRUPTED, message: format!("{what}: interrupted") }),
+        Err(RecvTimeoutError::Timeout) => Ok(Watched::Hung),
+        Err(RecvTimeoutError::Disconnected) => Err(Failure::new(format!("{what}: nobody has waited for it"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hangs_is_stopped_with_all_that_it_started() {
+        let log = std::env::temp_dir().join(format!("watched-{}", std::process::id()));
+        let shell = |script: &str, most| {
+            watched("a script", Command::new("sh").args(["-c", script]), &log, Duration::from_millis(most))
+        };
+        assert!(matches!(shell("echo said; exit 3", 60_000), Ok(Watched::Ended(s)) if s.code() == Some(3)));
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "said\n");
+        // The child of the script holds the log; that it is gone is seen by nobody writing to it any more.
+        let begun = Instant::now();
+        assert!(matches!(shell("(sleep 600) & echo $!; wait", 300), Ok(Watched::Hung)));
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        let said = std::fs::read_to_string(&log).unwrap();
+        let pid = said.lines().last().unwrap();
+        let is_there = || {
+            let state = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            state.is_ok_and(|s| !s.contains(") Z"))
+        };
+        while is_there() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the child of the script is still there");
+            std::thread::yield_now();
+        }
+        std::fs::remove_file(&log).unwrap();
+    }
 }
