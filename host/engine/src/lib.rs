@@ -8,6 +8,7 @@
 pub mod bounds;
 mod check;
 pub mod contain;
+pub mod dedup;
 pub mod event;
 pub mod gap;
 pub mod key;

@@ -8,7 +8,8 @@
 //! those resolved; a row keeps the revision of the epoch that produced it.
 
 use crate::outbox::{Revision, RowIter, Stage};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::record::{Kind, Record};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 /// A session's id.
 pub type Id = [u8; 16];
@@ -221,6 +222,45 @@ impl Unresolved {
             self.epochs.remove(&place.epoch);
         }
         Some(found)
+    }
+}
+
+/// What the records leave unresolved, gathered while they are read at a start, oldest first.
+#[derive(Default, Debug)]
+pub struct Left {
+    /// Which are unresolved.
+    pub account: Unresolved,
+    /// Rows of the epochs that have any.
+    pub rows: BTreeMap<u64, (Revision, Vec<u8>)>,
+    /// Epoch and length of every record that is still needed, and of some before.
+    pub records: VecDeque<(u64, u64)>,
+    first_epoch: Option<u64>,
+}
+
+impl Left {
+    /// Takes the next record, of this length; false if it resolves what is not unresolved.
+    #[must_use]
+    pub fn take(&mut self, record: &Record<'_>, len: u64) -> bool {
+        let revision = Revision { incarnation: record.header.incarnation, epoch: record.header.epoch };
+        let first = *self.first_epoch.get_or_insert(revision.epoch);
+        for section in record.sections_of(Kind::Resolved) {
+            if !self.account.replay(section, first) {
+                return false;
+            }
+            self.rows.retain(|epoch, _| self.account.has(*epoch));
+        }
+        for section in record.sections_of(Kind::Unresolved) {
+            self.account.begin(revision, section);
+            self.rows.insert(revision.epoch, (revision, section.to_vec()));
+        }
+        self.records.push_back((revision.epoch, len));
+        true
+    }
+
+    /// How many revisions are unresolved.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.account.count()
     }
 }
 

@@ -6,7 +6,6 @@
 use super::out::Failure;
 use crate::config::Plan;
 use crate::store::address::AddressFile;
-use crate::store::claim::Claim;
 use crate::store::token::TokenFile;
 use crate::tls;
 use axum::body::{Body, Bytes};
@@ -21,6 +20,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tidemill_store::claim::Claim;
+use tidemill_store::disk::OsDisk;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -70,7 +71,7 @@ impl Host {
     /// The host that runs this config now; none if none does, or if it has no admin API.
     pub(super) fn of(plan: &Plan, config: &Path) -> Result<Option<Host>, Failure> {
         let server = &plan.server;
-        if !Claim::is_taken(&server.data_dir) {
+        if !Claim::is_taken(&OsDisk, &server.data_dir) {
             return Ok(None);
         }
         let Ok(Some(address)) = AddressFile::of(&server.data_dir).read() else { return Ok(None) };

@@ -10,7 +10,6 @@ use crate::control::{self, Handle, Told};
 use crate::meta::{IMAGE_GROUPS, Meta};
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
-use crate::store::log::EpochLog;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,6 +21,7 @@ use tidemill_engine::metrics::{self, Totals};
 use tidemill_engine::outbox::{Outbox, Revision, RowIter, Stage};
 use tidemill_engine::record::Kind;
 use tidemill_engine::unresolved::{self, Leaving};
+use tidemill_store::log::EpochLog;
 
 /// Hot keys that are remembered by name.
 const HOT_KEYS_MAX: usize = 16;

@@ -1,6 +1,5 @@
 //! One thread a sink: takes committed epochs in order, delivers them, keeps the cursor.
 
-use crate::store::log::{LogReader, RecordRef};
 use crossbeam_channel::Receiver;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +9,7 @@ use tidemill_connect::Cursor;
 use tidemill_connect::sink::Sink;
 use tidemill_engine::outbox::Outbox;
 use tidemill_engine::record::Kind;
+use tidemill_store::log::{LogReader, RecordRef};
 
 use super::RunError;
 use super::stop::Stop;

@@ -31,8 +31,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tidemill_connect::lookup::LookupCounts;
 use tidemill_engine::outbox::Revision;
-use tidemill_engine::record::{Kind, Record};
-use tidemill_engine::unresolved::{Id, Leaving, Outcome, Resolution, Unresolved};
+use tidemill_engine::unresolved::{Id, Leaving, Left, Outcome, Resolution, Unresolved};
 
 /// Bytes of resolutions that wait for the next epoch; beyond it the worker does. Also what an epoch sends of them at most.
 const TRAY_BYTES_MAX: u64 = 32 << 20;
@@ -129,42 +128,6 @@ pub(crate) struct Pressure {
     pub(crate) unresolved_bytes: Arc<AtomicU64>,
     /// Bytes of the log that are kept for them.
     pub(crate) log_bytes: Arc<AtomicU64>,
-}
-
-/// What the records leave unresolved, gathered while they are read at a start.
-#[derive(Default)]
-pub(crate) struct Left {
-    account: Unresolved,
-    /// Rows of the epochs that have any.
-    rows: BTreeMap<u64, (Revision, Vec<u8>)>,
-    records: VecDeque<(u64, u64)>,
-    first_epoch: Option<u64>,
-}
-
-impl Left {
-    /// Takes the next record; false if it resolves what is not unresolved.
-    #[must_use]
-    pub(crate) fn take(&mut self, record: &Record<'_>, len: u64) -> bool {
-        let revision = Revision { incarnation: record.header.incarnation, epoch: record.header.epoch };
-        let first = *self.first_epoch.get_or_insert(revision.epoch);
-        for section in record.sections_of(Kind::Resolved) {
-            if !self.account.replay(section, first) {
-                return false;
-            }
-            self.rows.retain(|epoch, _| self.account.has(*epoch));
-        }
-        for section in record.sections_of(Kind::Unresolved) {
-            self.account.begin(revision, section);
-            self.rows.insert(revision.epoch, (revision, section.to_vec()));
-        }
-        self.records.push_back((revision.epoch, len));
-        true
-    }
-
-    /// How many revisions are unresolved.
-    pub(crate) fn count(&self) -> u64 {
-        self.account.count()
-    }
 }
 
 /// The committer's side.

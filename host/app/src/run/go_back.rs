@@ -9,11 +9,13 @@ use super::pipeline::all_sinks;
 use crate::clock::now_ms;
 use crate::config::plan::{self, Pipeline, Plan};
 use crate::meta::{Decision, Meta};
-use crate::store::claim::Claim;
-use crate::store::log::{EpochLog, RecordRef, Survey};
 use std::path::PathBuf;
+use std::sync::Arc;
 use tidemill_connect::sink::TakenBack;
 use tidemill_engine::record::Kind;
+use tidemill_store::claim::Claim;
+use tidemill_store::disk::OsDisk;
+use tidemill_store::log::{EpochLog, RecordRef, Survey};
 
 /// Decisions that a log remembers: enough to see a habit, few enough to stand in every epoch.
 const DECISIONS_MAX: usize = 32;
@@ -40,13 +42,13 @@ impl<'a> GoBack<'a> {
     /// # Errors
     /// `Refused` if the log cannot go back to this epoch: the message says to which it can.
     pub(crate) fn look(plan: &'a Plan, pipeline: &'a Pipeline, to: u64) -> Result<GoBack<'a>, RunError> {
-        let claim = Claim::take(&plan.server.data_dir)?;
+        let claim = Claim::take(Arc::new(OsDisk), &plan.server.data_dir)?;
         let dir = claim.pipeline_dir(&pipeline.name);
         let mut first = 0;
         let mut can: Vec<u64> = Vec::new();
         let mut chosen = None;
         let mut newest = None;
-        let survey = EpochLog::survey(&dir, |record, at| {
+        let survey = EpochLog::survey(&OsDisk, &dir, |record, at| {
             if first == 0 {
                 first = at.epoch;
             }
@@ -137,7 +139,7 @@ impl<'a> GoBack<'a> {
         let incarnation = self.claim.next_incarnation()?;
         let to = self.at.epoch;
         let newest = self.newest().max(self.survey.marker_epoch);
-        EpochLog::cut_after(&self.dir, &self.at)?;
+        EpochLog::cut_after(&OsDisk, &self.dir, &self.at)?;
         let mut meta = self.meta;
         let what = format!("went back to epoch {to}; what followed it, up to epoch {newest}, was given up");
         meta.decisions.push(Decision { at_ms: now_ms(), incarnation, what });
@@ -145,7 +147,8 @@ impl<'a> GoBack<'a> {
         meta.decisions.drain(..surplus);
         meta.tell_again = true;
         let text = super::commit::meta_text(&meta)?;
-        let (mut log, _) = EpochLog::open(&self.dir, self.plan.server.segment_bytes, &[], |_, _| Ok(()))?;
+        let (mut log, _) =
+            EpochLog::open(Arc::new(OsDisk), &self.dir, self.plan.server.segment_bytes, &[], |_, _| Ok(()))?;
         log.append(incarnation, to + 1, &[(Kind::Meta, &text)])?;
         let mut done = Vec::new();
         for (name, mut sink) in all_sinks(self.plan, self.pipeline) {

@@ -2,7 +2,6 @@
 //!
 //! One `Ingest` per partition, because a header belongs to a file. Nothing is allocated per event on the usual path.
 
-use super::dedup::Dedup;
 use super::layout::{Id, Layout, missing_message};
 use crate::config::plan::{Format, Source, TimeForm, TimeUnit};
 use crate::plugin::validate::Validators;
@@ -14,6 +13,7 @@ use tidemill_connect::format::separated::SeparatedDecoder;
 use tidemill_connect::format::time::{self, TimeError, TimeParser, TimeSpec};
 use tidemill_connect::format::{Decoder, Kind, Malformed, Slots};
 use tidemill_connect::source::{Block, Framing};
+use tidemill_engine::dedup::Dedup;
 use tidemill_engine::event::{Position, RowHead, Rows, ext};
 use tidemill_engine::key::{key_group, key_hash, push_part};
 use tidemill_engine::letter::RecordLetter;

@@ -9,7 +9,6 @@
 //! error stops the process, which recovers at its next start.
 
 mod commit;
-mod dedup;
 mod deliver;
 mod enrich;
 pub(crate) mod foresee;
@@ -33,15 +32,16 @@ use crate::meta::{Counters, Meta};
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
 use crate::server::{Say, Server, ServerError};
-use crate::store::StoreError;
-use crate::store::claim::Claim;
-use crate::store::log::EpochLog;
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tidemill_connect::ConnectError;
 use tidemill_engine::versions::Policy;
+use tidemill_store::StoreError;
+use tidemill_store::claim::Claim;
+use tidemill_store::disk::OsDisk;
+use tidemill_store::log::EpochLog;
 
 /// How a run is to begin.
 #[derive(Clone, Debug)]
@@ -185,7 +185,7 @@ pub(crate) fn run(
             return Err(RunError::Refused(format!("--resend {name}: the config has no sink of this name")));
         }
     }
-    let mut claim = Claim::take(&plan.server.data_dir)?;
+    let mut claim = Claim::take(Arc::new(OsDisk), &plan.server.data_dir)?;
     let incarnation = claim.next_incarnation()?;
     let claim = &claim;
     let control = &Arc::new(Control::new(plan, progress, journal.clone()));
@@ -249,7 +249,7 @@ pub(crate) fn run(
 /// The newest epoch of a pipeline, read without a claim: (epoch, incarnation, meta); `None` if it never ran.
 pub(crate) fn peek(plan: &Plan, pipeline: &str) -> Result<Option<(u64, u64, Meta)>, RunError> {
     let dir = plan.server.data_dir.join("pipelines").join(pipeline);
-    let Some(newest) = EpochLog::newest(&dir)? else { return Ok(None) };
+    let Some(newest) = EpochLog::newest(&OsDisk, &dir)? else { return Ok(None) };
     let meta = serde_json::from_slice(&newest.meta).map_err(|e| {
         RunError::Refused(format!("{}: the newest epoch was written by another version: {e}", dir.display()))
     })?;

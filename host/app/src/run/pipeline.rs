@@ -2,7 +2,7 @@
 
 use super::commit::{Committer, Ended, Outlet};
 use super::deliver::{Committed, Cursors, Delivery};
-use super::enrich::{self, Left, Pressure, Tray};
+use super::enrich::{self, Pressure, Tray};
 use super::lane::run_lane;
 use super::layout::key_form;
 use super::reader::{End, Outputs, Reader, ToLane};
@@ -18,8 +18,6 @@ use crate::plugin::budget::Suspended;
 use crate::plugin::{LoadedRule, Stages as PluginStages};
 use crate::progress::Progress;
 use crate::schedule::Schedule;
-use crate::store::StoreError;
-use crate::store::log::{self, EpochLog, Evidence, RecordRef};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,7 +31,11 @@ use tidemill_connect::sink::stdout::StdoutSink;
 use tidemill_engine::lane::{Lane, LaneConfig};
 use tidemill_engine::outbox::{Outbox, Stages};
 use tidemill_engine::record::{Kind, Record};
+use tidemill_engine::unresolved::Left;
 use tidemill_engine::versions::Versions;
+use tidemill_store::StoreError;
+use tidemill_store::disk::OsDisk;
+use tidemill_store::log::{self, EpochLog, Evidence, RecordRef};
 
 /// Lanes of one pipeline; more would only split the work of one reader further.
 const LANES_MAX: usize = 8;
@@ -146,7 +148,7 @@ fn witnesses(job: Job<'_>) -> Result<Vec<Evidence>, RunError> {
     let Job { plan, pipeline, options, dir, .. } = job;
     let mut found = Vec::new();
     // Without a log nothing can be cut, and a sink says more of a state directory that is gone.
-    if !EpochLog::is_there(dir)? {
+    if !EpochLog::is_there(&OsDisk, dir)? {
         return Ok(found);
     }
     for (name, sink) in all_sinks(plan, pipeline).into_iter().filter(|(n, _)| !options.resend.contains(n)) {
@@ -189,7 +191,7 @@ fn recover(job: Job<'_>) -> Result<Recovered, RunError> {
         kept.push((record.header.incarnation, at));
         Ok(())
     };
-    let (log, recovery) = EpochLog::open(dir, plan.server.segment_bytes, &evidence, visit)?;
+    let (log, recovery) = EpochLog::open(Arc::new(OsDisk), dir, plan.server.segment_bytes, &evidence, visit)?;
     let mut notes = Vec::new();
     if let Some(t) = &recovery.dropped_tail {
         notes.push(format!(
@@ -292,7 +294,7 @@ fn start_over(job: Job<'_>) -> Result<(), RunError> {
         sink.open(incarnation, Some(Cursor { epoch: 0, length: 0 })).map_err(of)?;
         sink.delete_all().map_err(of)?;
     }
-    Ok(log::destroy(dir)?)
+    Ok(log::destroy(&OsDisk, dir)?)
 }
 
 /// Runs one pipeline until its input is used up, `process` is set, or its plugins have failed too often.

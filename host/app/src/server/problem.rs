@@ -1,11 +1,11 @@
 //! Errors as RFC 9457 problem documents: what every API of the host answers when it cannot do what was asked.
 
-use crate::store::StoreError;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use problem_details::ProblemDetails;
 use serde_json::{Map, Value};
 use std::io::ErrorKind;
+use tidemill_store::StoreError;
 
 /// A problem: its kind, and what to do about it.
 #[derive(Debug)]

@@ -2,10 +2,11 @@
 //!
 //! Invariant: while the directory is claimed, the file names a listener of the process that claims it, or is not there.
 
-use super::{StoreError, read_if_there, replace};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use tidemill_store::disk::OsDisk;
+use tidemill_store::{StoreError, read_if_there, replace};
 
 /// Where the address of a data directory's host stands.
 #[derive(Clone, Debug)]
@@ -18,13 +19,13 @@ impl AddressFile {
 
     /// The address that the last process listened on; it holds only while the directory is claimed.
     pub(crate) fn read(&self) -> Result<Option<String>, StoreError> {
-        let bytes = read_if_there(&self.0)?;
+        let bytes = read_if_there(&OsDisk, &self.0)?;
         Ok(bytes.and_then(|b| String::from_utf8(b).ok()).map(|t| t.trim_end().to_owned()))
     }
 
     /// This process listens there.
     pub(crate) fn write(&self, address: &str) -> Result<(), StoreError> {
-        replace(&self.0, format!("{address}\n").as_bytes())
+        replace(&OsDisk, &self.0, format!("{address}\n").as_bytes())
     }
 
     /// This process does not listen, or not yet.

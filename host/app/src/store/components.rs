@@ -1,10 +1,11 @@
 //! Components that pipelines run, kept by digest in the data directory: a version that is deployed can be loaded again
 //! whatever becomes of the file it came from.
 
-use super::{StoreError, create_dir_durably, read_if_there, replace};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tidemill_sandbox::Digest;
+use tidemill_store::disk::OsDisk;
+use tidemill_store::{StoreError, create_dir_durably, read_if_there, replace};
 
 /// See the module's documentation.
 #[derive(Clone, Debug)]
@@ -29,8 +30,8 @@ impl Components {
         let _one_at_a_time = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         // A damaged one is written anew.
         if self.read(&digest).is_err() {
-            create_dir_durably(&self.dir)?;
-            replace(&self.path(&digest), bytes)?;
+            create_dir_durably(&OsDisk, &self.dir)?;
+            replace(&OsDisk, &self.path(&digest), bytes)?;
         }
         Ok(digest)
     }
@@ -48,7 +49,7 @@ impl Components {
             what: what.to_owned(),
             hint: "upload the component again, or put its file back".to_owned(),
         };
-        match read_if_there(&file)? {
+        match read_if_there(&OsDisk, &file)? {
             Some(bytes) if Digest::of(&bytes).to_string() == digest => Ok(bytes),
             Some(_) => Err(damaged("it holds other bytes than its name says")),
             None => Err(damaged("it is gone")),

@@ -2,11 +2,12 @@
 //!
 //! Invariants: the file is there with a whole token or not at all; one that others can read is not used.
 
-use super::{StoreError, create_dir_durably, read_if_there, replace};
 use crate::config::plan::Secret;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tidemill_engine::outbox::hex;
+use tidemill_store::disk::OsDisk;
+use tidemill_store::{StoreError, create_dir_durably, read_if_there, replace};
 
 /// Random bytes: nobody guesses them.
 const RANDOM_BYTES: usize = 32;
@@ -65,7 +66,7 @@ impl TokenFile {
     /// # Errors
     /// If others can read it, or the file holds something else.
     pub(crate) fn read(&self) -> Result<Option<Token>, TokenError> {
-        let Some(bytes) = read_if_there(&self.0)? else { return Ok(None) };
+        let Some(bytes) = read_if_there(&OsDisk, &self.0)? else { return Ok(None) };
         let mode = std::fs::metadata(&self.0).map_err(StoreError::storage("look at", &self.0))?;
         if mode.permissions().mode() & 0o077 != 0 {
             return Err(TokenError::Readable(self.0.clone()));
@@ -96,8 +97,8 @@ impl TokenFile {
     /// If it cannot be made or written.
     pub(crate) fn make(&self) -> Result<Token, TokenError> {
         let text = format!("{PREFIX}{}", random()?);
-        create_dir_durably(super::parent_of(&self.0))?;
-        replace(&self.0, format!("{text}\n").as_bytes())?;
+        create_dir_durably(&OsDisk, tidemill_store::parent_of(&self.0))?;
+        replace(&OsDisk, &self.0, format!("{text}\n").as_bytes())?;
         Ok(Token(Secret::new(text)))
     }
 }

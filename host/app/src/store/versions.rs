@@ -9,11 +9,12 @@
 //! a crash leaves in between is a component without a version, which the next upload of it finds.
 
 use super::components::Components;
-use super::{StoreError, create_dir_durably, read_if_there, replace};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use tidemill_store::disk::OsDisk;
+use tidemill_store::{StoreError, create_dir_durably, read_if_there, replace};
 
 /// Versions of all plugins together: some are brought by every build of a team, and a listing stays one answer.
 pub(crate) const VERSIONS_MAX: usize = 10_000;
@@ -83,11 +84,11 @@ impl VersionStore {
         if self.files()?.len() >= VERSIONS_MAX {
             return Ok(Kept::Full);
         }
-        create_dir_durably(&self.versions)?;
+        create_dir_durably(&OsDisk, &self.versions)?;
         self.components.keep(component)?;
         let file = self.version_file(&version.name, &version.version);
         let text = serde_json::to_vec(&version).map_err(|e| StoreError::storage("write", &file)(e.into()))?;
-        replace(&file, &text)?;
+        replace(&OsDisk, &file, &text)?;
         Ok(Kept::New(version))
     }
 
@@ -140,7 +141,7 @@ impl VersionStore {
     }
 
     fn read(&self, file: &Path) -> Result<Option<Version>, StoreError> {
-        let Some(text) = read_if_there(file)? else { return Ok(None) };
+        let Some(text) = read_if_there(&OsDisk, file)? else { return Ok(None) };
         serde_json::from_slice(&text).map(Some).map_err(|e| StoreError::Damaged {
             file: file.to_owned(),
             offset: 0,

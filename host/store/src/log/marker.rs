@@ -1,10 +1,9 @@
 //! COMMITTED: two slots, written in turn after each sync, that vouch for the newest epoch.
 
 use super::Tip;
-use crate::store::{StoreError, read_if_there};
-use std::fs::{File, OpenOptions};
+use crate::disk::{Disk, DiskFile, Open};
+use crate::{StoreError, read_if_there};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -30,9 +29,9 @@ pub(super) struct Slot {
 }
 
 impl Marker {
-    pub(super) fn read(dir: &Path) -> Result<Marker, StoreError> {
+    pub(super) fn read(disk: &dyn Disk, dir: &Path) -> Result<Marker, StoreError> {
         let mut marker = Marker::default();
-        let Some(bytes) = read_if_there(&dir.join(MARKER_NAME))? else { return Ok(marker) };
+        let Some(bytes) = read_if_there(disk, &dir.join(MARKER_NAME))? else { return Ok(marker) };
         for (i, offset) in SLOT_OFFSETS.into_iter().enumerate() {
             let slot = bytes.get(offset as usize..).unwrap_or_default();
             let slot = slot.get(..SLOT_BYTES).unwrap_or(slot);
@@ -52,18 +51,12 @@ impl Marker {
     }
 
     /// The file is written in full when it is made, so that no later slot needs space on a full disk.
-    pub(super) fn open_for_writing(dir: &Path) -> Result<File, StoreError> {
+    pub(super) fn open_for_writing(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn DiskFile>, StoreError> {
         let path = dir.join(MARKER_NAME);
-        let open = || -> io::Result<File> {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)?;
+        let open = || -> io::Result<Box<dyn DiskFile>> {
+            let file = disk.open(&path, Open::MaybeNew)?;
             let len = SLOT_OFFSETS[1] + SLOT_BYTES as u64;
-            let there = file.metadata()?.len();
+            let there = file.len()?;
             if there < len {
                 file.write_all_at(&vec![0; (len - there) as usize], there)?;
             }

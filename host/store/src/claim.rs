@@ -5,21 +5,20 @@
 //! second process could then lock a new file of that name. The register stands outside the epoch
 //! chain and only rises: going back to an older epoch never gives an old incarnation out again.
 
+use super::disk::{Disk, DiskFile, Lock, Open};
 use super::{StoreError, create_dir_durably, read_if_there, replace};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The exclusive right to a data directory; ends when dropped.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub struct Claim {
+    disk: Arc<dyn Disk>,
     data_dir: PathBuf,
     /// Open for as long as the claim lives: closing it is what unlocks.
-    _lock: File,
+    _lock: Box<dyn DiskFile>,
 }
 
 impl Claim {
@@ -27,43 +26,32 @@ impl Claim {
     ///
     /// # Errors
     /// `Locked` if another process has it, `Storage` if the file system refuses.
-    pub(crate) fn take(data_dir: &Path) -> Result<Claim, StoreError> {
-        create_dir_durably(data_dir)?;
+    pub fn take(disk: Arc<dyn Disk>, data_dir: &Path) -> Result<Claim, StoreError> {
+        create_dir_durably(&*disk, data_dir)?;
         let path = data_dir.join("LOCK");
         // Not truncated on opening: until we hold the lock, the text in it is the holder's.
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(StoreError::storage("open", &path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                // Who holds it is a courtesy; that somebody does is already known.
-                let pid = lock.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-                return Err(StoreError::Locked { file: path, pid });
-            }
-            Err(e) => return Err(StoreError::storage("lock", &path)(e.into())),
+        let lock = disk.open(&path, Open::MaybeNew).map_err(StoreError::storage("open", &path))?;
+        if !lock.try_lock(Lock::Exclusive).map_err(StoreError::storage("lock", &path))? {
+            // Who holds it is a courtesy; that somebody does is already known.
+            let text = disk.read(&path).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            return Err(StoreError::Locked { file: path, pid: text.and_then(|t| t.trim().parse().ok()) });
         }
+        let pid = format!("{}\n", disk.process());
         lock.set_len(0)
-            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .and_then(|()| lock.write_all_at(pid.as_bytes(), 0))
             .map_err(StoreError::storage("write", &path))?;
-        Ok(Claim { data_dir: data_dir.to_owned(), _lock: lock })
+        Ok(Claim { disk, data_dir: data_dir.to_owned(), _lock: lock })
     }
 
     /// Whether a living process has the directory.
-    pub(crate) fn is_taken(data_dir: &Path) -> bool {
-        let lock = File::open(data_dir.join("LOCK"));
+    pub fn is_taken(disk: &dyn Disk, data_dir: &Path) -> bool {
+        let lock = disk.open(&data_dir.join("LOCK"), Open::Read);
         // Whoever can lock it, if only for this moment, knows that nobody else has.
-        lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
+        lock.is_ok_and(|lock| lock.try_lock(Lock::Shared).is_ok_and(|locked| !locked))
     }
 
     /// Where the log of a pipeline stands. The name is one that the config check has accepted.
-    pub(crate) fn pipeline_dir(&self, name: &str) -> PathBuf {
+    pub fn pipeline_dir(&self, name: &str) -> PathBuf {
         self.data_dir.join("pipelines").join(name)
     }
 
@@ -71,7 +59,7 @@ impl Claim {
     ///
     /// # Errors
     /// `Damaged` if the register cannot be read, or is missing beside logs that were written under it.
-    pub(crate) fn next_incarnation(&mut self) -> Result<u64, StoreError> {
+    pub fn next_incarnation(&mut self) -> Result<u64, StoreError> {
         self.raise_incarnation(self.last_incarnation()?)
     }
 
@@ -92,7 +80,7 @@ impl Claim {
     }
 
     fn last_incarnation(&self) -> Result<u64, StoreError> {
-        if let Some(bytes) = read_if_there(&self.register())? {
+        if let Some(bytes) = read_if_there(&*self.disk, &self.register())? {
             return parse(&bytes).ok_or_else(|| {
                 self.damaged("the register of incarnations is not a number with its checksum")
             });
@@ -100,9 +88,9 @@ impl Claim {
         // Only a directory without any log may begin to count: otherwise rows of this start would
         // lose against rows of an earlier one.
         let logs = self.data_dir.join("pipelines");
-        let any_log = match fs::read_dir(&logs) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        let any_log = match self.disk.list(&logs) {
+            Ok(entries) => !entries.is_empty(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
             Err(e) => return Err(StoreError::storage("list", &logs)(e)),
         };
         if any_log {
@@ -114,7 +102,7 @@ impl Claim {
     fn raise_incarnation(&mut self, last: u64) -> Result<u64, StoreError> {
         let next =
             last.checked_add(1).ok_or_else(|| self.damaged("the register stands at its greatest number"))?;
-        replace(&self.register(), format(next).as_bytes())?;
+        replace(&*self.disk, &self.register(), format(next).as_bytes())?;
         Ok(next)
     }
 }
@@ -135,43 +123,49 @@ fn parse(bytes: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::OsDisk;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
+
+    fn take(dir: &Path) -> Result<Claim, StoreError> {
+        Claim::take(Arc::new(OsDisk), dir)
+    }
 
     #[test]
     fn a_second_claim_names_the_holder() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = tmp.path().join("a/b");
-        let first = Claim::take(&dir).unwrap();
+        let first = take(&dir).unwrap();
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
-        let error = Claim::take(&dir).unwrap_err();
+        let error = take(&dir).unwrap_err();
         assert!(
             matches!(error, StoreError::Locked { pid: Some(pid), .. } if pid == std::process::id()),
             "{error}"
         );
         assert_eq!(error.exit_code(), 6);
         assert!(error.to_string().contains(&std::process::id().to_string()));
-        assert!(Claim::is_taken(&dir));
+        assert!(Claim::is_taken(&OsDisk, &dir));
         drop(first);
-        assert!(!Claim::is_taken(&dir) && !Claim::is_taken(tmp.path()));
-        Claim::take(&dir).unwrap();
+        assert!(!Claim::is_taken(&OsDisk, &dir) && !Claim::is_taken(&OsDisk, tmp.path()));
+        take(&dir).unwrap();
     }
 
     #[test]
     fn the_incarnation_rises_and_survives() {
         let tmp = tempfile::tempdir().unwrap();
         for start in 0..3 {
-            let mut claim = Claim::take(tmp.path()).unwrap();
+            let mut claim = take(tmp.path()).unwrap();
             assert_eq!(claim.next_incarnation().unwrap(), 2 * start + 1);
             assert_eq!(claim.next_incarnation().unwrap(), 2 * start + 2);
         }
-        let mut claim = Claim::take(tmp.path()).unwrap();
+        let mut claim = take(tmp.path()).unwrap();
         assert_eq!(claim.next_incarnation().unwrap(), 7);
     }
 
     #[test]
     fn every_flipped_bit_and_cut_of_the_register_is_refused() {
         let tmp = tempfile::tempdir().unwrap();
-        let mut claim = Claim::take(tmp.path()).unwrap();
+        let mut claim = take(tmp.path()).unwrap();
         claim.next_incarnation().unwrap();
         let register = tmp.path().join("incarnation");
         let good = fs::read(&register).unwrap();
@@ -193,7 +187,7 @@ mod tests {
     #[test]
     fn a_register_missing_beside_logs_is_refused() {
         let tmp = tempfile::tempdir().unwrap();
-        let mut claim = Claim::take(tmp.path()).unwrap();
+        let mut claim = take(tmp.path()).unwrap();
         fs::create_dir_all(claim.pipeline_dir("clicks")).unwrap();
         assert!(matches!(claim.next_incarnation(), Err(StoreError::Damaged { .. })));
     }

@@ -2,10 +2,9 @@
 
 use super::marker::{MARKER_NAME, SLOT_OFFSETS, Slot};
 use super::{EpochLog, RecordRef, Segment, Tip, segment_path};
-use crate::store::{StoreError, sync_dir};
-use std::fs::OpenOptions;
+use crate::disk::Open;
+use crate::{StoreError, sync_dir};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use tidemill_engine::record::{self, Header, Kind};
 
 impl EpochLog {
@@ -14,7 +13,7 @@ impl EpochLog {
     /// # Errors
     /// `Storage`: the log refuses all further writes, and the next opening finds out what has become of this epoch. An
     /// epoch or incarnation that goes back is refused without touching the log.
-    pub(crate) fn append(
+    pub fn append(
         &mut self,
         incarnation: u64,
         epoch: u64,
@@ -83,13 +82,9 @@ impl EpochLog {
             return Ok(());
         }
         let path = segment_path(&self.reader.dir, epoch);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(StoreError::storage_at("create", &path, Some(epoch)))?;
-        sync_dir(&self.reader.dir)?;
+        let file = self.reader.disk.open(&path, Open::New);
+        let file = file.map_err(StoreError::storage_at("create", &path, Some(epoch)))?;
+        sync_dir(&*self.reader.disk, &self.reader.dir)?;
         self.segments.push_back(Segment { first_epoch: epoch, last_epoch: epoch, bytes: 0 });
         self.active = Some(file);
         Ok(())

@@ -8,12 +8,12 @@ use super::{
     DroppedTail, EpochLog, Evidence, LogReader, RecordRef, Recovery, Segment, Tip, damaged, list_segments,
     read_record, segment_path,
 };
-use crate::store::{StoreError, create_dir_durably, sync_dir};
+use crate::disk::{Disk, Open};
+use crate::{StoreError, create_dir_durably, sync_dir};
 use std::collections::VecDeque;
-use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tidemill_engine::record::{self, Damage, Header, MAGIC, RECORD_BYTES_MIN, Record};
 
 impl EpochLog {
@@ -25,40 +25,42 @@ impl EpochLog {
     /// # Errors
     /// `Damaged` if the log is not what was committed, as far as the records, the marker and `evidence` can tell; then
     /// nothing on disk has changed. `Storage` if the file system refuses. Whatever `visit` returns.
-    pub(crate) fn open(
+    pub fn open(
+        shared: Arc<dyn Disk>,
         dir: &Path,
         segment_bytes_max: u64,
         evidence: &[Evidence],
         visit: impl FnMut(Record<'_>, RecordRef) -> Result<(), StoreError>,
     ) -> Result<(EpochLog, Recovery), StoreError> {
-        let marker = Marker::read(dir)?;
-        let mut scan = Scan::new(dir, &marker, evidence, visit);
+        let disk = &*shared;
+        let marker = Marker::read(disk, dir)?;
+        let mut scan = Scan::new(disk, dir, &marker, evidence, visit);
         let tail = scan.run()?;
         let Scan { tip, segments, newest, .. } = scan;
         let last = tip.unwrap_or_default();
 
         // All is judged; from here on the disk may change.
-        create_dir_durably(dir)?;
+        create_dir_durably(disk, dir)?;
         let mut segments = segments;
         if let Some(tail) = &tail {
-            cut_tail(tail)?;
+            cut_tail(disk, tail)?;
         }
         // A segment without records has a name that the next epoch need not fit.
         if let Some(empty) = segments.pop_back_if(|s| s.bytes == 0) {
             let file = segment_path(dir, empty.first_epoch);
-            fs::remove_file(&file).map_err(StoreError::storage("remove", &file))?;
+            disk.remove_file(&file).map_err(StoreError::storage("remove", &file))?;
         }
         if let (Some(at), true) = (newest, last.epoch > marker.epoch()) {
-            rewrite(dir, &at)?;
+            rewrite(disk, dir, &at)?;
         }
-        let marker_file = Marker::open_for_writing(dir)?;
-        sync_dir(dir)?;
+        let marker_file = Marker::open_for_writing(disk, dir)?;
+        sync_dir(disk, dir)?;
 
         let active = match segments.back() {
             None => None,
             Some(s) => {
                 let file = segment_path(dir, s.first_epoch);
-                let open = OpenOptions::new().write(true).open(&file);
+                let open = disk.open(&file, Open::Write);
                 Some(open.map_err(StoreError::storage("open", &file))?)
             }
         };
@@ -69,7 +71,7 @@ impl EpochLog {
             dropped_tail: tail,
         };
         let log = EpochLog {
-            reader: LogReader { dir: dir.to_owned() },
+            reader: LogReader { disk: shared, dir: dir.to_owned() },
             segments,
             active,
             marker: marker_file,
@@ -87,27 +89,26 @@ impl EpochLog {
 ///
 /// The process before may have died, or given up, between the write and the end of the sync: then these bytes may stand in
 /// the kernel's cache only, even marked as clean after a sync that failed. Only a new write makes a sync mean something.
-fn rewrite(dir: &Path, at: &RecordRef) -> Result<(), StoreError> {
+fn rewrite(disk: &dyn Disk, dir: &Path, at: &RecordRef) -> Result<(), StoreError> {
     let path = segment_path(dir, at.segment_first_epoch);
-    let bytes = read_record(&path, at)?;
+    let bytes = read_record(disk, &path, at)?;
     let write = || -> io::Result<()> {
-        let file = OpenOptions::new().write(true).open(&path)?;
+        let file = disk.open(&path, Open::Write)?;
         file.write_all_at(&bytes, at.offset)?;
         file.sync_data()
     };
     write().map_err(StoreError::storage_at("write", &path, Some(at.epoch)))
 }
 
-fn cut_tail(tail: &DroppedTail) -> Result<(), StoreError> {
-    OpenOptions::new()
-        .write(true)
-        .open(&tail.file)
+fn cut_tail(disk: &dyn Disk, tail: &DroppedTail) -> Result<(), StoreError> {
+    disk.open(&tail.file, Open::Write)
         .and_then(|file| file.set_len(tail.offset).and_then(|()| file.sync_all()))
         .map_err(StoreError::storage("cut", &tail.file))
 }
 
 /// One pass over all segments, without changing any.
 pub(super) struct Scan<'a, V> {
+    disk: &'a dyn Disk,
     dir: &'a Path,
     marker: &'a Marker,
     evidence: &'a [Evidence],
@@ -138,19 +139,20 @@ impl From<Damage> for Fault {
 
 impl<V: FnMut(Record<'_>, RecordRef) -> Result<(), StoreError>> Scan<'_, V> {
     pub(super) fn new<'a>(
+        disk: &'a dyn Disk,
         dir: &'a Path,
         marker: &'a Marker,
         evidence: &'a [Evidence],
         visit: V,
     ) -> Scan<'a, V> {
-        Scan { dir, marker, evidence, tip: None, segments: VecDeque::new(), newest: None, visit }
+        Scan { disk, dir, marker, evidence, tip: None, segments: VecDeque::new(), newest: None, visit }
     }
 
     /// Visits records up to the first that is not sound; says where that stands and what is wrong with it.
     pub(super) fn survey(&mut self, names: &[u64]) -> Result<Option<(PathBuf, u64, String)>, StoreError> {
         for name in names {
             let path = segment_path(self.dir, *name);
-            let bytes = fs::read(&path).map_err(StoreError::storage("read", &path))?;
+            let bytes = self.disk.read(&path).map_err(StoreError::storage("read", &path))?;
             if let Some((offset, fault)) = self.records(*name, &bytes)? {
                 return Ok(Some((path, offset as u64, fault.what)));
             }
@@ -160,7 +162,7 @@ impl<V: FnMut(Record<'_>, RecordRef) -> Result<(), StoreError>> Scan<'_, V> {
 
     /// Visits all records; returns the tail that may be dropped.
     fn run(&mut self) -> Result<Option<DroppedTail>, StoreError> {
-        let names = list_segments(self.dir)?;
+        let names = list_segments(self.disk, self.dir)?;
         let mut tail = None;
         for (i, &first_epoch) in names.iter().enumerate() {
             tail = self.segment(first_epoch, i + 1 == names.len())?;
@@ -181,7 +183,7 @@ impl<V: FnMut(Record<'_>, RecordRef) -> Result<(), StoreError>> Scan<'_, V> {
 
     fn segment(&mut self, first_epoch: u64, is_last: bool) -> Result<Option<DroppedTail>, StoreError> {
         let path = segment_path(self.dir, first_epoch);
-        let bytes = fs::read(&path).map_err(StoreError::storage("read", &path))?;
+        let bytes = self.disk.read(&path).map_err(StoreError::storage("read", &path))?;
         self.segments.push_back(Segment { first_epoch, last_epoch: self.last_good(), bytes: 0 });
         if bytes.is_empty() && !is_last {
             return Err(damaged(

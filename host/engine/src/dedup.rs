@@ -2,8 +2,8 @@
 //!
 //! Only the label of what is dropped depends on it, never what is accepted; so it is kept in memory alone and may forget.
 
+use crate::time::EventTime;
 use std::collections::{HashSet, VecDeque};
-use tidemill_engine::time::EventTime;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Hashes of one pipeline: some 160 MiB at most. Beyond it the oldest are forgotten, and their copies are late.
@@ -13,7 +13,7 @@ const STEP_MS: i64 = 10_000;
 
 /// The identities of events, for a while.
 #[derive(Default, Debug)]
-pub(crate) struct Dedup {
+pub struct Dedup {
     /// By step of event time, oldest first.
     steps: VecDeque<(i64, HashSet<u64>)>,
     len: usize,
@@ -30,7 +30,7 @@ impl Dedup {
     }
 
     /// Remembers an event that was accepted.
-    pub(crate) fn accepted(&mut self, key: &[u8], time: EventTime, id: &[u8]) {
+    pub fn accepted(&mut self, key: &[u8], time: EventTime, id: &[u8]) {
         let step = time.ms().div_euclid(STEP_MS);
         let at = match self.steps.binary_search_by_key(&step, |(s, _)| *s) {
             Ok(at) => at,
@@ -46,14 +46,14 @@ impl Dedup {
     }
 
     /// Whether an event was accepted that is the same one.
-    pub(crate) fn knows(&self, key: &[u8], time: EventTime, id: &[u8]) -> bool {
+    pub fn knows(&self, key: &[u8], time: EventTime, id: &[u8]) -> bool {
         let step = time.ms().div_euclid(STEP_MS);
         let found = self.steps.binary_search_by_key(&step, |(s, _)| *s);
         found.is_ok_and(|at| self.steps[at].1.contains(&Self::hash(key, time, id)))
     }
 
     /// Forgets what lies before `horizon`.
-    pub(crate) fn forget(&mut self, horizon: EventTime) {
+    pub fn forget(&mut self, horizon: EventTime) {
         let step = horizon.ms().div_euclid(STEP_MS);
         while self.steps.front().is_some_and(|(s, _)| *s < step) {
             self.forget_oldest();

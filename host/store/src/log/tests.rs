@@ -2,7 +2,8 @@
 
 use super::marker::{MARKER_NAME, SLOT_BYTES, Slot};
 use super::*;
-use std::fs::OpenOptions;
+use crate::disk::OsDisk;
+use std::fs::{self, OpenOptions};
 
 /// An epoch's sections: a letter that tells it apart, long enough that a cut can fall anywhere.
 fn body(epoch: u64) -> Vec<u8> {
@@ -21,7 +22,7 @@ fn append(log: &mut EpochLog, epoch: u64) -> Result<RecordRef, StoreError> {
 }
 
 fn open(dir: &Path, evidence: &[Evidence]) -> Result<(EpochLog, Recovery), StoreError> {
-    EpochLog::open(dir, 64 << 20, evidence, |_, _| Ok(()))
+    EpochLog::open(Arc::new(OsDisk), dir, 64 << 20, evidence, |_, _| Ok(()))
 }
 
 fn sink(epoch: u64) -> Vec<Evidence> {
@@ -66,9 +67,9 @@ fn what_was_appended_comes_back_over_segments() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("pipelines/clicks");
     let refs = written(&dir, 10, 400);
-    assert!(list_segments(&dir).unwrap().len() > 2);
+    assert!(list_segments(&OsDisk, &dir).unwrap().len() > 2);
     let mut seen = Vec::new();
-    let (mut log, recovery) = EpochLog::open(&dir, 64 << 20, &sink(10), |record, at| {
+    let (mut log, recovery) = EpochLog::open(Arc::new(OsDisk), &dir, 64 << 20, &sink(10), |record, at| {
         assert_eq!(record.section(Kind::State), Some(&body(at.epoch)[..]));
         seen.push(at);
         Ok(())
@@ -115,13 +116,13 @@ fn trim_takes_whole_segments_from_the_front() {
     let refs = written(dir, 10, 400);
     let (mut log, _) = open(dir, &[]).unwrap();
     let before = log.bytes_retained();
-    let names = list_segments(dir).unwrap();
+    let names = list_segments(&OsDisk, dir).unwrap();
     log.trim(names[1]).unwrap();
-    assert_eq!(list_segments(dir).unwrap(), names[1..], "the second begins with the epoch to keep");
+    assert_eq!(list_segments(&OsDisk, dir).unwrap(), names[1..], "the second begins with the epoch to keep");
     log.trim(names[2] - 1).unwrap();
-    assert_eq!(list_segments(dir).unwrap(), names[1..], "its last epoch is still needed");
+    assert_eq!(list_segments(&OsDisk, dir).unwrap(), names[1..], "its last epoch is still needed");
     log.trim(u64::MAX).unwrap();
-    assert_eq!(list_segments(dir).unwrap(), names[names.len() - 1..], "never the last");
+    assert_eq!(list_segments(&OsDisk, dir).unwrap(), names[names.len() - 1..], "never the last");
     assert!(log.bytes_retained() < before);
     assert!(log.read_sections(&refs[9]).is_ok());
     append(&mut log, 11).unwrap();
@@ -256,7 +257,7 @@ fn missing_segments_are_refused() {
     let dir = tmp.path();
     let refs = written(dir, 10, 400);
     let good = contents(dir);
-    let names = list_segments(dir).unwrap();
+    let names = list_segments(&OsDisk, dir).unwrap();
     let n = names.len();
     let before_last = refs.iter().rfind(|r| r.segment_first_epoch == names[n - 2]).unwrap();
     let end = before_last.offset + before_last.len;
@@ -325,7 +326,7 @@ fn a_full_disk_stops_the_log_for_good() {
     let dir = tmp.path();
     written(dir, 2, 4000);
     let (mut log, _) = open(dir, &[]).unwrap();
-    let healthy = log.active.replace(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let healthy = log.active.replace(OsDisk.open(Path::new("/dev/full"), Open::Write).unwrap());
     let error = append(&mut log, 3).unwrap_err();
     assert_eq!(error.exit_code(), 5);
     let StoreError::Storage { file, epoch: Some(3), source, .. } = &error else { panic!("{error}") };
@@ -345,7 +346,7 @@ fn a_full_disk_stops_the_log_for_good() {
 fn a_visitor_can_stop_the_opening() {
     let tmp = tempfile::tempdir().unwrap();
     written(tmp.path(), 3, 4000);
-    let stopped = EpochLog::open(tmp.path(), 64 << 20, &[], |_, at| match at.epoch {
+    let stopped = EpochLog::open(Arc::new(OsDisk), tmp.path(), 64 << 20, &[], |_, at| match at.epoch {
         2 => Err(damaged(tmp.path(), 0, 2, 1, "state of another pipeline")),
         _ => Ok(()),
     });
@@ -356,10 +357,10 @@ fn a_visitor_can_stop_the_opening() {
 fn destroy_leaves_nothing_and_may_be_repeated() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("pipelines/clicks");
-    destroy(&dir).unwrap();
+    destroy(&OsDisk, &dir).unwrap();
     written(&dir, 3, 4000);
-    destroy(&dir).unwrap();
-    destroy(&dir).unwrap();
+    destroy(&OsDisk, &dir).unwrap();
+    destroy(&OsDisk, &dir).unwrap();
     assert_eq!(fs::read_dir(tmp.path().join("pipelines")).unwrap().count(), 0);
     assert_eq!(open(&dir, &[]).unwrap().1, Recovery::default());
 }

@@ -18,71 +18,71 @@ mod marker;
 mod open;
 mod trim;
 
-pub(crate) use cut::Survey;
-pub(crate) use trim::destroy;
+pub use cut::Survey;
+pub use trim::destroy;
 
 use super::StoreError;
+use super::disk::{Disk, DiskFile, Open};
 use std::collections::VecDeque;
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tidemill_engine::record::{self, Kind};
 
 /// Where a record stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct RecordRef {
+pub struct RecordRef {
     /// The epoch it commits.
-    pub(crate) epoch: u64,
+    pub epoch: u64,
     /// The name of its segment.
-    pub(crate) segment_first_epoch: u64,
+    pub segment_first_epoch: u64,
     /// Bytes from the start of the segment.
-    pub(crate) offset: u64,
+    pub offset: u64,
     /// Length in bytes.
-    pub(crate) len: u64,
+    pub len: u64,
 }
 
 /// Someone outside the log who has seen an epoch committed: a sink by its cursor.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Evidence {
+pub struct Evidence {
     /// Who, in words for a reader: "sink `table`".
-    pub(crate) who: String,
+    pub who: String,
     /// The newest epoch they have seen, one that has a record; 0 for none.
-    pub(crate) epoch: u64,
+    pub epoch: u64,
 }
 
 /// An incomplete record that was cut off at opening.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct DroppedTail {
+pub struct DroppedTail {
     /// The segment.
-    pub(crate) file: PathBuf,
+    pub file: PathBuf,
     /// Where the tail began; the segment's length now.
-    pub(crate) offset: u64,
+    pub offset: u64,
     /// How many bytes were dropped.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
 }
 
 /// What opening has found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Recovery {
+pub struct Recovery {
     /// The oldest epoch still in the log, 0 if the log is empty.
-    pub(crate) first_epoch: u64,
+    pub first_epoch: u64,
     /// The newest committed epoch, 0 if the log is empty.
-    pub(crate) last_epoch: u64,
+    pub last_epoch: u64,
     /// The incarnation that wrote it.
-    pub(crate) last_incarnation: u64,
+    pub last_incarnation: u64,
     /// What was cut off, if anything.
-    pub(crate) dropped_tail: Option<DroppedTail>,
+    pub dropped_tail: Option<DroppedTail>,
 }
 
 /// The log, open for writing.
 #[derive(Debug)]
-pub(crate) struct EpochLog {
+pub struct EpochLog {
     reader: LogReader,
     segments: VecDeque<Segment>,
     /// The last of `segments`, open for writing; none in an empty log.
-    active: Option<File>,
-    marker: File,
+    active: Option<Box<dyn DiskFile>>,
+    marker: Box<dyn DiskFile>,
     /// Which slot is written next: never the newer one.
     marker_slot: usize,
     last: Tip,
@@ -94,7 +94,8 @@ pub(crate) struct EpochLog {
 
 /// Reads records by reference, from any thread, while the log goes on.
 #[derive(Clone, Debug)]
-pub(crate) struct LogReader {
+pub struct LogReader {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
 }
 
@@ -118,35 +119,35 @@ impl EpochLog {
     ///
     /// # Errors
     /// `Damaged` if other bytes stand there now, `Storage` if they cannot be read.
-    pub(crate) fn read_sections(&self, at: &RecordRef) -> Result<Vec<(Kind, Vec<u8>)>, StoreError> {
+    pub fn read_sections(&self, at: &RecordRef) -> Result<Vec<(Kind, Vec<u8>)>, StoreError> {
         self.reader.read_sections(at)
     }
 
     /// A reader for another thread.
-    pub(crate) fn reader(&self) -> LogReader {
+    pub fn reader(&self) -> LogReader {
         self.reader.clone()
     }
 
     /// Bytes in all segments.
-    pub(crate) fn bytes_retained(&self) -> u64 {
+    pub fn bytes_retained(&self) -> u64 {
         self.segments.iter().map(|s| s.bytes).sum()
     }
 
     /// The newest committed epoch, 0 if there is none.
-    pub(crate) fn last_epoch(&self) -> u64 {
+    pub fn last_epoch(&self) -> u64 {
         self.last.epoch
     }
 }
 
 /// The newest record, for a look from outside.
 #[derive(Debug)]
-pub(crate) struct Newest {
+pub struct Newest {
     /// Its epoch.
-    pub(crate) epoch: u64,
+    pub epoch: u64,
     /// Who wrote it.
-    pub(crate) incarnation: u64,
+    pub incarnation: u64,
     /// Its `Meta` section.
-    pub(crate) meta: Vec<u8>,
+    pub meta: Vec<u8>,
 }
 
 impl EpochLog {
@@ -154,21 +155,21 @@ impl EpochLog {
     ///
     /// # Errors
     /// `Storage` if the directory cannot be read.
-    pub(crate) fn is_there(dir: &Path) -> Result<bool, StoreError> {
-        Ok(!list_segments(dir)?.is_empty())
+    pub fn is_there(disk: &dyn Disk, dir: &Path) -> Result<bool, StoreError> {
+        Ok(!list_segments(disk, dir)?.is_empty())
     }
 
     /// The newest whole record, read without a claim, beside a process that may be writing. `None` if there is none.
     ///
     /// # Errors
     /// `Storage` if the directory cannot be read.
-    pub(crate) fn newest(dir: &Path) -> Result<Option<Newest>, StoreError> {
-        if !dir.is_dir() {
+    pub fn newest(disk: &dyn Disk, dir: &Path) -> Result<Option<Newest>, StoreError> {
+        if !disk.is_dir(dir) {
             return Ok(None);
         }
-        for first_epoch in list_segments(dir)?.into_iter().rev() {
+        for first_epoch in list_segments(disk, dir)?.into_iter().rev() {
             let file = segment_path(dir, first_epoch);
-            let Some(bytes) = super::read_if_there(&file)? else { continue };
+            let Some(bytes) = super::read_if_there(disk, &file)? else { continue };
             let (mut at, mut newest) = (0, None);
             while let Ok(r) = record::decode(&bytes[at..]) {
                 at += r.len;
@@ -185,9 +186,9 @@ impl EpochLog {
 
 impl LogReader {
     /// See [`EpochLog::read_sections`].
-    pub(crate) fn read_sections(&self, at: &RecordRef) -> Result<Vec<(Kind, Vec<u8>)>, StoreError> {
+    pub fn read_sections(&self, at: &RecordRef) -> Result<Vec<(Kind, Vec<u8>)>, StoreError> {
         let path = segment_path(&self.dir, at.segment_first_epoch);
-        let bytes = read_record(&path, at)?;
+        let bytes = read_record(&*self.disk, &path, at)?;
         let damaged = |what: String| damaged(&path, at.offset, at.epoch, at.epoch.saturating_sub(1), &what);
         let record = record::decode(&bytes).map_err(|e| damaged(e.to_string()))?;
         if record.header.epoch != at.epoch {
@@ -202,31 +203,26 @@ fn segment_path(dir: &Path, first_epoch: u64) -> PathBuf {
 }
 
 /// The first epochs of all segments, rising. Files of other names are not ours.
-fn list_segments(dir: &Path) -> Result<Vec<u64>, StoreError> {
-    let list = || -> io::Result<Vec<u64>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(dir)? {
-            let name = entry?.file_name();
-            let digits = name.to_str().and_then(|n| n.strip_suffix(".seg")).filter(|d| d.len() == 20);
-            found.extend(digits.and_then(|d| d.parse::<u64>().ok()));
-        }
-        found.sort_unstable();
-        Ok(found)
+fn list_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, StoreError> {
+    let entries = match disk.list(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed.map_err(StoreError::storage("list", dir))?,
     };
-    match list() {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        listed => listed.map_err(StoreError::storage("list", dir)),
-    }
+    let first_epoch = |entry: &PathBuf| {
+        let name = entry.file_name()?.to_str()?;
+        name.strip_suffix(".seg").filter(|d| d.len() == 20)?.parse::<u64>().ok()
+    };
+    let mut found: Vec<u64> = entries.iter().filter_map(first_epoch).collect();
+    found.sort_unstable();
+    Ok(found)
 }
 
-fn read_record(path: &Path, at: &RecordRef) -> Result<Vec<u8>, StoreError> {
+fn read_record(disk: &dyn Disk, path: &Path, at: &RecordRef) -> Result<Vec<u8>, StoreError> {
     let len = usize::try_from(at.len).unwrap_or(usize::MAX);
     let mut bytes = vec![0; len];
-    File::open(path).and_then(|f| f.read_exact_at(&mut bytes, at.offset)).map_err(StoreError::storage_at(
-        "read",
-        path,
-        Some(at.epoch),
-    ))?;
+    disk.open(path, Open::Read)
+        .and_then(|f| f.read_exact_at(&mut bytes, at.offset))
+        .map_err(StoreError::storage_at("read", path, Some(at.epoch)))?;
     Ok(bytes)
 }
 
