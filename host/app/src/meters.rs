@@ -1,5 +1,6 @@
 //! What is measured while events flow, for whoever collects it: atomic numbers, and nothing that could hold an event up.
 
+use crate::clock::thread_ns;
 use prometheus::{Histogram, HistogramOpts};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,9 +22,83 @@ pub(crate) struct Meters {
     pub(crate) epoch_bytes: Option<Histogram>,
     /// Batches that wait for the slowest lane.
     pub(crate) lane_queue: AtomicU64,
+    /// CPU time of its threads, ns, by [`Activity`].
+    work_ns: [AtomicU64; Activity::ALL.len()],
     plugins: Mutex<BTreeMap<String, Arc<PluginMeter>>>,
     /// Bytes that are committed and that a sink has not confirmed.
     sinks: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
+}
+
+/// What the threads of a pipeline do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Activity {
+    /// Bytes from a source, and where its records begin and end.
+    Read,
+    /// Records into rows with key and time, validators too, and which lane each is for.
+    Decode,
+    /// The watermark, and rows on their way to the lanes.
+    Route,
+    /// Rows to their keys, and what W has passed into sessions; a plugin's calls too.
+    Fold,
+    /// What is left to fold at a barrier, and all of it as bytes of an epoch.
+    Seal,
+    /// The epoch's record, written and made durable.
+    Sync,
+    /// Committed rows and letters to the sinks.
+    Sink,
+}
+
+impl Activity {
+    /// In the order of an event's way.
+    pub(crate) const ALL: [Activity; 7] = [
+        Activity::Read,
+        Activity::Decode,
+        Activity::Route,
+        Activity::Fold,
+        Activity::Seal,
+        Activity::Sync,
+        Activity::Sink,
+    ];
+
+    /// As it is called in metrics.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Activity::Read => "read",
+            Activity::Decode => "decode",
+            Activity::Route => "route",
+            Activity::Fold => "fold",
+            Activity::Seal => "seal",
+            Activity::Sync => "sync",
+            Activity::Sink => "sink",
+        }
+    }
+}
+
+/// Puts a thread's CPU time down to what it was spent on. The clock is a system call (some 200 ns), so it is read once a
+/// batch or an epoch, never once an event.
+#[derive(Debug)]
+pub(crate) struct Laps<'a> {
+    meters: &'a Meters,
+    since_ns: u64,
+}
+
+impl<'a> Laps<'a> {
+    /// Of this thread, from now on.
+    pub(crate) fn begin(meters: &'a Meters) -> Laps<'a> {
+        Laps { meters, since_ns: thread_ns() }
+    }
+
+    /// Of this thread, from now on: the one that it was begun on may have been another.
+    pub(crate) fn begin_anew(&mut self) {
+        self.since_ns = thread_ns();
+    }
+
+    /// All since the last time was this.
+    pub(crate) fn spent_on(&mut self, work: Activity) {
+        let now = thread_ns();
+        self.meters.work_ns[work as usize].fetch_add(now - self.since_ns, Ordering::Relaxed);
+        self.since_ns = now;
+    }
 }
 
 /// Of one plugin in a pipeline, all its instances together.
@@ -65,6 +140,7 @@ impl Meters {
             ),
             epoch_bytes: histogram("tidemill_epoch_bytes", "Length of an epoch's record", &EPOCH_BYTES),
             lane_queue: AtomicU64::new(0),
+            work_ns: Default::default(),
             plugins: Mutex::default(),
             sinks: Mutex::default(),
         }
@@ -79,6 +155,11 @@ impl Meters {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
             h.observe(bytes as f64);
         }
+    }
+
+    /// CPU time that a stage has taken, ns.
+    pub(crate) fn work_ns(&self, work: Activity) -> u64 {
+        self.work_ns[work as usize].load(Ordering::Relaxed)
     }
 
     /// The meter of a plugin, for each of its instances.

@@ -8,12 +8,13 @@ use super::out::{self, Failure};
 use super::sessions::{align_right, plain_table};
 use super::{ConfigFile, text};
 use crate::plugin::{Sandbox, Stages};
-use crate::run::measure::{Texts, session_stage};
+use crate::run::measure::{Keys, Spread, Texts, session_stage};
 
 const EXAMPLES: &str = "\
 Examples:
   tidemill measure visits.toml                       the rule of `visits.toml`, for 10 thousand to a million keys
-  tidemill measure visits.toml --keys 5000 --json    one JSON object a line, for scripts";
+  tidemill measure visits.toml --keys 5000 --json    one JSON object a line, for scripts
+  tidemill measure visits.toml --spread even         every key is as frequent as any other";
 
 /// Measure what a pipeline's session rule costs
 ///
@@ -28,6 +29,9 @@ pub(super) struct MeasureArgs {
     /// How many keys the events have (may be given several times, or separated by commas)
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [10_000, 200_000, 1_000_000], value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     keys: Vec<u64>,
+    /// How often each key comes: few of them with most events, or all alike
+    #[arg(long, value_name = "SPREAD", value_enum, default_value_t = Spread::Zipf)]
+    spread: Spread,
     /// How many events are measured, beyond those that warm up
     #[arg(long, value_name = "N", default_value_t = 4_000_000, value_parser = clap::value_parser!(u64).range(1_000..=10_000_000_000))]
     events: u64,
@@ -62,7 +66,8 @@ pub(super) fn execute(args: &MeasureArgs) -> Result<u8, Failure> {
         };
         for keys in &args.keys {
             for (texts, name) in kinds {
-                let m = session_stage(pipeline, &stages, *keys, args.events, *texts)?;
+                let wanted = Keys { number: *keys, spread: args.spread };
+                let m = session_stage(pipeline, &stages, wanted, args.events, *texts)?;
                 if args.json {
                     out::print_json(&json!({
                         "pipeline": pipeline.name, "rule": m.rule, "keys": keys, "texts": name,

@@ -32,6 +32,8 @@ use std::sync::Arc;
 
 /// Where the admin API listens if nothing else is said.
 const LISTEN: &str = "127.0.0.1:7300";
+/// Lanes of one pipeline; more would only split the work of one reader further.
+pub(crate) const LANES_MAX: usize = 8;
 /// Bounds of `server.epoch`: shorter than a disk's sync makes no sense, longer makes restarts slow.
 const EPOCH_MS: std::ops::RangeInclusive<i64> = 10..=60_000;
 /// Few files, yet space comes back in small steps, and recovery holds no more than one segment in memory.
@@ -158,6 +160,7 @@ fn check_server(field: Option<Field<'_>>, p: &mut Problems) -> Server {
         data_dir_at: Spot::default(),
         epoch_ms: 1000,
         segment_bytes: SEGMENT_BYTES,
+        lanes: None,
     };
     let Some(mut s) = field.and_then(|f| f.section("write [server]", p)) else { return server };
     listener::check(&mut s, &mut server, p);
@@ -188,6 +191,15 @@ fn check_server(field: Option<Field<'_>>, p: &mut Problems) -> Server {
         if !SEGMENT_BYTES_BOUNDS.contains(&bytes) {
             let wrong = "`server.segment` must lie between 64KiB and 1GiB".to_owned();
             f.wrong(wrong, "\"64MiB\" is usual".to_owned(), p);
+        }
+    }
+    if let Some(f) = s.get("lanes")
+        && let Some(lanes) = f.count(1, p)
+    {
+        server.lanes = usize::try_from(lanes).ok().filter(|n| *n <= LANES_MAX);
+        if server.lanes.is_none() {
+            let wrong = format!("`server.lanes` must lie between 1 and {LANES_MAX}");
+            f.wrong(wrong, "leave it out for one a core, but for that of the reader".to_owned(), p);
         }
     }
     s.finish(&[], p);

@@ -57,6 +57,8 @@ pub(crate) struct Server {
     pub(crate) epoch_ms: i64,
     /// Length at which a segment of the epoch log is closed. Images of key groups begin once the log is longer.
     pub(crate) segment_bytes: u64,
+    /// Lanes of each pipeline; none: as many as the machine has cores to spare.
+    pub(crate) lanes: Option<usize>,
 }
 
 /// `[source.NAME]`.

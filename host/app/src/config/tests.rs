@@ -424,6 +424,17 @@ fn wrong_sinks_and_server() {
          3:10 server.listen: `0.0.0.0:1` is beyond loopback, where anybody on the way can read along (write [server.tls] with `cert` and `key`, or \"127.0.0.1:1\"; or `insecure = true` in [server] if the network is yours alone)");
     check(
         "[source.web]",
+        "[server]\nlanes = 9\n[source.web]",
+        "2:9 server.lanes: `server.lanes` must lie between 1 and 8 (leave it out for one a core, but for that of the reader)",
+    );
+    check(
+        "[source.web]",
+        "[server]\nlanes = 0\n[source.web]",
+        "2:9 server.lanes: `server.lanes` must be at least 1, not 0",
+    );
+    assert_eq!(parsed(&format!("[server]\nlanes = 2\n{SMALL}")).unwrap().server.lanes, Some(2));
+    check(
+        "[source.web]",
         "[server]\nhosts = [\"a.example\", \"https://b\"]\n[server.tls]\ncert = \"a.pem\"\n[source.web]",
         "2:23 server.hosts: `https://b` is not the name of a host (write \"tidemill.example\", without scheme and port)
          3:9 server.tls.key: `server.tls.key` is missing (write `key = \"host.key\"`: its private key)",

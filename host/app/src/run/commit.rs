@@ -8,6 +8,7 @@ use super::stop::Stop;
 use crate::clock::now_ms;
 use crate::control::{self, Handle, Told};
 use crate::meta::{IMAGE_GROUPS, Meta};
+use crate::meters::{Activity, Laps};
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
 use crossbeam_channel::{Receiver, Sender};
@@ -63,6 +64,8 @@ pub(crate) struct Committer<'a> {
     pub(crate) outlets: Vec<Outlet>,
     pub(crate) cursors: Arc<Cursors>,
     pub(crate) progress: Arc<Progress>,
+    /// Where its thread's time goes.
+    pub(crate) laps: Laps<'a>,
     /// Bytes that the log keeps, for the reader to decide on images.
     pub(crate) log_bytes: Arc<AtomicU64>,
     /// Since the pipeline's first start.
@@ -109,6 +112,7 @@ pub(crate) struct Ended {
 impl Committer<'_> {
     /// Runs until the reader hangs up.
     pub(crate) fn run(mut self) -> Result<Ended, RunError> {
+        self.laps.begin_anew();
         while let Ok(sealed) = self.sealed.recv() {
             let mut parts = Vec::new();
             for p in &self.parts {
@@ -247,9 +251,11 @@ impl Committer<'_> {
             (Kind::Resolved, leaving.resolved.as_slice()),
         ];
         sections.extend(resolved.into_iter().filter(|(_, s)| !s.is_empty()));
+        self.laps.spent_on(Activity::Seal);
         let begun = Instant::now();
         let at = self.log.append(self.incarnation, epoch, &sections)?;
         self.progress.meters.committed(begun, at.len);
+        self.laps.spent_on(Activity::Sync);
         self.progress_of(&meta, epoch);
         let incarnation = self.incarnation;
         self.handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));
@@ -274,6 +280,7 @@ impl Committer<'_> {
         let kept_from = cursors.chain(self.images.iter().copied()).chain(waiting).min();
         self.log.trim(kept_from.unwrap_or(0))?;
         self.log_bytes.store(self.log.bytes_retained(), Ordering::Relaxed);
+        self.laps.spent_on(Activity::Seal);
         Ok(meta)
     }
 

@@ -1,5 +1,6 @@
 //! One thread a sink: takes committed epochs in order, delivers them, keeps the cursor.
 
+use crate::meters::{Activity, Laps, Meters};
 use crossbeam_channel::Receiver;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,6 +55,7 @@ pub(crate) struct Delivery<'a> {
     pub(crate) waiting_bytes: Arc<AtomicU64>,
     pub(crate) log: LogReader,
     pub(crate) cursors: Arc<Cursors>,
+    pub(crate) meters: &'a Meters,
     pub(crate) stop: &'a Stop<'a>,
 }
 
@@ -63,6 +65,7 @@ pub(crate) const DELIVERY_AFTER_STOP: Duration = Duration::from_secs(30);
 impl Delivery<'_> {
     pub(crate) fn run(mut self) -> Result<(), RunError> {
         let mut stopping_since = None;
+        let mut laps = Laps::begin(self.meters);
         while let Ok(committed) = self.queue.recv() {
             if self.stop.asked()
                 && stopping_since.get_or_insert_with(Instant::now).elapsed() > DELIVERY_AFTER_STOP
@@ -72,6 +75,7 @@ impl Delivery<'_> {
             let cursor = self.deliver(&committed)?;
             self.cursors.set(&self.name, cursor);
             self.waiting_bytes.fetch_sub(committed.at.len, Ordering::Relaxed);
+            laps.spent_on(Activity::Sink);
         }
         Ok(())
     }

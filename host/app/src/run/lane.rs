@@ -3,6 +3,7 @@
 use super::RunError;
 use super::reader::{Batch, ToLane};
 use crate::control::States;
+use crate::meters::{Activity, Laps, Meters};
 use crate::plugin::budget::Warden;
 use crossbeam_channel::{Receiver, Sender};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,20 +15,31 @@ use tidemill_engine::lane::{Lane, LaneEpoch, LaneFault, Origin};
 /// Keys whose states are copied at once: some tenths of a millisecond, so that events hardly wait for it.
 const STATES_AT_ONCE: usize = 1024;
 
-/// Runs until the reader hangs up. `letters` counts the bytes of dead letters that all lanes hold, `crowded` is set when
-/// this one is near its bound of open sessions.
+/// What others see of a lane.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'a> {
+    /// Bytes of dead letters that all lanes hold.
+    pub(super) letters: &'a AtomicU64,
+    /// Set when this one is near its bound of open sessions.
+    pub(super) crowded: &'a AtomicBool,
+    /// Where its time goes.
+    pub(super) meters: &'a Meters,
+}
+
+/// Runs until the reader hangs up.
 pub(super) fn run_lane(
     mut lane: Lane,
     input: &Receiver<ToLane>,
     parts: &Sender<LaneEpoch>,
     spent: &Sender<Rows>,
-    letters: &AtomicU64,
-    crowded: &AtomicBool,
+    seen: Seen<'_>,
     mut warden: Option<Warden>,
 ) -> Result<(), RunError> {
     let mut since_sweep = 0;
     // What this lane has added to the bytes of all lanes' letters: no more than that is taken off again.
     let mut counted = 0;
+    let Seen { letters, crowded, meters } = seen;
+    let mut laps = Laps::begin(meters);
     while let Ok(message) = input.recv() {
         match message {
             ToLane::Batch(Batch { mut rows, block, watermark, source, partition }) => {
@@ -47,6 +59,7 @@ pub(super) fn run_lane(
                 let now = lane.letter_bytes() as u64;
                 letters.fetch_add(now - counted, Ordering::Relaxed);
                 counted = now;
+                laps.spent_on(Activity::Fold);
             }
             ToLane::Barrier { barrier, image } => {
                 since_sweep = 0;
@@ -59,6 +72,7 @@ pub(super) fn run_lane(
                 if let Some(groups) = image {
                     lane.image(groups, &mut part.state);
                 }
+                laps.spent_on(Activity::Seal);
                 if parts.send(part).is_err() {
                     return Ok(());
                 }
@@ -196,7 +210,9 @@ mod tests {
             messages.into_iter().for_each(|m| to.send(m).unwrap());
             drop(to);
             let ((part_to, parts), (spent, _emptied)) = (unbounded(), unbounded());
-            run_lane(lane(), &input, &part_to, &spent, &letters, &AtomicBool::new(false), None).unwrap();
+            let meters = Meters::new("p");
+            let seen = Seen { letters: &letters, crowded: &AtomicBool::new(false), meters: &meters };
+            run_lane(lane(), &input, &part_to, &spent, seen, None).unwrap();
             parts.try_iter().map(|p| p.letters.len() as u64).collect::<Vec<_>>()
         };
         assert_eq!(run(vec![batch(rows(SWEEP_ROWS))]), [0; 0]);

@@ -1,16 +1,17 @@
 //! What the session stage of a pipeline costs by itself: made-up events go through one lane, with nothing to read, nothing
 //! decoded and nothing written.
 //!
-//! The traffic is what a busy site sends: keys after Zipf's law (the n-th most frequent one n times rarer than the first),
+//! The traffic is what a busy site sends: keys after Zipf's law (the n-th most frequent one n times rarer than the first), or
+//! every key as often as any other, so that with a long gap all of them are live;
 //! 10,000 events a second of event time, a third of them late by up to five seconds and one in a hundred by up to ten. It comes
 //! from a fixed seed. Time is CPU time of this thread, so that what else runs on the machine hardly shows.
 
 use super::RunError;
+use crate::clock::thread_ns;
 use crate::config::plan::{Early, Pipeline};
 use crate::journal::Journal;
 use crate::plugin::Stages;
 use crate::progress::Progress;
-use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidemill_engine::bounds::{KEY_GROUPS, SWEEP_ROWS};
@@ -43,6 +44,15 @@ pub(crate) enum Texts {
     Symbols,
 }
 
+/// How often each key comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Spread {
+    /// After Zipf's law: few keys have most events.
+    Zipf,
+    /// Each once, and then any of them at random.
+    Even,
+}
+
 /// What was measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
@@ -58,14 +68,21 @@ pub(crate) struct Measured {
     pub(crate) rule_ns_per_event: f64,
 }
 
-/// Sends `events` events of `keys` keys through a lane, and as many as it takes to warm up before.
+/// How many keys there are, and how often each comes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keys {
+    pub(crate) number: u64,
+    pub(crate) spread: Spread,
+}
+
+/// Sends `events` events of these keys through a lane, and as many as it takes to warm up before.
 ///
 /// # Errors
 /// If the rule fails.
 pub(crate) fn session_stage(
     pipeline: &Pipeline,
     stages: &Stages,
-    keys: u64,
+    keys: Keys,
     events: u64,
     texts: Texts,
 ) -> Result<Measured, RunError> {
@@ -90,7 +107,7 @@ pub(crate) fn session_stage(
     };
     let mut lane = Lane::new(config, Versions::single(Box::new(rule)));
     let mut traffic = Traffic::new(stages, keys, texts);
-    let warm_up = (2 * keys).next_multiple_of(EPOCH_EVENTS);
+    let warm_up = (2 * keys.number).next_multiple_of(EPOCH_EVENTS);
     let mut measured =
         Measured { rule: name, live_keys: 0, sessions: 0, stage_ns_per_event: 0.0, rule_ns_per_event: 0.0 };
     let (mut stage_ns, mut since_sweep) = (0, 0);
@@ -137,12 +154,6 @@ fn per(ns: u64, events: u64) -> f64 {
     ns as f64 / events.max(1) as f64
 }
 
-/// CPU time of this thread, ns.
-fn thread_ns() -> u64 {
-    let t = clock_gettime(ClockId::ThreadCPUTime);
-    u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0)
-}
-
 /// A rule whose calls are timed.
 struct Timed {
     rule: Box<dyn SessionRule>,
@@ -175,6 +186,7 @@ fn free(value: &str, symbols: &[String]) -> String {
 /// Made-up events.
 struct Traffic {
     random: u64,
+    keys: Keys,
     ln_keys: f64,
     made: u64,
     latest: EventTime,
@@ -183,7 +195,7 @@ struct Traffic {
 
 impl Traffic {
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    fn new(stages: &Stages, keys: u64, texts: Texts) -> Traffic {
+    fn new(stages: &Stages, keys: Keys, texts: Texts) -> Traffic {
         let fields = stages.layout.iter().map(|d| {
             let values = if texts == Texts::Symbols && !d.symbols.is_empty() {
                 d.symbols.clone()
@@ -194,7 +206,8 @@ impl Traffic {
         });
         Traffic {
             random: 0x9e37_79b9_7f4a_7c15,
-            ln_keys: (keys.max(1) as f64).ln(),
+            keys,
+            ln_keys: (keys.number.max(1) as f64).ln(),
             made: 0,
             latest: EventTime::BEGINNING,
             fields: fields.collect(),
@@ -218,11 +231,21 @@ impl Traffic {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "53 random bits")]
+    fn rank(&mut self) -> u64 {
+        match self.keys.spread {
+            Spread::Zipf => {
+                // Zipf's law has a logarithm for its distribution function.
+                let u = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
+                (u * self.ln_keys).exp() as u64
+            }
+            Spread::Even if self.made < self.keys.number => self.made,
+            Spread::Even => self.below(self.keys.number),
+        }
+    }
+
     fn batch(&mut self, rows: &mut Rows) {
         for _ in 0..BATCH_EVENTS {
-            // Zipf's law has a logarithm for its distribution function.
-            let u = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
-            let rank = (u * self.ln_keys).exp() as u64;
+            let rank = self.rank();
             let delay_ms = match self.below(100) {
                 0 => 5_000 + self.below(4_900),
                 1..30 => self.below(5_000),
@@ -293,12 +316,16 @@ mod tests {
         (pipeline, stages.unwrap())
     }
 
+    fn keys(number: u64, spread: Spread) -> Keys {
+        Keys { number, spread }
+    }
+
     #[test]
     fn traffic_keeps_within_its_disorder_and_its_keys() {
         let (_, stages) = stages(
             "{ plugin = \"builtin:gap\", config = { gap = \"30s\", end = { field = \"type\", in = [\"x\"] } } }",
         );
-        let mut traffic = Traffic::new(&stages, 50, Texts::Free);
+        let mut traffic = Traffic::new(&stages, keys(50, Spread::Zipf), Texts::Free);
         let mut rows = Rows::default();
         let mut keys = std::collections::BTreeMap::<Vec<u8>, u64>::new();
         for _ in 0..100 {
@@ -324,7 +351,7 @@ mod tests {
         stages.layout[0].symbols = VALUES.map(String::from).to_vec();
         for (texts, want) in [(Texts::Free, false), (Texts::Symbols, true)] {
             let mut rows = Rows::default();
-            Traffic::new(&stages, 50, texts).batch(&mut rows);
+            Traffic::new(&stages, keys(50, Spread::Zipf), texts).batch(&mut rows);
             for h in &rows.heads {
                 let ext::Value::Text(text) = ext::field(rows.ext(h), 0) else { panic!("a text") };
                 assert_eq!(VALUES.iter().any(|v| v.as_bytes() == text), want);
@@ -335,8 +362,18 @@ mod tests {
     #[test]
     fn sessions_close_while_it_measures() {
         let (pipeline, stages) = stages("{ plugin = \"builtin:gap\", config = { gap = \"30s\" } }");
-        let m = session_stage(&pipeline, &stages, 10_000, 1_000_000, Texts::Free).unwrap();
+        let m =
+            session_stage(&pipeline, &stages, keys(10_000, Spread::Zipf), 1_000_000, Texts::Free).unwrap();
         assert!(m.sessions > 500 && m.live_keys > 9_000, "{m:?}");
         assert!(m.rule_ns_per_event > 0.0 && m.stage_ns_per_event > m.rule_ns_per_event, "{m:?}");
+    }
+
+    /// What it is for: a figure at so many live keys, of which most would have ended under the law of a busy site.
+    #[test]
+    fn keys_that_come_evenly_are_all_live() {
+        let (pipeline, stages) = stages("{ plugin = \"builtin:gap\", config = { gap = \"24h\" } }");
+        let m =
+            session_stage(&pipeline, &stages, keys(30_000, Spread::Even), 1_000_000, Texts::Free).unwrap();
+        assert_eq!((m.live_keys, m.sessions), (30_000, 0), "{m:?}");
     }
 }

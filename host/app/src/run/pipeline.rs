@@ -3,17 +3,19 @@
 use super::commit::{Committer, Ended, Outlet};
 use super::deliver::{Committed, Cursors, Delivery};
 use super::enrich::{self, Pressure, Tray};
-use super::lane::run_lane;
+use super::lane::{Seen, run_lane};
 use super::layout::key_form;
 use super::reader::{End, Outputs, Reader, ToLane};
 use super::start;
 use super::stop::Stop;
 use super::{Job, Outcome, RunError, Summary};
 use crate::clock::now_ms;
+use crate::config::LANES_MAX;
 use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::control::{self, Again, Running};
 use crate::journal::Level;
 use crate::meta::{IMAGE_BLOCKS, Meta};
+use crate::meters::Laps;
 use crate::plugin::budget::Suspended;
 use crate::plugin::{LoadedRule, Stages as PluginStages};
 use crate::progress::Progress;
@@ -37,21 +39,20 @@ use tidemill_store::StoreError;
 use tidemill_store::disk::OsDisk;
 use tidemill_store::log::{self, EpochLog, Evidence, RecordRef};
 
-/// Lanes of one pipeline; more would only split the work of one reader further.
-const LANES_MAX: usize = 8;
 /// Batches on their way to one lane: enough that neither side waits for the other's jitter.
 const BATCHES_MAX: usize = 16;
 /// Epochs sealed and not yet durable (DESIGN 4).
 const SEALED_MAX: usize = 3;
 
-fn lane_count() -> usize {
+fn lane_count(plan: &Plan) -> usize {
     // One core for the reader, the others for lanes.
-    std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1)).clamp(1, LANES_MAX)
+    let spare = || std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1));
+    plan.server.lanes.unwrap_or_else(spare).clamp(1, LANES_MAX)
 }
 
 /// Lanes without state, and without a rule yet.
 fn lanes(plan: &Plan, pipeline: &Pipeline) -> Vec<Lane> {
-    let n = lane_count();
+    let n = lane_count(plan);
     let groups = super::ingest::lane_groups(n);
     groups
         .into_iter()
@@ -424,7 +425,8 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
             }
             outlets.push(Outlet { queue: to, waiting_bytes: waiting_bytes.clone() });
             let (log, cursors) = (r.log.reader(), cursors.clone());
-            let d = Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors, stop };
+            let meters = &progress.meters;
+            let d = Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors, meters, stop };
             deliveries.push(scope.spawn(move || stop.at_failure(d.run())));
         }
         let mut lane_threads = Vec::new();
@@ -434,8 +436,10 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
             parts.push(part);
             let (spent, letters, crowded) = (spent_to.clone(), lane_letters.clone(), crowded.clone());
             let warden = stages.rule_warden(progress);
+            let meters = &progress.meters;
             lane_threads.push(scope.spawn(move || {
-                let folded = run_lane(lane, &input, &to, &spent, &letters, &crowded, warden);
+                let seen = Seen { letters: &letters, crowded: &crowded, meters };
+                let folded = run_lane(lane, &input, &to, &spent, seen, warden);
                 stop.at_failure(folded)
             }));
         }
@@ -451,6 +455,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
             outlets,
             cursors: cursors.clone(),
             progress: progress.clone(),
+            laps: Laps::begin(&progress.meters),
             log_bytes,
             counts,
             images: r.meta.as_ref().map_or_else(|| vec![0; IMAGE_BLOCKS], |m| m.images.clone()),

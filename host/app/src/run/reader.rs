@@ -17,6 +17,7 @@ use crate::clock::now_ms;
 use crate::config::plan::{Early, EndOfInput, Pipeline, Source};
 use crate::control::{Again, Operation, States, Told};
 use crate::meta::{Counters, Decision, Entry, IMAGE_GROUPS, Meta, PartitionMeta, SourceMeta};
+use crate::meters::{Activity, Laps};
 use crate::plugin::budget::{Budget, Warden};
 use crate::plugin::validate::Validators;
 use crate::plugin::{LoadedRule, Stages};
@@ -152,6 +153,7 @@ pub(crate) struct Reader<'a> {
     out: Outputs,
     intake: Intake,
     blocks: Vec<Arc<Block>>,
+    laps: Laps<'a>,
     epoch_began: Instant,
     epoch_rows: u64,
     epochs: u64,
@@ -248,6 +250,7 @@ impl<'a> Reader<'a> {
             out,
             intake: Intake::new(lanes),
             blocks: Vec::new(),
+            laps: Laps::begin(&job.progress.meters),
             epoch_began: Instant::now(),
             epoch_rows: 0,
             epochs: 0,
@@ -302,6 +305,7 @@ impl<'a> Reader<'a> {
     /// Reads until the input is used up or `stop` is set, then ends the last epoch.
     pub(crate) fn run(&mut self, stop: &Stop<'_>) -> Result<End, RunError> {
         self.show_state();
+        self.laps.begin_anew();
         let outcome = self.read_all(stop);
         self.refuse_changes();
         let end = match &outcome {
@@ -444,6 +448,7 @@ impl<'a> Reader<'a> {
 
     /// Decodes the block that was read last and hands its rows to the lanes; false: a lane hung up.
     fn send(&mut self, p: usize) -> Result<bool, RunError> {
+        self.laps.spent_on(Activity::Read);
         let now = now_ms();
         let watermark = self.watermarks.advance(now);
         let part = &mut self.parts[p];
@@ -461,6 +466,7 @@ impl<'a> Reader<'a> {
             self.abandon = true;
             return Err(RunError::Failed(message));
         }
+        self.laps.spent_on(Activity::Decode);
         part.offset = block.next_offset;
         part.grew_at_ms = now;
         self.changed = true;
@@ -494,6 +500,7 @@ impl<'a> Reader<'a> {
                 return Ok(false);
             }
         }
+        self.laps.spent_on(Activity::Route);
         Ok(true)
     }
 
@@ -546,6 +553,7 @@ impl<'a> Reader<'a> {
             self.sealed_watermark = watermark;
         }
         self.changed = false;
+        self.laps.spent_on(Activity::Seal);
         self.out.sealed.send(sealed).map_err(drop)
     }
 

@@ -9,6 +9,7 @@ use super::Admin;
 use crate::clock::now_ms;
 use crate::control::{Handle, Operation, Standing};
 use crate::meta::Meta;
+use crate::meters::Activity;
 use crate::view::PipelineView;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -190,6 +191,12 @@ fn tell_progress(handle: &Handle, page: &mut Page) {
     page.gauge("tidemill_lane_queue_batches", "Batches that wait for the slowest lane", &of, queue);
     for h in [&p.meters.commit_seconds, &p.meters.epoch_bytes].into_iter().flatten() {
         page.collected(h.collect());
+    }
+    for work in Activity::ALL {
+        let labels = [of[0], ("stage", work.word())];
+        let help = "CPU time of a pipeline's threads by stage; a plugin's calls are part of fold and seal, or of decode";
+        let time = number(p.meters.work_ns(work)) / 1e9;
+        page.counter("tidemill_stage_cpu_seconds_total", help, &labels, time);
     }
     for (sink, bytes) in p.meters.sinks() {
         let labels = [of[0], ("sink", sink.as_str())];

@@ -4,6 +4,7 @@ use super::super::tests::{Site, site};
 use crate::config::plan::{FaultLimits, GapRule};
 use crate::control::{Committed, Handle, InForce, Standing, State};
 use crate::meta::Meta;
+use crate::meters::{Activity, Laps};
 use crate::plugin::budget::{Budget, Identity, Warden};
 use crate::schedule::{RuleSpec, Wish};
 use axum::body::Body;
@@ -97,6 +98,8 @@ const MOVES: &[Moves] = &[
         h.progress.meters.committed(Instant::now(), 1);
     }),
     ("tidemill_epoch_bytes_sum", "", |_, h| h.progress.meters.committed(Instant::now(), 1)),
+    ("tidemill_stage_cpu_seconds_total", "stage=\"fold\"", |_, h| spends(h, Activity::Fold)),
+    ("tidemill_stage_cpu_seconds_total", "stage=\"sink\"", |_, h| spends(h, Activity::Sink)),
     ("tidemill_plugin_calls_total", "plugin=\"p\"", |_, h| {
         h.progress.meters.plugin("p").called(Instant::now());
     }),
@@ -114,6 +117,15 @@ const MOVES: &[Moves] = &[
     ("tidemill_live_versions", "", deployed),
     ("tidemill_epoch", "", |_, _| {}),
 ];
+
+/// Works until the clock of this thread has moved.
+fn spends(handle: &Handle, work: Activity) {
+    let meters = &handle.progress.meters;
+    let mut laps = Laps::begin(meters);
+    while meters.work_ns(work) < 1_000 {
+        laps.spent_on(work);
+    }
+}
 
 /// Names that tests of their own move, and the one that nothing does.
 const OTHERS: [&str; 4] = [
