@@ -1,6 +1,6 @@
 //! Whether two runs made the same sessions of the same events, and left out as many lines.
 
-use crate::error::{Doing, Outcome};
+use crate::error::{Doing, Failure, Outcome};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::fs::File;
@@ -69,6 +69,15 @@ pub(crate) fn lines(path: &Path) -> Outcome<u64> {
     }
 }
 
+/// An error if anything of valid events was left out: what is a dead letter costs something else.
+pub(crate) fn must_be_whole(folder: &Path) -> Outcome<()> {
+    let path = folder.join("dead.jsonl");
+    match lines(&path)? {
+        0 => Ok(()),
+        n => Err(Failure::differs(format!("{n} valid events became dead letters: see {}", path.display()))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +89,17 @@ mod tests {
         assert_eq!(lines(&path).unwrap(), table.sessions());
         std::fs::remove_file(&path).unwrap();
         table
+    }
+
+    #[test]
+    fn a_dead_letter_is_an_error() {
+        let folder = std::env::temp_dir().join(format!("tidemill-bench-{}-dead", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("dead.jsonl"), "").unwrap();
+        must_be_whole(&folder).unwrap();
+        std::fs::write(folder.join("dead.jsonl"), "{}\n").unwrap();
+        assert_eq!(must_be_whole(&folder).unwrap_err().code, 3);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

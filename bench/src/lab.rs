@@ -1,6 +1,7 @@
 //! Where measurements are made: the programs, the folder, sizes, and the runs that several of them need.
 
 use crate::child::{self, Cost};
+use crate::compare;
 use crate::config::{Job, Rule};
 use crate::error::{Doing, Failure, Outcome};
 use crate::figures::{median, of_count};
@@ -83,8 +84,14 @@ impl Costs {
 pub(crate) enum Program<'a> {
     /// The yardstick on these JSON lines.
     Yardstick(&'a Path),
-    /// Tidemill, in a folder of its own of this name.
-    Tidemill(&'a str, Job),
+    /// Tidemill.
+    Tidemill {
+        /// The folder of its own.
+        room: &'a str,
+        job: Job,
+        /// Whether all events are valid.
+        valid: bool,
+    },
 }
 
 impl Lab {
@@ -167,11 +174,15 @@ impl Lab {
                     .arg(self.path("native-dead.jsonl"));
                 child::run("the yardstick", &self.path("native.log"), native)
             }
-            Program::Tidemill(room, job) => {
+            Program::Tidemill { room, job, valid } => {
                 let config = self.configured(room, &job.text())?;
                 let mut tidemill = Command::new(&self.bin);
                 tidemill.arg("run").arg(&config).current_dir(self.path(room));
-                child::run("tidemill", &self.path(&format!("{room}/said.txt")), tidemill)
+                let cost = child::run("tidemill", &self.path(&format!("{room}/said.txt")), tidemill)?;
+                if *valid {
+                    compare::must_be_whole(&self.path(room))?;
+                }
+                Ok(cost)
             }
         }
     }
@@ -198,12 +209,12 @@ impl Lab {
     }
 
     /// The yardstick and both forms of the rule on the same JSON lines.
-    pub(crate) fn three<'a>(&self, input: &'a Path) -> Outcome<Vec<(String, Program<'a>)>> {
+    pub(crate) fn three<'a>(&self, input: &'a Path, valid: bool) -> Outcome<Vec<(String, Program<'a>)>> {
         let component = self.gap_sessions()?;
         let mut programs = vec![("yardstick".to_owned(), Program::Yardstick(input))];
         for rule in Rule::ALL {
             let job = Job::new(rule, crate::config::Input::File(input.to_owned()), &component);
-            programs.push((rule.name().to_owned(), Program::Tidemill(room_of(rule), job)));
+            programs.push((rule.name().to_owned(), Program::Tidemill { room: room_of(rule), job, valid }));
         }
         Ok(programs)
     }

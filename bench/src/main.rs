@@ -174,7 +174,6 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         machine: machine::describe(),
         version: version(&lab.bin)?,
         quick: arguments.quick,
-        forced,
         sections: Vec::new(),
     };
     let older = if whole { None } else { Results::read(&kept).ok() };
@@ -196,6 +195,7 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         results.sections.push(Section {
             name: m.name.to_owned(),
             about: m.about.to_owned(),
+            forced,
             load_average,
             seconds: begun.elapsed().as_secs_f64(),
             found,

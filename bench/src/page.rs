@@ -74,7 +74,7 @@ fn markdown(results: &Results) -> String {
         results.version,
         results.machine,
         if results.quick { ", quickly: figures are rough" } else { "" },
-        if results.forced { ", beside other work: figures mean little" } else { "" },
+        if results.forced() { ", beside other work: figures mean little" } else { "" },
     );
     t += "## Promises\n\n";
     t += &markdown_table(&results.table());

@@ -15,8 +15,6 @@ pub(crate) struct Results {
     /// The binary's version, as it says it.
     pub(crate) version: String,
     pub(crate) quick: bool,
-    /// Whether it was measured although the machine was busy.
-    pub(crate) forced: bool,
     pub(crate) sections: Vec<Section>,
 }
 
@@ -25,6 +23,8 @@ pub(crate) struct Results {
 pub(crate) struct Section {
     pub(crate) name: String,
     pub(crate) about: String,
+    /// Whether it was measured although the machine was busy.
+    pub(crate) forced: bool,
     /// Of the machine before it began; of the programs that were measured, mostly.
     pub(crate) load_average: f64,
     pub(crate) seconds: f64,
@@ -40,6 +40,11 @@ pub(crate) struct Judged {
 }
 
 impl Results {
+    /// Whether any of it was measured although the machine was busy.
+    pub(crate) fn forced(&self) -> bool {
+        self.sections.iter().any(|s| s.forced)
+    }
+
     /// All figures.
     pub(crate) fn values(&self) -> Values {
         self.sections.iter().flat_map(|s| s.found.values.clone()).collect()
@@ -127,6 +132,7 @@ pub(crate) mod tests {
         let section = Section {
             name: "whole".into(),
             about: "the whole".into(),
+            forced: false,
             load_average: 0.5,
             seconds: 3.0,
             found,
@@ -136,7 +142,6 @@ pub(crate) mod tests {
             machine: "2 x y".into(),
             version: "tidemill 0.1.0".into(),
             quick: false,
-            forced: false,
             sections: vec![section],
         }
     }

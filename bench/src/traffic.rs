@@ -3,6 +3,7 @@
 
 use crate::child;
 use crate::error::{Doing, Failure, Outcome};
+use crate::figures::of_count;
 use crate::lab::Lab;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -114,18 +115,48 @@ fn written(
     })
 }
 
+/// How often live keys come, once all are there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Spread {
+    /// Few of them have most events, as on a busy site.
+    Zipf,
+    /// All alike.
+    Even,
+}
+
+impl Spread {
+    /// In names of files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Spread::Zipf => "zipf",
+            Spread::Even => "even",
+        }
+    }
+
+    /// One of so many keys.
+    pub(crate) fn draw(self, random: &mut Random, keys: u64) -> u64 {
+        match self {
+            // Zipf's law has a logarithm for its distribution function.
+            Spread::Zipf => {
+                (of_count(random.below(1 << 32)) / of_count(1 << 32) * of_count(keys).ln()).exp() as u64 - 1
+            }
+            Spread::Even => random.below(keys),
+        }
+    }
+}
+
 /// Each of so many keys once, in order of time, 10,000 a second; then `more` events of any of them.
-pub(crate) fn live(lab: &Lab, keys: u64, more: u64) -> Outcome<[PathBuf; 2]> {
+pub(crate) fn live(lab: &Lab, keys: u64, more: u64, spread: Spread) -> Outcome<[PathBuf; 2]> {
     let first = lab.made(&format!("live-{keys}.jsonl"), |to| {
         let mut out = create(to)?;
         (0..keys).try_for_each(|n| write_all(&mut out, live_line(n, n).as_bytes()))?;
         out.flush().doing(to.display())
     })?;
-    let second = lab.made(&format!("live-{keys}-{more}.jsonl"), |to| {
+    let second = lab.made(&format!("live-{keys}-{more}-{}.jsonl", spread.name()), |to| {
         let mut out = create(to)?;
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         (keys..keys + more)
-            .try_for_each(|n| write_all(&mut out, live_line(n, random.below(keys)).as_bytes()))?;
+            .try_for_each(|n| write_all(&mut out, live_line(n, spread.draw(&mut random, keys)).as_bytes()))?;
         out.flush().doing(to.display())
     })?;
     Ok([first, second])
@@ -230,5 +261,14 @@ mod tests {
         let mut random = Random(1);
         let drawn: BTreeSet<u64> = (0..1000).map(|_| random.below(10)).collect();
         assert_eq!(drawn, (0..10).collect());
+        // The most frequent of a thousand keys has a tenth of all under the law, the last hundred a sixty-fifth together.
+        let of = |spread: Spread, which: std::ops::Range<u64>| {
+            let mut random = Random(1);
+            (0..10_000).filter(|_| which.contains(&spread.draw(&mut random, 1000))).count()
+        };
+        assert!((900..1100).contains(&of(Spread::Zipf, 0..1)), "{}", of(Spread::Zipf, 0..1));
+        assert!((100..210).contains(&of(Spread::Zipf, 900..1000)), "{}", of(Spread::Zipf, 900..1000));
+        assert!((900..1100).contains(&of(Spread::Even, 900..1000)), "{}", of(Spread::Even, 900..1000));
+        assert_eq!(of(Spread::Zipf, 1000..u64::MAX), 0);
     }
 }

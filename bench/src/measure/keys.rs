@@ -1,5 +1,5 @@
-//! How the cost of an event grows with the number of live keys: each key comes once, and then any of them at random, with a
-//! gap so long that none of them ends. What is measured begins when all are there.
+//! How the cost of an event grows with the number of live keys: each key comes once, and then any of them at random, after Zipf's
+//! law or all alike, with a gap so long that none of them ends. What is measured begins when all are there.
 
 use super::stage::measure;
 use crate::config::{Input, Job, Rule};
@@ -7,7 +7,7 @@ use crate::error::{Doing, Outcome};
 use crate::figures::of_count;
 use crate::findings::{Findings, Plot, Shape, Table, count, shown};
 use crate::lab::Lab;
-use crate::traffic::live;
+use crate::traffic::{Spread, live};
 use std::fs::File;
 
 pub(super) fn run(lab: &Lab) -> Outcome<Findings> {
@@ -25,47 +25,49 @@ pub(super) fn run(lab: &Lab) -> Outcome<Findings> {
             "peak MiB of the whole job",
         ],
     );
-    let mut lines: [Vec<(f64, f64)>; 3] = Default::default();
+    let mut lines: [Vec<(f64, f64)>; 4] = Default::default();
     for keys in numbers {
-        let (whole, peak) = whole_job(lab, *keys, events)?;
+        let (zipf, _) = whole_job(lab, *keys, events, Spread::Zipf)?;
+        let (even, mib) = whole_job(lab, *keys, events, Spread::Even)?;
         let [stage, built_in] = [Rule::Plugin, Rule::BuiltIn].map(|rule| {
             let (keys, events) = (keys.to_string(), events.to_string());
             measure(lab, rule, "24h", &["--spread", "even", "--keys", &keys, "--events", &events])
         });
-        let ns = [whole, stage?[0].stage_ns, built_in?[0].stage_ns];
-        lab.say(&format!("  {} keys: {} ns, the session stage {}", count(*keys), shown(ns[0]), shown(ns[1])));
+        let ns = [zipf, even, stage?[0].stage_ns, built_in?[0].stage_ns];
+        lab.say(&format!("  {} keys: {} ns, all keys alike {}", count(*keys), shown(ns[0]), shown(ns[1])));
         lines.iter_mut().zip(ns).for_each(|(line, ns)| line.push((of_count(*keys), ns)));
         let cells = ns.map(|ns| format!("{} ns", shown(ns)));
-        table.row([count(*keys)].into_iter().chain(cells).chain([format!("{peak:.0}")]));
+        table.row([count(*keys)].into_iter().chain(cells).chain([format!("{mib:.0}")]));
     }
     let growth = |line: &[(f64, f64)]| line[line.len() - 1].1 / line[0].1;
     found.value("keys.whole.growth", growth(&lines[0]));
-    found.value("keys.stage.growth", growth(&lines[1]));
+    found.value("keys.even.growth", growth(&lines[1]));
+    found.value("keys.stage.growth", growth(&lines[2]));
     found.value("keys.most", of_count(numbers[numbers.len() - 1]));
     found.tables.push(table);
-    found.note(format!(
-        "From {} to {} live keys: {} times for the whole job, {} times for the session stage by itself.",
-        count(numbers[0]),
-        count(numbers[numbers.len() - 1]),
-        shown(growth(&lines[0])),
-        shown(growth(&lines[1]))
-    ));
-    let names = ["whole job, Wasm", "session stage, Wasm", "session stage, built in"];
+    found.note(
+        "Where all keys come alike, an event of ten million keys finds nothing of its key in the processor's caches, and an epoch holds \
+         hardly two events of one key, so that each brings a state into the log. The session stage is measured with such keys.",
+    );
     found.plots.push(Plot {
         name: "keys".to_owned(),
         title: "Live keys".to_owned(),
         y: "CPU ns an event".to_owned(),
         shape: Shape::Lines {
             x: "live keys".to_owned(),
-            series: names.map(str::to_owned).into_iter().zip(lines).collect(),
+            series: NAMES.map(str::to_owned).into_iter().zip(lines).collect(),
         },
     });
     Ok(found)
 }
 
+/// What is measured of each number of keys.
+const NAMES: [&str; 4] =
+    ["whole job, Zipf's law", "whole job, all alike", "session stage, Wasm", "session stage, built in"];
+
 /// CPU ns an event once all keys are live, and the memory that it then has, MiB.
-fn whole_job(lab: &Lab, keys: u64, events: u64) -> Outcome<(f64, f64)> {
-    let [first, more] = live(lab, keys, events)?;
+fn whole_job(lab: &Lab, keys: u64, events: u64, spread: Spread) -> Outcome<(f64, f64)> {
+    let [first, more] = live(lab, keys, events, spread)?;
     let input = grown(lab, &first)?;
     let job =
         Job { gap: "24h", ..Job::new(Rule::Plugin, Input::Followed(input.clone()), &lab.gap_sessions()?) };

@@ -7,7 +7,7 @@ use crate::figures::of_count;
 use crate::findings::{Findings, Table, count, shown};
 use crate::host::Host;
 use crate::lab::Lab;
-use crate::traffic::live;
+use crate::traffic::{Spread, live};
 use std::time::{Duration, Instant};
 
 /// Nothing is done any more: this long without CPU time of more than a tenth.
@@ -35,7 +35,7 @@ pub(super) fn run(lab: &Lab) -> Outcome<Findings> {
 }
 
 fn resident(lab: &Lab, rule: Rule, keys: u64) -> Outcome<f64> {
-    let [input, _] = live(lab, keys, 1)?;
+    let [input, _] = live(lab, keys, 1, Spread::Even)?;
     let job = Job::new(rule, Input::Followed(input), &lab.gap_sessions()?);
     let job = Job { gap: "24h", disorder: "0s", ..job };
     let mut host = lab.start("run-memory", &job)?;

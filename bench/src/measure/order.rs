@@ -17,7 +17,7 @@ pub(super) fn run(lab: &Lab) -> Outcome<Findings> {
         lab.say(&format!("  {}", order.name()));
         let input = ordered(lab, events, order)?;
         let n = crate::compare::lines(&input)?;
-        let costs = lab.rounds(lab.sizes.rounds, &lab.three(&input)?)?;
+        let costs = lab.rounds(lab.sizes.rounds, &lab.three(&input, true)?)?;
         let figures: Vec<f64> = costs.iter().map(|c| c.per_million(n)).collect();
         let cell = |i: usize| format!("{} ({})", shown(figures[i]), shown(costs[i].ratio(&costs[0])));
         table.row([order.name().to_owned(), shown(figures[0]), cell(1), cell(2)]);

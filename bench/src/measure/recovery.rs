@@ -8,7 +8,7 @@ use crate::figures::{median, of_count};
 use crate::findings::{Findings, Table, count, shown};
 use crate::host::Host;
 use crate::lab::Lab;
-use crate::traffic::{live, live_line};
+use crate::traffic::{Spread, live, live_line};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
@@ -16,7 +16,7 @@ use std::time::Instant;
 
 pub(super) fn run(lab: &Lab) -> Outcome<Findings> {
     let keys = lab.sizes.pick(250_000, 1_000_000);
-    let [first, more] = live(lab, keys, 2 * keys)?;
+    let [first, more] = live(lab, keys, 2 * keys, Spread::Even)?;
     let input = grown(lab, &first)?;
     let job =
         Job { gap: "24h", ..Job::new(Rule::Plugin, Input::Followed(input.clone()), &lab.gap_sessions()?) };
