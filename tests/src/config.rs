@@ -68,6 +68,8 @@ pub struct Config {
     pub to: String,
     /// Where the admin API listens; none: where it does by itself.
     pub listen: Option<String>,
+    /// Threads that fold; none: as the machine has cores.
+    pub lanes: Option<u32>,
     /// Where the state is, if not in the case's folder.
     pub data_dir: Option<PathBuf>,
 }
@@ -96,6 +98,7 @@ impl Config {
             end_of_input: String::new(),
             to: r#"["sessions", "rows"]"#.into(),
             listen: None,
+            lanes: None,
             data_dir: None,
         }
     }
@@ -113,6 +116,9 @@ impl Config {
         );
         if let Some(listen) = &self.listen {
             let _ = writeln!(t, "listen = {}", quoted(listen));
+        }
+        if let Some(lanes) = self.lanes {
+            let _ = writeln!(t, "lanes = {lanes}");
         }
         for s in &self.sources {
             self.source(&mut t, s, dir);
