@@ -3,14 +3,22 @@
 use super::{Barrier, KeyLook, Lane, LaneConfig, LaneEpoch, Origin};
 use crate::event::{Position, RowHead, Rows};
 use crate::gap::{Boundary, Gap, GapConfig};
-use crate::key::{KeyForm, key_hash};
+use crate::key::{KeyForm, key_group, key_hash};
 use crate::outbox::{Outbox, Stages};
+use crate::rule::{Description, Results, SessionRule, Turns};
 use crate::time::EventTime;
-use crate::versions::Versions;
+use crate::versions::{Policy, Scheduled, Version, Versions};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 const ORIGIN: Origin<'_> = Origin { source: "s", partition: "p", raw: b"" };
 
 fn lane() -> Lane {
+    lane_of(0..1024)
+}
+
+fn lane_of(groups: Range<u32>) -> Lane {
     let gap = GapConfig { gap_ms: 10, boundary: Boundary::Exclusive, max_ms: None, start: None, end: None };
     let config = LaneConfig {
         pipeline: "p".into(),
@@ -19,8 +27,8 @@ fn lane() -> Lane {
         early: false,
         events_per_key: 100,
         suffix_bytes: 1 << 20,
-        open_sessions: 100,
-        groups: 0..1024,
+        open_sessions: 1_000,
+        groups,
         sources: vec!["s".into()],
         layout: Vec::new(),
     };
@@ -45,6 +53,18 @@ fn rows(keys: &[u8]) -> Rows {
         });
     }
     rows
+}
+
+/// The same, each key with its own hash.
+fn with_hash(keys: &[u8]) -> Rows {
+    let mut rows = rows(keys);
+    rows.heads.iter_mut().zip(keys).for_each(|(h, key)| h.key_hash = key_hash(&[*key]));
+    rows
+}
+
+fn until(lane: &mut Lane, ms: i64) -> LaneEpoch {
+    let watermark = EventTime::from_ms(ms);
+    lane.barrier(Barrier { watermark, early_tick: false, at_end: false }).unwrap()
 }
 
 fn end(lane: &mut Lane) -> LaneEpoch {
@@ -84,10 +104,6 @@ fn copies_leave_no_bytes_behind() {
 #[test]
 fn bases_are_counted_while_their_sessions_are_open() {
     let mut first = lane();
-    let until = |lane: &mut Lane, ms: i64| {
-        let watermark = EventTime::from_ms(ms);
-        lane.barrier(Barrier { watermark, early_tick: false, at_end: false }).unwrap()
-    };
     first.insert(&rows(b"abc"), EventTime::BEGINNING, ORIGIN).unwrap();
     let one = until(&mut first, 1);
     assert!(one.base_bytes > 0 && one.suffix_bytes > 0, "{one:?}");
@@ -106,11 +122,6 @@ fn bases_are_counted_while_their_sessions_are_open() {
 /// Bug family: a trial that leaves traces, or that sees another state than a swap would.
 #[test]
 fn states_are_those_of_sessions_open_at_that_place_and_asking_changes_nothing() {
-    let with_hash = |keys: &[u8]| {
-        let mut rows = rows(keys);
-        rows.heads.iter_mut().zip(keys).for_each(|(h, key)| h.key_hash = key_hash(&[*key]));
-        rows
-    };
     let (mut asked, mut left_alone) = (lane(), lane());
     for lane in [&mut asked, &mut left_alone] {
         // a at 0 and 2, b at 1 and 3, c at 4; the gap is 10 ms.
@@ -131,4 +142,117 @@ fn states_are_those_of_sessions_open_at_that_place_and_asking_changes_nothing() 
         (epoch.rows, epoch.counts)
     };
     assert_eq!(rows_of(&mut asked), rows_of(&mut left_alone));
+}
+
+/// Bug family: an image or a lane that takes a key group more or less than its own.
+#[test]
+fn images_and_lanes_part_the_keys_by_their_groups() {
+    let keys: Vec<u8> = (0..128).collect();
+    let mut rows = with_hash(&keys);
+    rows.heads.iter_mut().for_each(|h| h.time = EventTime::from_ms(0));
+    let mut whole = lane();
+    whole.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
+    let epoch = until(&mut whole, 1);
+    let held = |sections: &[&[u8]], groups: Range<u32>| -> Vec<u8> {
+        let mut lane = lane_of(groups);
+        sections.iter().for_each(|s| lane.load(s).unwrap());
+        lane.loaded(EventTime::from_ms(1));
+        let states = lane.states(0..lane.slots(), EventTime::from_ms(1)).unwrap();
+        let mut keys: Vec<u8> = states.into_iter().flat_map(|s| s.key.into_bytes()).collect();
+        keys.sort_unstable();
+        keys
+    };
+    assert_eq!(held(&[&epoch.state], 0..1024), keys);
+    let group = |key: &u8| key_group(key_hash(&[*key]));
+    let edges: BTreeSet<u32> = keys.iter().flat_map(|k| [group(k), group(k) + 1]).collect();
+    for edge in edges {
+        let image = |groups: Range<u32>| {
+            let mut out = Vec::new();
+            whole.image(groups, &mut out);
+            out
+        };
+        let (low, high) = (image(0..edge), image(edge..1024));
+        assert_eq!(held(&[&low, &high], 0..1024), keys, "two images that meet at {edge}");
+        let of = |wanted: &dyn Fn(u32) -> bool| -> Vec<u8> {
+            keys.iter().copied().filter(|k| wanted(group(k))).collect()
+        };
+        assert_eq!(held(&[&epoch.state], 0..edge), of(&|g| g < edge), "a lane that ends at {edge}");
+        assert_eq!(held(&[&epoch.state], edge..1024), of(&|g| g >= edge), "a lane that begins at {edge}");
+        // What an image says of its groups is all that is known of them, and says nothing of others.
+        let mut gone = Vec::new();
+        lane().image(edge..1024, &mut gone);
+        assert_eq!(
+            held(&[&epoch.state, &gone], 0..1024),
+            of(&|g| g < edge),
+            "an image that begins at {edge}"
+        );
+    }
+}
+
+/// The built-in rule, its state of some version; it notes which versions it was asked to migrate from.
+struct Versioned {
+    gap: Gap,
+    description: Description,
+    asked: Arc<Mutex<Vec<u32>>>,
+}
+
+impl Versioned {
+    fn new(version: u32, asked: &Arc<Mutex<Vec<u32>>>) -> Box<Versioned> {
+        let gap =
+            GapConfig { gap_ms: 10, boundary: Boundary::Exclusive, max_ms: None, start: None, end: None };
+        let gap = Gap::new(&gap);
+        let mut description = gap.describe().clone();
+        description.state.version = version;
+        Box::new(Versioned { gap, description, asked: asked.clone() })
+    }
+}
+
+impl SessionRule for Versioned {
+    fn describe(&self) -> &Description {
+        &self.description
+    }
+    fn migrate(&mut self, from: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
+        self.asked.lock().unwrap().push(from);
+        self.gap.migrate(from, states)
+    }
+    fn call(&mut self, turns: &Turns, out: &mut Results) {
+        self.gap.call(turns, out);
+    }
+}
+
+/// Bug family: a state given to a newer rule as what it is not.
+#[test]
+fn a_state_is_migrated_from_the_version_that_it_has() {
+    let asked = [(); 3].map(|()| Arc::new(Mutex::new(Vec::new())));
+    let mut lane = lane();
+    lane.put_versions(Versions::single(Versioned::new(1, &asked[0])), Vec::new());
+    // The key's events are 5 ms apart, and versions 2 and 3 are in force from the second and the third on.
+    for n in 0..3 {
+        let mut rows = with_hash(b"a");
+        rows.heads[0].time = EventTime::from_ms(5 * n);
+        rows.heads[0].position.offset = n as u64;
+        if n > 0 {
+            let scheduled = Scheduled {
+                version: Version(n as u32),
+                from: EventTime::from_ms(5 * n - 1),
+                policy: Policy::Migrate,
+                drained_by: EventTime::INFINITY,
+                plugin: format!("v{n}"),
+                digest: None,
+            };
+            lane.deploy(scheduled, Versioned::new(n as u32 + 1, &asked[n as usize]), Vec::new());
+        }
+        lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
+        until(&mut lane, 5 * n + 1);
+    }
+    let epoch = end(&mut lane);
+    let outbox = Outbox::new(1, 1, &epoch.rows, b"");
+    let rows: Vec<(u64, &str)> = outbox.sessions(Stages::ALL).map(|(_, r)| (r.events, r.plugin)).collect();
+    assert_eq!(rows, [(3, "v2")]);
+    let asked = asked.map(|a| {
+        let mut from = a.lock().unwrap().clone();
+        from.dedup();
+        from
+    });
+    assert_eq!(asked, [vec![], vec![1], vec![2]]);
 }
