@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `planted`.
+//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `planted`, `prove`.
 //!
 //! This file reads the arguments; a command is a file. No workspace crate is used here: commands see the
 //! binary as a user does.
@@ -6,6 +6,7 @@
 mod bench;
 mod demo;
 mod planted;
+mod prove;
 mod rows;
 mod steps;
 mod suite;
@@ -30,6 +31,10 @@ Commands:
             --only NAMES   those whose names contain one of these, with commas between
             --quick        those that `test` plants
             --list         show them, and plant none
+  prove   Prove for as long as you like what `test` proves in short; `cargo xtask prove --help` says what
+            --minutes N    for all parts together (default 20)
+            --only PARTS   of these names, with commas between
+            --totals       show what all runs have counted, and run nothing
 
 Options:
   -h, --help    Show this
@@ -38,8 +43,8 @@ Environment:
   TIDEMILL_TRIALS       folder of real logs, for the tests; without it they make up logs of the same quirks
   TIDEMILL_YARDSTICK    folder of the yardstick's source, for bench, and for the tests if it is there
 
-Exit codes: 0 done, 2 usage, 3 a bug was not caught (planted), 130 interrupted, else that of the step that failed; those of bench
-are in its help.
+Exit codes: 0 done, 2 usage, 3 a bug was not caught (planted) or a part failed (prove), 130 interrupted, else that of the step that
+failed; those of bench are in its help.
 ";
 
 fn main() -> ExitCode {
@@ -79,11 +84,19 @@ fn command(arguments: &[String]) -> Result<(), Failure> {
             let only = options.value("--only")?.map_or_else(Vec::new, |names| list(&names));
             let (quick, list) = (options.flag("--quick"), options.flag("--list"));
             options.finish()?;
-            planted::run(&planted::Options { only, quick, list, within: None }).map(drop)
+            let options = planted::Options { only, quick, ..planted::Options::default() };
+            if list { planted::list(&options) } else { planted::run(&options) }
         }
-        other => {
-            Err(Failure::usage(&format!("no command `{other}`; there are demo, test, bench and planted")))
+        "prove" => {
+            let minutes = options.number("--minutes", 20)?;
+            let only = options.value("--only")?.map_or_else(Vec::new, |names| list(&names));
+            let totals = options.flag("--totals");
+            options.finish()?;
+            if totals { prove::show_totals() } else { prove::run(&prove::Options { minutes, only }) }
         }
+        other => Err(Failure::usage(&format!(
+            "no command `{other}`; there are demo, test, bench, planted and prove"
+        ))),
     }
 }
 

@@ -7,7 +7,7 @@ mod tree;
 use self::bug::{Bug, Expected};
 use self::tree::Tree;
 use crate::steps::{self, Failure, Watched, doing, say, seconds, target_dir, workspace};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,84 +27,131 @@ pub(crate) struct Options {
     pub(crate) only: Vec<String>,
     /// Only those that are marked as quick.
     pub(crate) quick: bool,
-    /// Show them, and run nothing.
-    pub(crate) list: bool,
-    /// No further patch is begun after so long.
-    pub(crate) within: Option<Duration>,
+    /// Names of those that are planted after the others.
+    pub(crate) known: BTreeSet<String>,
+    /// No further patch is begun then.
+    pub(crate) until: Option<Instant>,
 }
 
-/// How many were planted and what became of them.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Totals {
-    pub(crate) planted: u64,
-    pub(crate) caught: u64,
+/// What became of the bugs that were planted, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Planting {
+    pub(crate) caught: Vec<String>,
+    /// Not caught, or not to be planted.
+    pub(crate) missed: Vec<String>,
     /// Left out, because there was no time.
-    pub(crate) left: u64,
+    pub(crate) left: Vec<String>,
 }
 
-/// Plants the bugs, one after the other.
-pub(crate) fn run(options: &Options) -> Result<Totals, Failure> {
-    let mut bugs = bug::read_all(&workspace().join("tests").join("planted"))?;
+impl Planting {
+    pub(crate) fn planted(&self) -> u64 {
+        (self.caught.len() + self.missed.len()) as u64
+    }
+}
+
+fn folder() -> PathBuf {
+    workspace().join("tests").join("planted")
+}
+
+/// The names of all planted bugs.
+pub(crate) fn names() -> Result<Vec<String>, Failure> {
+    Ok(bug::read_all(&folder())?.into_iter().map(|b| b.name).collect())
+}
+
+fn chosen(options: &Options) -> Result<Vec<Bug>, Failure> {
+    let mut bugs = bug::read_all(&folder())?;
     let chosen =
         |b: &Bug| options.only.is_empty() || options.only.iter().any(|o| b.name.contains(o.as_str()));
     bugs.retain(|b| chosen(b) && (b.quick || !options.quick));
     if bugs.is_empty() {
         return Err(Failure::usage("no planted bug has such a name; see cargo xtask planted --list"));
     }
-    if options.list {
-        bugs.iter().for_each(|b| {
-            say(&format!("{:<width$}  {}\n{:width$}  {}", b.name, b.what, "", b.suite(), width = WIDTH));
-        });
-        return Ok(Totals::default());
+    // Those with one suite follow each other: less is built anew.
+    bugs.sort_by_key(|b| (options.known.contains(&b.name), b.needs_binary, b.suite().to_owned()));
+    Ok(bugs)
+}
+
+/// Shows the bugs, and plants none.
+pub(crate) fn list(options: &Options) -> Result<(), Failure> {
+    for bug in chosen(options)? {
+        say(&format!("{:<WIDTH$}  {}\n{:WIDTH$}  {}", bug.name, bug.what, "", bug.suite()));
     }
+    Ok(())
+}
+
+/// Plants the bugs; one that is not caught is a failure.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let planting = plant(options)?;
+    let missed = planting.missed.len();
+    if missed == 0 {
+        return Ok(());
+    }
+    planting.missed.iter().for_each(|name| say(&format!("again: cargo xtask planted --only {name}")));
+    let message = format!("{missed} of {} planted bugs were not caught", planting.planted());
+    Err(Failure { code: NOT_CAUGHT, message })
+}
+
+/// Plants the bugs, one after the other.
+pub(crate) fn plant(options: &Options) -> Result<Planting, Failure> {
+    let bugs = chosen(options)?;
     let ground = Ground::new()?;
     let begun = Instant::now();
-    let mut totals = Totals::default();
-    let mut findings = Vec::new();
+    let mut planting = Planting::default();
+    // All at once: the tree is as it is, and nothing is built twice.
     let mut sound = BTreeMap::new();
     for bug in &bugs {
-        if options.within.is_some_and(|most| begun.elapsed() >= most) {
-            totals.left += 1;
+        if !sound.contains_key(bug.suite()) {
+            sound.insert(bug.suite().to_owned(), ground.sound(bug)?);
+        }
+    }
+    if !sound.is_empty() {
+        say(&format!(
+            "  {} suites pass without a bug, {}",
+            sound.values().filter(|s| **s).count(),
+            seconds(begun.elapsed())
+        ));
+    }
+    for bug in bugs {
+        if options.until.is_some_and(|until| Instant::now() >= until) {
+            planting.left.push(bug.name);
             continue;
         }
         let at = Instant::now();
-        let found = ground.sound(bug, &mut sound).and_then(|()| ground.plant(bug));
-        let took = seconds(at.elapsed());
-        totals.planted += 1;
-        let said = match &found {
-            Ok(Found::Caught(by)) => format!("caught by {by}"),
-            Ok(Found::Hung) => "caught: hung, as it must".to_owned(),
-            Ok(Found::Missed) => "NOT CAUGHT".to_owned(),
-            Err(why) if why.code == steps::INTERRUPTED => {
-                return Err(found.err().unwrap_or_else(|| Failure::new("")));
-            }
-            Err(why) => format!("ERROR: {}", why.message),
+        let found = match sound.get(bug.suite()) {
+            Some(true) => ground.plant(&bug),
+            _ => Err(Failure::new("its suite fails without a bug, too")),
         };
-        say(&format!("  {:<width$}  {:<40}  {took:>7}  {said}", bug.name, bug.suite(), width = WIDTH));
-        match found {
-            Ok(Found::Caught(_) | Found::Hung) => totals.caught += 1,
-            _ => findings.push(bug),
-        }
+        let (said, caught) = match found {
+            Ok(Found::Caught(by)) => (format!("caught by {by}"), true),
+            Ok(Found::Hung) => ("caught: hung, as it must".to_owned(), true),
+            Ok(Found::Missed) => (format!("NOT CAUGHT: {}", bug.what), false),
+            Err(why) if why.code == steps::INTERRUPTED => return Err(why),
+            Err(why) => (format!("ERROR: {}", why.message), false),
+        };
+        say(&format!(
+            "  {:<WIDTH$}  {:<SUITE$}  {:>7}  {said}",
+            bug.name,
+            bug.suite(),
+            seconds(at.elapsed())
+        ));
+        if caught { planting.caught.push(bug.name) } else { planting.missed.push(bug.name) }
     }
     say(&format!(
         "planted {} bugs in {}: {} caught{}",
-        totals.planted,
+        planting.planted(),
         seconds(begun.elapsed()),
-        totals.caught,
-        if totals.left > 0 { format!(", {} left out for lack of time", totals.left) } else { String::new() }
+        planting.caught.len(),
+        if planting.left.is_empty() {
+            String::new()
+        } else {
+            format!(", {} left out for lack of time", planting.left.len())
+        }
     ));
-    if findings.is_empty() {
-        return Ok(totals);
-    }
-    for bug in &findings {
-        say(&format!("not caught: {}\n  again: cargo xtask planted --only {}", bug.what, bug.name));
-    }
-    Err(Failure {
-        code: NOT_CAUGHT,
-        message: format!("{} of {} planted bugs were not caught", findings.len(), totals.planted),
-    })
+    Ok(planting)
 }
 
+/// Columns for a suite.
+const SUITE: usize = 28;
 /// Columns for a patch's name.
 const WIDTH: usize = 34;
 
@@ -142,22 +189,12 @@ impl Ground {
         Ok(Ground { tree, settings, target, logs })
     }
 
-    /// Whether the suite passes without the bug: otherwise its failing would say nothing. Asked once for each suite.
-    fn sound(&self, bug: &Bug, known: &mut BTreeMap<String, bool>) -> Result<(), Failure> {
-        let broken = || Failure::new(format!("`{}` fails without a bug, too", bug.suite()));
-        match known.get(bug.suite()) {
-            Some(true) => return Ok(()),
-            Some(false) => return Err(broken()),
-            None => {}
-        }
+    /// Whether the suite passes without the bug: otherwise its failing would say nothing.
+    fn sound(&self, bug: &Bug) -> Result<bool, Failure> {
         self.tree.restore()?;
         let log = self.logs.join(format!("sound-{}.txt", file_name(bug.suite())));
-        let passes = self.build(bug, &log).and_then(|()| self.test(bug, &log));
-        known.insert(bug.suite().to_owned(), matches!(passes, Ok(Watched::Ended(s)) if s.success()));
-        match passes? {
-            Watched::Ended(status) if status.success() => Ok(()),
-            _ => Err(broken()),
-        }
+        self.build(bug, &log)?;
+        Ok(matches!(self.test(bug, &log)?, Watched::Ended(status) if status.success()))
     }
 
     /// Plants a bug, runs its suite, and takes it out again.

@@ -159,3 +159,43 @@ fn a_log_that_may_keep_little_has_room_again_once_it_is_read() {
     }
     assert!(read(&log, log.first()).len() < 5);
 }
+
+/// Bug family: told to be durable what could not be written, or tried once more on a disk that nobody knows.
+#[test]
+fn a_write_that_failed_is_told_to_everyone_and_not_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(IngestLog::open(dir.path(), None, 1 << 20).unwrap());
+    let segment = last_segment(dir.path());
+    let shared = Arc::new(Shared {
+        dir: dir.path().to_owned(),
+        durable: AtomicU64::new(0),
+        segments: Mutex::new([(0, segment.clone())].into()),
+        kept_bytes_max: 1 << 20,
+        failed: AtomicBool::new(false),
+        why: Mutex::new(String::new()),
+    });
+    let mut writer = Writer::open(shared.clone(), 0).unwrap();
+    let sound = std::mem::replace(&mut writer.file, File::open(&segment).unwrap());
+    let (told, answers) = bounded(8);
+    let mut append = |writer: &mut Writer| {
+        let (queue, appends) = bounded(2);
+        for _ in 0..2 {
+            let told = told.clone();
+            let done: Done = Box::new(move |answer| drop(told.send(answer)));
+            queue.send(Append { records: vec![b"x".to_vec()], done }).unwrap();
+        }
+        drop(queue);
+        writer.run(&appends);
+        [answers.recv().unwrap(), answers.recv().unwrap()]
+    };
+    let failed = |answer: &Result<(), Refused>| matches!(answer, Err(Refused::Failed(_)));
+    let first = append(&mut writer);
+    assert!(first.iter().all(failed), "{first:?}");
+    // The disk would take it now; what is behind the end is unknown all the same.
+    writer.file = sound;
+    let second = append(&mut writer);
+    assert!(second.iter().all(failed), "{second:?}");
+    assert_eq!(std::fs::metadata(&segment).unwrap().len(), HEADER_BYTES as u64);
+    let mut reader = IngestPartition { shared, offset: 0, file: None };
+    assert!(matches!(reader.read(&mut Block::default()), Err(ConnectError::Storage(_))));
+}

@@ -172,6 +172,8 @@ struct World {
     epoch: u64,
     incarnation: u64,
     table: BTreeMap<[u8; 16], ((u64, u64), Stage, Session)>,
+    /// Sessions that were final, and not taken back since.
+    was_final: BTreeSet<[u8; 16]>,
     settled_rows: u64,
     letters: Vec<serde_json::Value>,
     metrics: Totals,
@@ -230,6 +232,13 @@ impl World {
             );
             if r.reason.is_none() && r.stage != Stage::Retracted {
                 assert_eq!(r.plugin, self.schedule.of_open(r.start.ms(), r.end.ms()), "{r:?}");
+            }
+            let once_final = self.was_final.contains(&r.id);
+            match r.stage {
+                Stage::Early => {}
+                Stage::Final => assert!(self.was_final.insert(r.id), "final for the second time: {r:?}"),
+                Stage::Corrected => assert!(once_final, "corrected, and was never final: {r:?}"),
+                Stage::Retracted => drop(self.was_final.remove(&r.id)),
             }
             let revision = (self.incarnation, self.epoch);
             let content = (
@@ -303,6 +312,7 @@ fn world(c: &Case) -> World {
         epoch: 0,
         incarnation: 1,
         table: BTreeMap::new(),
+        was_final: BTreeSet::new(),
         settled_rows: 0,
         letters: Vec::new(),
         metrics: Totals::new(),

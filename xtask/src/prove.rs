@@ -1,0 +1,138 @@
+//! `cargo xtask prove --minutes N`: the long form of the proofs that `cargo xtask test` has in short. The minutes are shared out
+//! among the parts; each goes on until its own are over, with other seeds than all its runs before.
+//!
+//! What was counted is kept in `target/prove/totals.jsonl`, so that several runs add up: those of one state of the sources, and all.
+
+mod part;
+mod totals;
+
+use self::part::{PARTS, Part};
+use self::totals::{Counted, Totals};
+use crate::steps::{self, Failure, cargo, doing, say, seconds, target_dir, workspace};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The exit code when a part has failed.
+const FAILED: u8 = 3;
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Minutes for all parts together, builds not counted.
+    pub(crate) minutes: u64,
+    /// Only these parts; empty: all.
+    pub(crate) only: Vec<String>,
+}
+
+pub(crate) const HELP: &str = "\
+Proves for as long as you like what `cargo xtask test` proves in short.
+
+Usage: cargo xtask prove [--minutes N] [--only PARTS] [--totals]
+
+The minutes (default 20) are shared out among the parts; building comes on top. Every run takes other seeds than those before, and
+adds to target/prove/totals.jsonl; the table in the end shows this run, all runs over the present sources, and all runs ever.
+
+Parts, with their shares of the time:
+  seeds    3  the simulator: the real engine and store under a seed, with faults of disk, sources, sinks, plugins and clock
+  points   2  crash points: a scripted run that is cut off before and after each of its operations on files
+  images   4  power cuts: disks rebuilt from what a real run did to its files, each recovered and run to the end, under both rules
+  kills    4  kill -9 with files, SQLite and HTTP, at random events, around each sync, in recovery
+  fuzz     3  frames, segments, config, decoders, HTTP bodies and modules, made up and mutated
+  planted  4  bugs of tests/planted in a copy of the tree, one by one: those first that were not caught yet over these sources
+
+Options:
+  --minutes N     for all parts together (default 20)
+  --only PARTS    of these names, with commas between: --only images,kills
+  --totals        show what all runs have counted, and run nothing
+
+What fails prints the line that shows it again, the other parts go on, and the exit code is 3. What each part has said is in
+target/prove/PART.txt.
+";
+
+/// Runs the parts.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    let chosen: Vec<&Part> = match options.only.iter().find(|o| !PARTS.iter().any(|p| p.name == o.as_str())) {
+        Some(unknown) => {
+            return Err(Failure::usage(&format!(
+                "there is no part `{unknown}`; see cargo xtask prove --help"
+            )));
+        }
+        None => PARTS
+            .iter()
+            .filter(|p| options.only.is_empty() || options.only.iter().any(|o| o == p.name))
+            .collect(),
+    };
+    let mut prove = Prove::new()?;
+    prove.build(&chosen)?;
+    let shares: u64 = chosen.iter().map(|p| p.share).sum();
+    let all = Duration::from_secs(60 * options.minutes);
+    let begun = Instant::now();
+    for part in chosen {
+        let time = all * u32::try_from(part.share).unwrap_or(1) / u32::try_from(shares).unwrap_or(1).max(1);
+        prove.part(part, time)?;
+    }
+    say(&format!("\nproved for {}, over sources {}", seconds(begun.elapsed()), prove.totals.sources()));
+    prove.totals.table().iter().for_each(|line| say(line));
+    if prove.again.is_empty() {
+        return Ok(());
+    }
+    say("\nfailed; to see it again:");
+    prove.again.iter().for_each(|line| say(&format!("  {line}")));
+    Err(Failure { code: FAILED, message: format!("{} things failed", prove.again.len()) })
+}
+
+/// Shows what all runs have counted.
+pub(crate) fn show_totals() -> Result<(), Failure> {
+    let prove = Prove::new()?;
+    say(&format!("sources {}", prove.totals.sources()));
+    prove.totals.table().iter().for_each(|line| say(line));
+    Ok(())
+}
+
+/// What the parts share.
+struct Prove {
+    folder: PathBuf,
+    binary: PathBuf,
+    totals: Totals,
+    /// Lines to paste.
+    again: Vec<String>,
+}
+
+impl Prove {
+    fn new() -> Result<Prove, Failure> {
+        let folder = target_dir().join("prove");
+        doing("the folder of totals", fs::create_dir_all(&folder))?;
+        let totals = Totals::read(&folder.join("totals.jsonl"), &workspace())?;
+        Ok(Prove { binary: target_dir().join("trial").join("tidemill"), folder, totals, again: Vec::new() })
+    }
+
+    /// Builds what the parts run, in one piece, as the tests do: dependencies are compiled once.
+    fn build(&self, parts: &[&Part]) -> Result<(), Failure> {
+        if parts.iter().all(|p| p.name == "planted") {
+            return Ok(());
+        }
+        say("building the tests and the binary");
+        let arguments = ["build", "--locked", "--quiet", "--workspace", "--all-targets", "--profile=trial"];
+        steps::run("the build", &mut cargo(&arguments)).map(drop)
+    }
+
+    fn part(&mut self, part: &Part, time: Duration) -> Result<(), Failure> {
+        say(&format!("\n==> {}: {}, for {}", part.name, part.what, seconds(time)));
+        let log = self.folder.join(format!("{}.txt", part.name));
+        doing("the log", fs::write(&log, ""))?;
+        let begun = Instant::now();
+        let before = self.again.len();
+        (part.run)(self, &log, begun + time)?;
+        let failed = self.again.len() - before;
+        let verdict = if failed > 0 { format!("FAILED, see {}", log.display()) } else { "held".to_owned() };
+        say(&format!("    {}: {} in {}", verdict, self.totals.of_run(part.name), seconds(begun.elapsed())));
+        Ok(())
+    }
+
+    /// Adds to what a part has counted, at once: a run that is interrupted has not run for nothing.
+    fn count(&mut self, part: &'static str, counts: BTreeMap<String, u64>) -> Result<(), Failure> {
+        self.totals.add(Counted { part: part.to_owned(), counts })
+    }
+}
