@@ -172,6 +172,8 @@ struct Ground {
     settings: Vec<String>,
     target: PathBuf,
     logs: PathBuf,
+    /// Two runs in one copy would see each other's bugs.
+    _lock: fs::File,
 }
 
 impl Ground {
@@ -179,6 +181,13 @@ impl Ground {
         let ground = target_dir().join("planted");
         let logs = ground.join("logs");
         doing("the folder of logs", fs::create_dir_all(&logs))?;
+        let lock = doing("the lock", fs::File::create(ground.join("LOCK")))?;
+        if lock.try_lock().is_err() {
+            return Err(Failure::new(format!(
+                "another run plants bugs in {}: wait for it",
+                ground.display()
+            )));
+        }
         let tree = Tree::new(workspace(), ground.join("tree"));
         let target = ground.join("build");
         let own = tree.crates()?;
@@ -186,7 +195,7 @@ impl Ground {
         // Not optimised: each patch is built in seconds.
         let settings =
             own.iter().map(|name| format!("--config=profile.trial.package.{name}.opt-level=0")).collect();
-        Ok(Ground { tree, settings, target, logs })
+        Ok(Ground { tree, settings, target, logs, _lock: lock })
     }
 
     /// Whether the suite passes without the bug: otherwise its failing would say nothing.

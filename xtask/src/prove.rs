@@ -110,12 +110,15 @@ impl Prove {
 
     /// Builds what the parts run, in one piece, as the tests do: dependencies are compiled once.
     fn build(&self, parts: &[&Part]) -> Result<(), Failure> {
-        if parts.iter().all(|p| p.name == "planted") {
+        let mut targets: Vec<&str> = parts.iter().flat_map(|p| p.builds).copied().collect();
+        if targets.is_empty() {
             return Ok(());
         }
-        say("building the tests and the binary");
-        let arguments = ["build", "--locked", "--quiet", "--workspace", "--all-targets", "--profile=trial"];
-        steps::run("the build", &mut cargo(&arguments)).map(drop)
+        targets.sort_unstable();
+        targets.dedup();
+        say("building what the parts run");
+        let always = ["build", "--locked", "--quiet", "--workspace", "--profile=trial"];
+        steps::run("the build", &mut cargo(&[&always, targets.as_slice()].concat())).map(drop)
     }
 
     fn part(&mut self, part: &Part, time: Duration) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: all set-up and every test, one step after the other.
 
+use crate::planted;
 use crate::steps::{self, Failure, PURE_TARGET, cargo, say, seconds, target_dir};
 use std::path::PathBuf;
 use std::process::Command;
@@ -77,7 +78,10 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
     steps::doing("the tests' report cannot be read", std::fs::read_to_string(&found))?
         .lines()
         .for_each(|line| say(&format!("  {line}")));
-    passed
+    passed?;
+    list.own("the tests are awake: some of tests/planted", || {
+        planted::run(&planted::Options { quick: true, ..planted::Options::default() })
+    })
 }
 
 /// What was done, and how long it took.
@@ -88,9 +92,14 @@ struct Steps {
 
 impl Steps {
     fn step(&mut self, what: &str, command: &mut Command) -> Result<(), Failure> {
+        self.own(what, || steps::run(what, command).map(drop))
+    }
+
+    fn own(&mut self, what: &str, step: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
         say(&format!("\n==> {what}"));
-        let time = steps::run(what, command)?;
-        self.done.push((what.to_owned(), time));
+        let begun = Instant::now();
+        step()?;
+        self.done.push((what.to_owned(), begun.elapsed()));
         Ok(())
     }
 

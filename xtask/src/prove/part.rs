@@ -20,23 +20,58 @@ pub(super) struct Part {
     pub(super) unit: &'static str,
     /// How much of it all runs together should have.
     pub(super) wanted: Option<u64>,
+    /// What it runs, as targets of the build.
+    pub(super) builds: &'static [&'static str],
     pub(super) run: fn(&mut Prove, &Path, Instant) -> Result<(), Failure>,
 }
 
 /// In the order in which they run.
 pub(super) const PARTS: [Part; 5] = [
-    Part { name: "seeds", what: "the simulator", share: 3, unit: "seeds", wanted: Some(10_000), run: seeds },
+    Part {
+        name: "seeds",
+        what: "the simulator",
+        share: 3,
+        unit: "seeds",
+        wanted: Some(10_000),
+        builds: &["--bin=tidemill-sim"],
+        run: seeds,
+    },
     Part {
         name: "points",
         what: "crash points",
         share: 2,
         unit: "points",
         wanted: Some(20_000),
+        builds: &["--bin=tidemill-sim"],
         run: points,
     },
-    Part { name: "images", what: "power cuts", share: 4, unit: "images", wanted: Some(5_000), run: images },
-    Part { name: "kills", what: "kill -9", share: 4, unit: "kills", wanted: Some(200), run: kills },
-    Part { name: "planted", what: "planted bugs", share: 4, unit: "caught", wanted: None, run: planted_bugs },
+    Part {
+        name: "images",
+        what: "power cuts",
+        share: 4,
+        unit: "images",
+        wanted: Some(5_000),
+        builds: &["--bin=tidemill", "--test=images"],
+        run: images,
+    },
+    Part {
+        name: "kills",
+        what: "kill -9",
+        share: 4,
+        unit: "kills",
+        wanted: Some(200),
+        builds: &["--bin=tidemill", "--test=crash", "--test=http"],
+        run: kills,
+    },
+    Part {
+        name: "planted",
+        what: "planted bugs",
+        share: 4,
+        unit: "caught",
+        wanted: None,
+        builds: &[],
+        run: planted_bugs,
+    },
 ];
 
 /// What is still running so long after its time is stopped: it was told to end by itself.
