@@ -26,30 +26,38 @@ pub(crate) struct Options {
     pub(crate) only: Vec<String>,
 }
 
-pub(crate) const HELP: &str = "\
+/// What `--help` says.
+pub(crate) fn help() -> String {
+    let parts: Vec<String> = PARTS
+        .iter()
+        .map(|p| {
+            let wanted =
+                p.wanted.map_or_else(String::new, |n| format!("; {} in all runs", totals::grouped(n)));
+            format!("  {:<9}{:>2}  {}{wanted}", p.name, p.share, p.what)
+        })
+        .collect();
+    format!(
+        "\
 Proves for as long as you like what `cargo xtask test` proves in short.
 
 Usage: cargo xtask prove [--minutes N] [--only PARTS] [--totals]
 
-The minutes (default 20) are shared out among the parts; building comes on top. Every run takes other seeds than those before, and
-adds to target/prove/totals.jsonl; the table in the end shows this run, all runs over the present sources, and all runs ever.
+The minutes are shared out among the parts; building comes on top. Every run takes other seeds than those before it, and adds what it
+has counted to target/prove/totals.jsonl. The table in the end shows this run, all runs over the present sources, and all runs ever.
 
 Parts, with their shares of the time:
-  seeds    3  the simulator: the real engine and store under a seed, with faults of disk, sources, sinks, plugins and clock
-  points   2  crash points: a scripted run that is cut off before and after each of its operations on files
-  images   4  power cuts: disks rebuilt from what a real run did to its files, each recovered and run to the end, under both rules
-  kills    4  kill -9 with files, SQLite and HTTP, at random events, around each sync, in recovery
-  fuzz     3  frames, segments, config, decoders, HTTP bodies and modules, made up and mutated
-  planted  4  bugs of tests/planted in a copy of the tree, one by one: those first that were not caught yet over these sources
+{}
 
 Options:
   --minutes N     for all parts together (default 20)
   --only PARTS    of these names, with commas between: --only images,kills
   --totals        show what all runs have counted, and run nothing
 
-What fails prints the line that shows it again, the other parts go on, and the exit code is 3. What each part has said is in
-target/prove/PART.txt.
-";
+What fails prints the line that shows it again, the other parts go on, and the exit code is 3. What a part has said stands in
+target/prove/PART.txt.",
+        parts.join("\n")
+    )
+}
 
 /// Runs the parts.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {

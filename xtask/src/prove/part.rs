@@ -29,7 +29,7 @@ pub(super) struct Part {
 pub(super) const PARTS: [Part; 5] = [
     Part {
         name: "seeds",
-        what: "the simulator",
+        what: "the simulator: the real engine and store under a seed, with faults of disk, sources, sinks and clock",
         share: 3,
         unit: "seeds",
         wanted: Some(10_000),
@@ -38,7 +38,7 @@ pub(super) const PARTS: [Part; 5] = [
     },
     Part {
         name: "points",
-        what: "crash points",
+        what: "crash points: a scripted run, cut off before and after each of its operations on files",
         share: 2,
         unit: "points",
         wanted: Some(20_000),
@@ -47,7 +47,7 @@ pub(super) const PARTS: [Part; 5] = [
     },
     Part {
         name: "images",
-        what: "power cuts",
+        what: "power cuts: disks rebuilt from what a real run did to its files, each recovered, under both rules",
         share: 4,
         unit: "images",
         wanted: Some(5_000),
@@ -56,7 +56,7 @@ pub(super) const PARTS: [Part; 5] = [
     },
     Part {
         name: "kills",
-        what: "kill -9",
+        what: "kill -9 with files, SQLite and HTTP: at random events, around each sync, in recovery",
         share: 4,
         unit: "kills",
         wanted: Some(200),
@@ -65,7 +65,7 @@ pub(super) const PARTS: [Part; 5] = [
     },
     Part {
         name: "planted",
-        what: "planted bugs",
+        what: "bugs of tests/planted in a copy of the tree: first those not yet caught over these sources",
         share: 4,
         unit: "caught",
         wanted: None,

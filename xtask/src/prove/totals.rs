@@ -139,7 +139,7 @@ fn sum(sums: &Sums, part: &str, unit: &str) -> u64 {
 }
 
 /// `12,345`.
-fn grouped(n: u64) -> String {
+pub(super) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
