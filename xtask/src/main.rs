@@ -65,7 +65,10 @@ fn command(arguments: &[String]) -> Result<(), Failure> {
     };
     // Which has a help of its own.
     if name != "bench" && arguments.iter().any(|a| a == "-h" || a == "--help") {
-        say(HELP.trim_end());
+        match name.as_str() {
+            "prove" => say(&prove::help()),
+            _ => say(HELP.trim_end()),
+        }
         return Ok(());
     }
     let mut options = Options(rest.to_vec());
