@@ -127,6 +127,14 @@ impl Options {
         }
     }
 
+    fn number(&mut self, name: &str, default: u64) -> Result<u64, Failure> {
+        let Some(text) = self.value(name)? else { return Ok(default) };
+        match text.replace('_', "").parse() {
+            Ok(n) if n > 0 => Ok(n),
+            _ => Err(Failure::usage(&format!("{name} takes a whole number above 0, not `{text}`"))),
+        }
+    }
+
     fn finish(self) -> Result<(), Failure> {
         match self.0.first() {
             Some(a) => Err(Failure::usage(&format!("`{a}` is not known here; see cargo xtask --help"))),
@@ -173,6 +181,8 @@ mod tests {
         o.finish().unwrap();
         assert_eq!(options("--what").finish().unwrap_err().code, 2);
         assert_eq!(options("--for").value("--for").unwrap_err().code, 2);
+        assert_eq!(options("--minutes 1_000").number("--minutes", 1).unwrap(), 1_000);
+        assert_eq!(options("--minutes 0").number("--minutes", 1).unwrap_err().code, 2);
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(super) struct Part {
 }
 
 /// In the order in which they run.
-pub(super) const PARTS: [Part; 5] = [
+pub(super) const PARTS: [Part; 6] = [
     Part {
         name: "seeds",
         what: "the simulator: the real engine and store under a seed, with faults of disk, sources, sinks and clock",
@@ -62,6 +62,22 @@ pub(super) const PARTS: [Part; 5] = [
         wanted: Some(200),
         builds: &["--bin=tidemill", "--test=crash", "--test=http"],
         run: kills,
+    },
+    Part {
+        name: "fuzz",
+        what: "frames, logs, states, config, decoders, bodies, answers and components, made up and mutated",
+        share: 3,
+        unit: "inputs",
+        wanted: None,
+        builds: &[
+            "--bin=tidemill",
+            "--test=codecs",
+            "--test=decoders",
+            "--test=components",
+            "--test=bodies",
+            "--test=uploads",
+        ],
+        run: fuzz,
     },
     Part {
         name: "planted",
@@ -234,6 +250,32 @@ fn kills(prove: &mut Prove, log: &Path, until: Instant) -> Result<(), Failure> {
     }
 }
 
+/// What is fuzzed, as tests of the workspace.
+const FUZZED: [&[&str]; 6] = [
+    &["--test", "codecs"],
+    &["--test", "decoders"],
+    &["--test", "components"],
+    &["--bin", "tidemill", "fuzz"],
+    &["--test", "bodies"],
+    &["--test", "uploads"],
+];
+
+fn fuzz(prove: &mut Prove, log: &Path, until: Instant) -> Result<(), Failure> {
+    let left = until.saturating_duration_since(Instant::now()).as_secs();
+    let each = (left / FUZZED.len() as u64).max(1);
+    // Seeds count on from those of all runs before.
+    let seed = prove.totals.ever("fuzz", "inputs") + 1;
+    for tests in FUZZED {
+        let knobs = [("TIDEMILL_FUZZ_SECONDS", each), ("TIDEMILL_FUZZ_SEED", seed)];
+        let said = prove.tests(tests, &knobs, log, until)?;
+        let sum = |words| said.iter().filter_map(|l| number_before(l, words)).sum::<u64>();
+        let counts =
+            [("inputs", sum(" inputs")), ("accepted", sum(" accepted")), ("refused", sum(" refused"))];
+        prove.count("fuzz", counts.map(|(unit, n)| (unit.to_owned(), n)).into())?;
+    }
+    Ok(())
+}
+
 /// The number that stands before some words.
 fn number_before(line: &str, words: &str) -> Option<u64> {
     let before = &line[..line.find(words)?];
@@ -281,6 +323,11 @@ mod tests {
         assert_eq!(number_before("300 requests, 5 kills, 2 repeated", " kills"), Some(5));
         assert_eq!(number_before("kill -9, Builtin: 12 kills in 2 rounds", " kills"), Some(12));
         assert_eq!(number_before("no kills at all", " kills"), None);
+        let line = "fuzz csv: 12032 inputs, 2076 accepted, 9956 refused, seed 1, 3.2 s";
+        assert_eq!(
+            [" inputs", " accepted", " refused"].map(|w| number_before(line, w)),
+            [12_032, 2_076, 9_956].map(Some)
+        );
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Tests of what a lane keeps; what it makes of events is held to the naive model in `tests/fold`.
 
 use super::{Barrier, KeyLook, Lane, LaneConfig, LaneEpoch, Origin};
+use crate::contain::Contained;
 use crate::event::{Position, RowHead, Rows};
 use crate::gap::{Boundary, Gap, GapConfig};
 use crate::key::{KeyForm, key_group, key_hash};
 use crate::outbox::{Outbox, Stages};
-use crate::rule::{Description, Results, SessionRule, Turns};
+use crate::rule::{Description, Fault, Results, SessionRule, TurnResult, Turns};
 use crate::time::EventTime;
 use crate::versions::{Policy, Scheduled, Version, Versions};
 use std::collections::BTreeSet;
@@ -176,6 +177,7 @@ fn images_and_lanes_part_the_keys_by_their_groups() {
         let of = |wanted: &dyn Fn(u32) -> bool| -> Vec<u8> {
             keys.iter().copied().filter(|k| wanted(group(k))).collect()
         };
+        assert_eq!(held(&[&low], 0..1024), of(&|g| g < edge), "an image that ends at {edge}");
         assert_eq!(held(&[&epoch.state], 0..edge), of(&|g| g < edge), "a lane that ends at {edge}");
         assert_eq!(held(&[&epoch.state], edge..1024), of(&|g| g >= edge), "a lane that begins at {edge}");
         // What an image says of its groups is all that is known of them, and says nothing of others.
@@ -255,4 +257,46 @@ fn a_state_is_migrated_from_the_version_that_it_has() {
         from
     });
     assert_eq!(asked, [vec![], vec![1], vec![2]]);
+}
+
+/// The built-in rule, which fails at every turn that has an event of an odd millisecond.
+struct Odd(Gap);
+
+impl SessionRule for Odd {
+    fn describe(&self) -> &Description {
+        self.0.describe()
+    }
+    fn migrate(&mut self, from: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
+        self.0.migrate(from, states)
+    }
+    fn call(&mut self, turns: &Turns, out: &mut Results) {
+        self.0.call(turns, out);
+        for (turn, answer) in turns.turns.iter().zip(&mut out.turns) {
+            if turns.inputs[turn.inputs.range()].iter().any(|i| i.time.ms() % 2 == 1) {
+                *answer = TurnResult::failed(Fault::unknown("odd"));
+            }
+        }
+    }
+}
+
+/// Bug family: a rule that fails again and again is asked for ever.
+#[test]
+fn a_rule_may_fail_so_often_and_no_more() {
+    let gap = GapConfig { gap_ms: 10, boundary: Boundary::Exclusive, max_ms: None, start: None, end: None };
+    let rows = with_hash(b"abcdef");
+    for (faults, is_enough) in [(3, true), (2, false)] {
+        let mut lane = lane();
+        let rule = Contained::new(Odd(Gap::new(&gap)), faults);
+        lane.put_versions(Versions::single(Box::new(rule)), Vec::new());
+        // Of six events a millisecond apart three are odd.
+        lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
+        let at_end = Barrier { watermark: EventTime::INFINITY, early_tick: false, at_end: true };
+        match lane.barrier(at_end) {
+            Ok(epoch) => {
+                assert!(is_enough, "{faults} faults, and it went on");
+                assert_eq!(epoch.dead, [("plugin_fault".to_owned(), 3)].into());
+            }
+            Err(fault) => assert!(!is_enough, "{faults} faults: {fault}"),
+        }
+    }
 }
