@@ -73,6 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             .collect(),
     };
     let mut prove = Prove::new()?;
+    let chosen = prove.there(chosen)?;
     prove.build(&chosen)?;
     let shares: u64 = chosen.iter().map(|p| p.share).sum();
     let all = Duration::from_secs(60 * options.minutes);
@@ -104,6 +105,8 @@ struct Prove {
     folder: PathBuf,
     binary: PathBuf,
     totals: Totals,
+    /// What the workspace can build, as cargo says it.
+    metadata: String,
     /// Lines to paste.
     again: Vec<String>,
 }
@@ -113,12 +116,33 @@ impl Prove {
         let folder = target_dir().join("prove");
         doing("the folder of totals", fs::create_dir_all(&folder))?;
         let totals = Totals::read(&folder.join("totals.jsonl"), &workspace())?;
-        Ok(Prove { binary: target_dir().join("trial").join("tidemill"), folder, totals, again: Vec::new() })
+        let metadata = cargo(&["metadata", "--no-deps", "--format-version=1"]).output();
+        let metadata = String::from_utf8_lossy(&doing("cargo metadata", metadata)?.stdout).into_owned();
+        let binary = target_dir().join("trial").join("tidemill");
+        Ok(Prove { binary, folder, totals, metadata, again: Vec::new() })
+    }
+
+    /// Whether the workspace has a binary or test of this name.
+    fn has(&self, name: &str) -> bool {
+        self.metadata.contains(&format!("\"name\":\"{name}\""))
+    }
+
+    /// The parts of which there is anything to run.
+    fn there<'p>(&self, parts: Vec<&'p Part>) -> Result<Vec<&'p Part>, Failure> {
+        // All of them need the host; what else they build is their own.
+        let own = |b: &&str| name_of(b) != "tidemill";
+        let is_there = |p: &Part| {
+            p.builds.is_empty() || p.builds.iter().filter(|b| own(b)).any(|b| self.has(name_of(b)))
+        };
+        let (there, missing): (Vec<_>, Vec<_>) = parts.into_iter().partition(|p| is_there(p));
+        missing.iter().for_each(|p| say(&format!("left out: {}, which this tree does not have", p.name)));
+        if there.is_empty() { Err(Failure::usage("there is nothing to prove")) } else { Ok(there) }
     }
 
     /// Builds what the parts run, in one piece, as the tests do: dependencies are compiled once.
     fn build(&self, parts: &[&Part]) -> Result<(), Failure> {
-        let mut targets: Vec<&str> = parts.iter().flat_map(|p| p.builds).copied().collect();
+        let targets = parts.iter().flat_map(|p| p.builds).copied();
+        let mut targets: Vec<&str> = targets.filter(|t| self.has(name_of(t))).collect();
         if targets.is_empty() {
             return Ok(());
         }
@@ -146,4 +170,9 @@ impl Prove {
     fn count(&mut self, part: &'static str, counts: BTreeMap<String, u64>) -> Result<(), Failure> {
         self.totals.add(Counted { part: part.to_owned(), counts })
     }
+}
+
+/// The name in `--test=NAME`.
+fn name_of(target: &str) -> &str {
+    target.split_once('=').map_or(target, |(_, name)| name)
 }

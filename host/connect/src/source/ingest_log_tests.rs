@@ -177,7 +177,7 @@ fn a_write_that_failed_is_told_to_everyone_and_not_tried_again() {
     let mut writer = Writer::open(shared.clone(), 0).unwrap();
     let sound = std::mem::replace(&mut writer.file, File::open(&segment).unwrap());
     let (told, answers) = bounded(8);
-    let mut append = |writer: &mut Writer| {
+    let append = |writer: &mut Writer| {
         let (queue, appends) = bounded(2);
         for _ in 0..2 {
             let told = told.clone();
