@@ -13,6 +13,8 @@ use tidemill_tests::traffic::{Rng, START_MS, Shop, file_of};
 use tidemill_tests::{Case, Config, RUN_MAX, Session, current, env_number, places, same_table};
 
 const FILE: &str = "in.jsonl";
+/// HMAC-SHA-256 of `hot` under "a secret of the test", by OpenSSL.
+const HOT_HASHED: &str = "d8b40796ec37e41545e1e7f7b072870924732be1e4e84e5eab5563bba26acd20";
 
 fn source(path: &str, disorder_ms: i64) -> Source {
     let file = Source::file("web", path, Format::Json, "user", "ts", Unit::Millis);
@@ -84,6 +86,39 @@ fn a_hot_key_over_its_cap_loses_nothing_and_spoils_nobody() {
         // epochs under way.
         let stated = |events: u64| 3 * events * (32 + 16) + (512 << 20);
         assert!(small <= stated(cap) && large <= stated(events), "{small} and {large} bytes");
+    }
+}
+
+/// One key that brings a third of all events: it is named, as rows show it.
+#[test]
+fn a_key_with_a_third_of_all_events_is_named_in_log_and_status() {
+    for (hashed, name) in [(false, "hot"), (true, HOT_HASHED)] {
+        let mut text = String::new();
+        for n in 0..60_000_u64 {
+            let user = if n % 3 == 0 { "hot".to_owned() } else { format!("u{}", n % 5_003) };
+            let _ = writeln!(text, r#"{{"id":"e{n}","user":"{user}","ts":{}}}"#, START_MS + n as i64);
+        }
+        let case = Case::new();
+        case.put(FILE, text.as_bytes());
+        case.configure(&Config::new(source(FILE, 10_000), Gap::of_seconds(60, false)));
+        if hashed {
+            let path = case.path("pipeline.toml");
+            let config = std::fs::read_to_string(&path).unwrap();
+            let with_secret = config.replacen("\nkey ", "\nkey_hmac = \"a secret of the test\"\nkey ", 1);
+            assert_ne!(config, with_secret);
+            std::fs::write(&path, with_secret).unwrap();
+        }
+        let outcome = case.start(&[], &[]).outcome(RUN_MAX);
+        outcome.exits(0).says(&format!("key \"{name}\" brings 33 % of its lane's events"));
+        let status = std::process::Command::new(tidemill_tests::binary())
+            .args(["status", "--json"])
+            .arg(case.path("pipeline.toml"))
+            .output()
+            .unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        let hot = &status["pipelines"][0]["hot_keys"];
+        assert_eq!((hot.as_array().unwrap().len(), hot[0]["key"].as_str()), (1, Some(name)), "{hot}");
+        assert!((hot[0]["share"].as_f64().unwrap() - 1.0 / 3.0).abs() < 0.04, "{hot}");
     }
 }
 

@@ -8,6 +8,7 @@ use tidemill_connect::Cursor;
 use tidemill_connect::lookup::LookupCounts;
 use tidemill_connect::source::PartitionIdentity;
 use tidemill_engine::bounds::KEY_GROUPS;
+use tidemill_engine::hot::HotKey;
 use tidemill_engine::lane::LaneCounts;
 use tidemill_engine::metrics::Totals;
 use tidemill_engine::time::EventTime;
@@ -56,7 +57,9 @@ pub(crate) struct Meta {
     /// Bytes of open sessions, with their states.
     pub(crate) base_bytes: u64,
     /// Keys that went over their cap, as rows show them; the last few.
-    pub(crate) hot_keys: Vec<String>,
+    pub(crate) keys_over_cap: Vec<String>,
+    /// Keys that brought a great part of their lane's events in the newest epoch with enough events to tell.
+    pub(crate) hot_keys: Vec<HotKey>,
     /// Revisions that wait for their lookups.
     pub(crate) unresolved: u64,
     /// The oldest epoch that has one.
@@ -94,6 +97,7 @@ impl Meta {
             live_keys: 0,
             suffix_bytes: 0,
             base_bytes: 0,
+            keys_over_cap: Vec::new(),
             hot_keys: Vec::new(),
             unresolved: 0,
             unresolved_from: None,

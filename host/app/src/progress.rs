@@ -84,6 +84,11 @@ impl Progress {
         }
     }
 
+    /// A line for whoever looks.
+    pub(crate) fn tell(&self, level: Level, text: &str) {
+        self.journal.tell(&self.pipeline, level, text);
+    }
+
     /// A line for whoever asks for the journal.
     pub(crate) fn keep(&self, level: Level, text: &str) {
         self.journal.keep(Some(&self.pipeline), level, text);

@@ -9,6 +9,7 @@ use crate::schedule::{Deployment, RuleSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use tidemill_engine::hot::HotKey;
 use tidemill_engine::time::EventTime;
 use tidemill_engine::versions::Policy;
 use utoipa::ToSchema;
@@ -63,7 +64,10 @@ pub(crate) struct CommittedView {
     /// How far each sink has confirmed.
     pub(crate) sinks: Vec<SinkView>,
     /// Keys that went over their cap, the last few.
-    pub(crate) hot_keys: Vec<String>,
+    pub(crate) keys_over_cap: Vec<String>,
+    /// Keys that brought a tenth or more of their lane's events in the newest epoch with enough of them to tell, each with its `share` (0 to 1).
+    #[schema(value_type = Vec<Object>)]
+    pub(crate) hot_keys: Vec<HotKey>,
     /// What humans have decided about the log of epochs.
     #[schema(value_type = Vec<Object>)]
     pub(crate) decisions: Vec<Decision>,
@@ -211,6 +215,7 @@ impl PipelineView {
             base_bytes: meta.base_bytes,
             partitions: partitions(meta),
             sinks: sinks(plan, pipeline, meta),
+            keys_over_cap: meta.keys_over_cap.clone(),
             hot_keys: meta.hot_keys.clone(),
             decisions: meta.decisions.clone(),
             unresolved: meta.unresolved,

@@ -38,3 +38,12 @@ const _: () =
 pub(crate) const GROUP_BITS: u32 = 10;
 /// Keys looked at in one barrier while a swap settles: some milliseconds at most, so that no epoch waits for it.
 pub const SETTLE_KEYS: usize = 65_536;
+/// Counters of the summary that finds hot keys: a key with more than a 65th of the rows cannot be missed.
+pub const HOT_COUNTERS: usize = 64;
+/// Which part of a lane's events makes a key hot: one key stays on one lane, and ten such keys are all that it does.
+pub const HOT_SHARE: f64 = 0.1;
+/// Rows looked at before any key is called hot, about two thousand events: a quiet epoch says nothing.
+pub const HOT_SAMPLED_MIN: u64 = 64;
+/// Hot keys that are kept and shown of a pipeline: more than ten cannot be hot in one lane.
+pub const HOT_KEYS: usize = 16;
+const _: () = assert!(HOT_SHARE > 1.0 / (HOT_COUNTERS as f64) * 2.0 && HOT_SHARE * HOT_KEYS as f64 > 1.0);

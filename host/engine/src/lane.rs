@@ -20,6 +20,7 @@ pub use look::{KeyLook, LiveState};
 
 use crate::bounds::{KEY_EXT_BYTES, LOOKUP_ROWS};
 use crate::event::{RowHead, Rows, ext};
+use crate::hot::{HotKey, HotKeys};
 use crate::key::KeyForm;
 use crate::key_state::{Ident, KeyState, Row, Tail};
 use crate::letter::RecordLetter;
@@ -126,6 +127,7 @@ pub struct Lane {
     pending: Vec<Pending>,
     /// Of the rules' own metrics, since the last barrier.
     totals: Vec<Total>,
+    hot: HotKeys,
     out: LaneEpoch,
 }
 
@@ -165,6 +167,7 @@ impl Lane {
             carried: Vec::new(),
             results: Results::default(),
             pending: Vec::new(),
+            hot: HotKeys::default(),
             out: LaneEpoch::default(),
         }
     }
@@ -179,6 +182,7 @@ impl Lane {
     pub fn insert(&mut self, rows: &Rows, watermark: EventTime, origin: Origin<'_>) -> Result<(), LaneFault> {
         self.watermark = self.watermark.max(watermark);
         let mut slots = [0; LOOKUP_ROWS];
+        self.hot.see(&rows.heads);
         for heads in rows.heads.chunks(LOOKUP_ROWS) {
             self.prepare(heads.len())?;
             let slots = &mut slots[..heads.len()];
@@ -276,7 +280,7 @@ impl Lane {
             self.out.counts.suffix_over_cap += 1;
         } else {
             self.out.counts.key_over_cap += 1;
-            self.out.hot_key.get_or_insert_with(|| key.to_string());
+            self.out.key_over_cap.get_or_insert_with(|| key.to_string());
         }
         let raw_at = head.raw_at as usize;
         RecordLetter {
@@ -313,6 +317,17 @@ impl Lane {
         self.fold(&due, self.now(barrier, false))
     }
 
+    /// Names the keys that were hot since the last barrier.
+    fn put_hot_keys(&mut self) {
+        let Some(hot) = self.hot.end() else { return };
+        let named = |(hash, share)| {
+            // A key that found no room is not there.
+            let e = self.entries.get(self.guess(hash) as usize).filter(|e| e.state.hash == hash)?;
+            Some(HotKey { key: self.config.key_form.display(&e.state.key).into_owned(), share })
+        };
+        self.out.hot_keys = Some(hot.into_iter().filter_map(named).collect());
+    }
+
     /// What the rules' own metrics have grown by leaves with the epoch.
     fn put_totals(&mut self) {
         for (total, metric) in self.totals.iter_mut().zip(self.versions.metrics()) {
@@ -324,6 +339,7 @@ impl Lane {
 
     /// Folds, compares, encodes: everything up to this barrier leaves in the answer.
     pub fn barrier(&mut self, barrier: Barrier) -> Result<LaneEpoch, LaneFault> {
+        self.put_hot_keys();
         let mut slots = if barrier.at_end {
             self.due.clear();
             (0..self.entries.len() as u32).filter(|s| self.entries[*s as usize].live).collect()
@@ -336,11 +352,7 @@ impl Lane {
             let dirty = std::mem::take(&mut self.dirty);
             for s in &dirty {
                 let e = &self.entries[*s as usize];
-                let known = e
-                    .state
-                    .tail
-                    .as_ref()
-                    .is_some_and(|t| !t.sent.is_empty() || t.counted.is_some_and(|c| c.events >= w));
+                let known = e.state.tail.as_ref().is_some_and(|t| t.is_told(w));
                 // A key that is due at W stands in the list already.
                 if e.live && e.bucket != NEVER && e.due > w && (barrier.early_tick || known) {
                     slots.push(*s);

@@ -11,6 +11,7 @@ pub mod contain;
 pub mod dedup;
 pub mod event;
 pub mod gap;
+pub mod hot;
 pub mod key;
 mod key_state;
 pub mod lane;

@@ -12,6 +12,7 @@ use super::{ConfigFile, text};
 use crate::config::{Pipeline, Plan};
 use crate::run;
 use crate::view::{CommittedView, PipelineView};
+use tidemill_engine::hot::HotKey;
 use tidemill_engine::outbox::Stage;
 
 const EXAMPLES: &str = "\
@@ -145,8 +146,14 @@ fn show(
         open_sessions.map_or_else(|| "?".to_owned(), text::count),
         text::count(m.suffix_bytes)
     )?;
+    if !m.keys_over_cap.is_empty() {
+        let keys: Vec<String> = m.keys_over_cap.iter().map(|k| text::foreign(k, 60)).collect();
+        writeln!(to, "  over cap   {}", keys.join(", "))?;
+    }
     if !m.hot_keys.is_empty() {
-        let keys: Vec<String> = m.hot_keys.iter().map(|k| text::foreign(k, 60)).collect();
+        let hot =
+            |k: &HotKey| format!("{} ({:.0} % of its lane)", text::foreign(&k.key, 60), k.share * 100.0);
+        let keys: Vec<String> = m.hot_keys.iter().map(hot).collect();
         writeln!(to, "  hot keys   {}", keys.join(", "))?;
     }
     for d in &m.decisions {

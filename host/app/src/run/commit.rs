@@ -3,6 +3,7 @@
 use super::RunError;
 use super::deliver::{Committed, Cursors, DELIVERY_AFTER_STOP, Sections};
 use super::enrich::Enrichment;
+use super::hot::HotNames;
 use super::inlets::Inlets;
 use super::stop::Stop;
 use crate::clock::now_ms;
@@ -17,6 +18,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tidemill_engine::bounds::HOT_KEYS;
+use tidemill_engine::hot::HotKey;
 use tidemill_engine::lane::{LaneCounts, LaneEpoch};
 use tidemill_engine::metrics::{self, Totals};
 use tidemill_engine::outbox::{Outbox, Revision, RowIter, Stage};
@@ -24,8 +27,8 @@ use tidemill_engine::record::Kind;
 use tidemill_engine::unresolved::{self, Leaving};
 use tidemill_store::log::EpochLog;
 
-/// Hot keys that are remembered by name.
-const HOT_KEYS_MAX: usize = 16;
+/// Keys over their cap that are remembered by name.
+const OVER_CAP_MAX: usize = 16;
 /// Bytes of an outbox that may wait in memory for one sink; beyond it the sink reads from the log.
 const WAITING_IN_MEMORY_BYTES_MAX: u64 = 64 << 20;
 
@@ -74,7 +77,8 @@ pub(crate) struct Committer<'a> {
     pub(crate) images: Vec<u64>,
     /// The newest epoch that had something to send.
     pub(crate) outbox_epoch: u64,
-    pub(crate) hot_keys: Vec<String>,
+    pub(crate) keys_over_cap: Vec<String>,
+    pub(crate) hot: HotNames,
     /// Dead letters that the rule has caused since the pipeline's first start.
     pub(crate) dead_by_rule: BTreeMap<String, u64>,
     /// The rules' own metrics since the pipeline's first start, by the plugin's name.
@@ -176,6 +180,7 @@ impl Committer<'_> {
         let Sealed { mut meta, mut letters, rule, told, mut changed, image } = sealed;
         self.note_settled(&parts);
         let mut rows = Vec::new();
+        let mut hot_keys: Option<Vec<HotKey>> = None;
         // After the reader's end no lane has anything more to say.
         if !parts.is_empty() {
             (meta.live_keys, meta.suffix_bytes, meta.base_bytes) = (0, 0, 0);
@@ -192,7 +197,10 @@ impl Committer<'_> {
             meta.suffix_bytes += p.suffix_bytes;
             meta.base_bytes += p.base_bytes;
             letters.extend_from_slice(&p.letters);
-            self.remember_hot(p.hot_key.as_deref());
+            self.remember_over_cap(p.key_over_cap.as_deref());
+            if let Some(mut hot) = p.hot_keys.take() {
+                hot_keys.get_or_insert_default().append(&mut hot);
+            }
             if let Some(rule) = rule.as_ref().filter(|_| !p.metrics.is_empty()) {
                 metrics::merge(self.metrics.entry(rule.clone()).or_default(), &p.metrics);
             }
@@ -222,7 +230,13 @@ impl Committer<'_> {
         let dropped = self.progress.lines_dropped.load(Ordering::Relaxed);
         meta.counters.plugin_lines_dropped = self.lines_dropped + dropped;
         meta.counters.dead_by_rule.clone_from(&self.dead_by_rule);
-        meta.hot_keys.clone_from(&self.hot_keys);
+        meta.keys_over_cap.clone_from(&self.keys_over_cap);
+        if let Some(mut hot) = hot_keys {
+            hot.sort_unstable_by(|a, b| b.share.total_cmp(&a.share));
+            hot.truncate(HOT_KEYS);
+            self.hot.say(hot, &self.progress);
+        }
+        meta.hot_keys = self.hot.newest().to_vec();
         let waits = [&unresolved, &leaving.resolved].iter().any(|s| !s.is_empty());
         let nothing = rows.is_empty() && letters.is_empty() && states.iter().all(|s| s.is_empty()) && !waits;
         if nothing && !changed {
@@ -310,11 +324,11 @@ impl Committer<'_> {
         }
     }
 
-    fn remember_hot(&mut self, key: Option<&str>) {
+    fn remember_over_cap(&mut self, key: Option<&str>) {
         let Some(key) = key else { return };
-        if !self.hot_keys.iter().any(|k| k == key) {
-            self.hot_keys.truncate(HOT_KEYS_MAX - 1);
-            self.hot_keys.insert(0, key.to_owned());
+        if !self.keys_over_cap.iter().any(|k| k == key) {
+            self.keys_over_cap.truncate(OVER_CAP_MAX - 1);
+            self.keys_over_cap.insert(0, key.to_owned());
         }
     }
 

@@ -13,6 +13,7 @@ mod deliver;
 mod enrich;
 pub(crate) mod foresee;
 pub(crate) mod go_back;
+mod hot;
 pub(crate) mod ingest;
 pub(crate) mod inlets;
 mod lane;

@@ -3,6 +3,7 @@
 use super::commit::{Committer, Ended, Outlet};
 use super::deliver::{Committed, Cursors, Delivery};
 use super::enrich::{self, Pressure, Tray};
+use super::hot::HotNames;
 use super::lane::{Seen, run_lane};
 use super::layout::key_form;
 use super::reader::{End, Outputs, Reader, ToLane};
@@ -460,7 +461,8 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
             counts,
             images: r.meta.as_ref().map_or_else(|| vec![0; IMAGE_BLOCKS], |m| m.images.clone()),
             outbox_epoch: r.meta.as_ref().map_or(0, |m| m.outbox_epoch),
-            hot_keys: r.meta.as_ref().map(|m| m.hot_keys.clone()).unwrap_or_default(),
+            keys_over_cap: r.meta.as_ref().map(|m| m.keys_over_cap.clone()).unwrap_or_default(),
+            hot: r.meta.as_ref().map_or_else(HotNames::default, |m| HotNames::going_on(m.hot_keys.clone())),
             dead_by_rule: r.meta.as_ref().map(|m| m.counters.dead_by_rule.clone()).unwrap_or_default(),
             metrics: start.rule_metrics(r.meta.as_ref()),
             settled_lanes: vec![0; lane_threads.len()],

@@ -1,6 +1,6 @@
 //! The byte form of a key's fold: little-endian, one record a key, whole or as the difference since the last epoch.
 
-use super::{Counted, Ident, KeyState, Open, Poison, Row, Sent};
+use super::{Counted, Ident, KeyState, Open, Poison, Row, Sent, Tail};
 use crate::event::Position;
 use crate::outbox::Stage;
 use crate::rule::Timer;
@@ -146,21 +146,22 @@ pub(crate) fn removed(key: &[u8], out: &mut Vec<u8>) {
 pub(crate) fn encode(k: &KeyState, extent: Extent, out: &mut Vec<u8>) {
     let whole = extent == Extent::Whole;
     let tail = k.tail.as_deref();
-    let dropped = tail.and_then(|t| t.dropped_through.as_ref()).filter(|_| !whole);
+    let told = tail.map(Tail::told);
+    let dropped = told.and_then(|t| t.dropped_through.as_ref()).filter(|_| !whole);
     let rows = tail.map_or(0, |t| t.rows.iter().filter(|r| whole || r.fresh()).count());
     let mut flags = BASE | SENT;
     flags |= if whole { WHOLE } else { 0 };
     flags |= if dropped.is_some() { DROPPED } else { 0 };
     flags |= if rows > 0 { ROWS } else { 0 };
-    let poison = tail.map_or(&[][..], |t| &t.poison);
+    let poison = told.map_or(&[][..], |t| &t.poison);
     flags |= if poison.is_empty() { 0 } else { POISON };
-    let counted = tail.and_then(|t| t.counted);
+    let counted = told.and_then(|t| t.counted);
     flags |= if counted.is_some() { COUNTED } else { 0 };
     out.push(flags);
     put_bytes(out, &k.key);
     put_time(out, k.settled_b);
     put_open(out, k.base.as_ref());
-    let sent = tail.map_or(&[][..], |t| &t.sent);
+    let sent = told.map_or(&[][..], |t| &t.sent);
     put_u32(out, sent.len());
     for s in sent {
         put_sent(out, s);
@@ -261,9 +262,10 @@ impl KeyState {
         if rec.whole {
             tail.clear();
         }
-        tail.sent = rec.sent;
-        tail.poison = rec.poison;
-        tail.counted = rec.counted;
+        if !rec.sent.is_empty() || !rec.poison.is_empty() || counted || tail.told_mut().is_some() {
+            let told = tail.tell();
+            (told.sent, told.poison, told.counted) = (rec.sent, rec.poison, rec.counted);
+        }
         if let Some(through) = &rec.dropped {
             let ext = &tail.ext;
             tail.rows.retain(|r| r.ident(ext).order(through) == Ordering::Greater);

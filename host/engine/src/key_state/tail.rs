@@ -1,6 +1,6 @@
 //! The suffix of a key: its rows in order, and what the fold has said of them so far.
 
-use super::{Closed, Ident, Poison, Rejected, Sent, Snapshot};
+use super::{Closed, Ident, Open, Poison, Rejected, Sent, Snapshot};
 use crate::event::{Position, ext};
 use crate::time::EventTime;
 use std::cmp::Ordering;
@@ -48,13 +48,22 @@ impl Row {
     }
 }
 
-/// What a key has besides its base: only active keys do. What every event needs comes first, in one cache line.
+/// What a key has besides its base: only active keys do. What every event needs stands in one cache line; what the fold has
+/// said, and most keys have nothing of, stands apart.
 #[derive(Default, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Tail {
     pub(crate) rows: Vec<Row>,
     pub(crate) sorted: usize,
     pub(crate) ext: Vec<u8>,
+    told: Option<Box<Told>>,
+}
+
+const _: () = assert!(size_of::<Tail>() == 64);
+
+/// What the fold has said of a key's suffix.
+#[derive(Default, Debug)]
+pub(crate) struct Told {
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) closed: Vec<Closed>,
     pub(crate) rejected: Vec<Rejected>,
@@ -65,6 +74,16 @@ pub(crate) struct Tail {
     /// Which steps are counted in the rule's own metrics; `None`: none of those to come.
     pub(crate) counted: Option<Counted>,
 }
+
+static NOTHING: Told = Told {
+    snapshots: Vec::new(),
+    closed: Vec::new(),
+    rejected: Vec::new(),
+    poison: Vec::new(),
+    sent: Vec::new(),
+    dropped_through: None,
+    counted: None,
+};
 
 /// How far the steps of a key are counted that may be folded again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,25 +101,91 @@ pub(crate) struct Copies {
     pub(crate) conflicts: u64,
 }
 
+impl Told {
+    fn is_nothing(&self) -> bool {
+        self.snapshots.is_empty()
+            && self.closed.is_empty()
+            && self.rejected.is_empty()
+            && self.poison.is_empty()
+            && self.sent.is_empty()
+            && self.dropped_through.is_none()
+            && self.counted.is_none()
+    }
+
+    /// Forgets snapshots and closings that rest on the row at `at` or later ones.
+    fn void_from(&mut self, at: usize) {
+        self.snapshots.retain(|s| s.rows <= at);
+        self.keep_folded();
+    }
+
+    /// Forgets what was said of rows behind the last snapshot.
+    fn keep_folded(&mut self) {
+        let folded = self.snapshots.last().map_or(0, |s| s.rows);
+        self.closed.retain(|c| c.tag < folded);
+        self.rejected.retain(|r| r.row < folded);
+    }
+
+    /// The first `n` rows have gone.
+    fn drain(&mut self, n: usize) {
+        self.snapshots.retain_mut(|s| {
+            let stays = s.rows > n;
+            s.rows = s.rows.saturating_sub(n);
+            stays
+        });
+        self.closed.retain_mut(|c| {
+            let stays = c.tag >= n;
+            c.tag = c.tag.saturating_sub(n);
+            stays
+        });
+        self.rejected.retain_mut(|r| {
+            let stays = r.row >= n;
+            r.row = r.row.saturating_sub(n);
+            stays
+        });
+    }
+}
+
 impl Tail {
+    /// What the fold has said.
+    #[inline]
+    pub(crate) fn told(&self) -> &Told {
+        self.told.as_deref().unwrap_or(&NOTHING)
+    }
+    /// The same, to say more.
+    #[inline]
+    pub(crate) fn tell(&mut self) -> &mut Told {
+        self.told.get_or_insert_default()
+    }
+    /// The same, to take something back: nothing to do if nothing was said.
+    #[inline]
+    pub(crate) fn told_mut(&mut self) -> Option<&mut Told> {
+        self.told.as_deref_mut()
+    }
     pub(crate) fn clear(&mut self) {
         self.rows.clear();
         self.ext.clear();
         self.sorted = 0;
-        self.snapshots.clear();
-        self.closed.clear();
-        self.rejected.clear();
-        self.poison.clear();
-        self.sent.clear();
-        self.dropped_through = None;
-        self.counted = None;
+        self.told = None;
     }
     pub(crate) fn is_empty(&self) -> bool {
+        let told = self.told();
         self.rows.is_empty()
-            && self.sent.is_empty()
-            && self.closed.is_empty()
-            && self.dropped_through.is_none()
-            && self.counted.is_none()
+            && told.sent.is_empty()
+            && told.closed.is_empty()
+            && told.dropped_through.is_none()
+            && told.counted.is_none()
+    }
+    /// Whether an event before `w` may change something that was said: sinks know a session of the key, or steps beyond
+    /// `w` are counted.
+    #[inline]
+    pub(crate) fn is_told(&self, w: EventTime) -> bool {
+        let told = self.told();
+        !told.sent.is_empty() || told.counted.is_some_and(|c| c.events >= w)
+    }
+    /// How many rows stand before the newest snapshot: the fold goes on there, from the state that this gives, or from `base`.
+    #[inline]
+    pub(crate) fn restart<'a>(&'a self, base: Option<&'a Open>) -> (usize, Option<&'a Open>) {
+        self.told().snapshots.last().map_or((0, base), |s| (s.rows, s.open.as_ref()))
     }
 
     /// Sorts the new rows in, drops copies (the first wins, SEMANTICS 3), and voids what the folded
@@ -152,16 +237,22 @@ impl Tail {
 
     /// Forgets snapshots and closings that rest on the row at `at` or later ones.
     pub(crate) fn void_from(&mut self, at: usize) {
-        self.snapshots.retain(|s| s.rows <= at);
-        let folded = self.snapshots.last().map_or(0, |s| s.rows);
-        self.closed.retain(|c| c.tag < folded);
-        self.rejected.retain(|r| r.row < folded);
+        if let Some(told) = self.told_mut() {
+            told.void_from(at);
+        }
+    }
+
+    /// Forgets what was said of rows that are folded once more.
+    pub(crate) fn fold_again(&mut self) {
+        if let Some(told) = self.told_mut() {
+            told.keep_folded();
+        }
     }
 
     /// Whether the rule has failed at this event.
     pub(crate) fn is_poison(&self, row: &Row) -> bool {
         let event = row.ident(&self.ext);
-        self.poison.iter().any(|p| p.event == event)
+        self.told().poison.iter().any(|p| p.event == event)
     }
 
     /// Takes the first `n` rows out: base has them. What was rejected among them has been told.
@@ -169,27 +260,15 @@ impl Tail {
         if n == 0 {
             return;
         }
-        let last = self.rows[..n].iter().rev().find(|r| !r.fresh());
-        if last.is_some() {
-            self.dropped_through = Some(self.rows[n - 1].ident(&self.ext));
+        if self.rows[..n].iter().any(|r| !r.fresh()) {
+            let through = self.rows[n - 1].ident(&self.ext);
+            self.tell().dropped_through = Some(through);
         }
         self.rows.drain(..n);
         self.sorted -= n;
-        self.snapshots.retain_mut(|s| {
-            let stays = s.rows > n;
-            s.rows = s.rows.saturating_sub(n);
-            stays
-        });
-        self.closed.retain_mut(|c| {
-            let stays = c.tag >= n;
-            c.tag = c.tag.saturating_sub(n);
-            stays
-        });
-        self.rejected.retain_mut(|r| {
-            let stays = r.row >= n;
-            r.row = r.row.saturating_sub(n);
-            stays
-        });
+        if let Some(told) = self.told_mut() {
+            told.drain(n);
+        }
         if self.rows.is_empty() {
             self.ext.clear();
         } else if !self.ext.is_empty() {
@@ -215,7 +294,12 @@ impl Tail {
         for r in &mut self.rows {
             r.ext_len &= !FRESH;
         }
-        self.dropped_through = None;
+        if let Some(told) = self.told_mut() {
+            told.dropped_through = None;
+            if told.is_nothing() {
+                self.told = None;
+            }
+        }
     }
     /// Bytes that the suffix holds.
     pub(crate) fn suffix_bytes(&self) -> usize {

@@ -20,7 +20,7 @@ pub(super) fn advance_direct(
 ) {
     let rejections = &results.rejections[r.rejections.range()];
     let carried_on =
-        r.end.first == Some(Place::Carried) && tail.snapshots.is_empty() && rejections.is_empty();
+        r.end.first == Some(Place::Carried) && tail.told().snapshots.is_empty() && rejections.is_empty();
     match base {
         Some(o) if carried_on => {
             if let Some(last) = tail.rows[..p.folded].last() {
@@ -36,7 +36,7 @@ pub(super) fn advance_direct(
             }
         }
         _ => {
-            let open = tail.snapshots.last().map_or(base.as_ref(), |s| s.open.as_ref());
+            let (_, open) = tail.restart(base.as_ref());
             *base = Start { open, rejections, by, p }.open_at(tail, &r.end, p.folded, by.after, results);
         }
     }
@@ -53,22 +53,24 @@ pub(super) fn advance(
     emit: &mut Emit<'_>,
 ) {
     let before_b = tail.rows.partition_point(|r| r.time < now.b);
-    let trailing = tail.closed.last().filter(|c| c.tag == p.folded);
+    let trailing = tail.told().closed.last().filter(|c| c.tag == p.folded);
     // The last close fired after every row, and nothing can come before it any more.
     if before_b >= p.folded && trailing.is_some_and(|c| c.fixed_at(now.b)) {
         *base = open.cloned();
         emit.rejected(tail, p.folded);
         tail.drain(p.folded);
-        tail.closed.clear();
+        tail.tell().closed.clear();
         return;
     }
-    if let Some(i) = tail.snapshots.iter().rposition(|s| s.rows <= before_b) {
-        let s = tail.snapshots.remove(i);
+    if let Some(i) = tail.told().snapshots.iter().rposition(|s| s.rows <= before_b) {
+        let s = tail.tell().snapshots.remove(i);
         *base = s.open;
         emit.rejected(tail, s.rows);
         tail.drain(s.rows);
     }
-    thin(&mut tail.snapshots);
+    if let Some(told) = tail.told_mut() {
+        thin(&mut told.snapshots);
+    }
 }
 
 /// Keeps snapshots [`SNAPSHOT_ROWS`] apart, and the last.
@@ -94,20 +96,21 @@ pub(super) fn next_visit(
     drained_by: impl Fn(Version) -> Option<EventTime>,
 ) -> EventTime {
     let mut due = EventTime::INFINITY;
-    let folded = if p.direct { 0 } else { tail.snapshots.last().map_or(0, |s| s.rows) };
+    let told = tail.told();
+    let (restart, tip) = tail.restart(base.as_ref());
+    let folded = if p.direct { 0 } else { restart };
     if let Some(r) = tail.rows.get(folded) {
         due = due.min(r.time.plus(1));
     }
-    let tip = tail.snapshots.last().map_or(base.as_ref(), |s| s.open.as_ref());
     if let Some(o) = tip {
         let t = o.next_timer().min(drained_by(o.version).unwrap_or(EventTime::INFINITY));
         due = due.min(if t <= now.w { t.plus(lateness_ms) } else { t });
     }
-    for c in tail.closed.iter().filter(|c| c.at != EventTime::INFINITY && !c.fixed_at(now.b)) {
+    for c in told.closed.iter().filter(|c| c.at != EventTime::INFINITY && !c.fixed_at(now.b)) {
         let at = c.at.plus(i64::from(c.by_event));
         due = due.min(if c.fixed_at(now.w) { at.plus(lateness_ms) } else { at });
     }
-    if let Some(s) = tail.snapshots.first() {
+    if let Some(s) = told.snapshots.first() {
         due = due.min(tail.rows[s.rows - 1].time.plus(1 + lateness_ms));
     }
     if due == EventTime::INFINITY { due } else { due.max(now.w.plus(1)) }

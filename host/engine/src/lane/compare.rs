@@ -48,9 +48,10 @@ pub(super) fn compare(
     now: Now,
     emit: &mut Emit<'_>,
 ) {
-    let mut sent = std::mem::take(&mut tail.sent).into_iter().peekable();
+    let told = tail.tell();
+    let mut sent = std::mem::take(&mut told.sent).into_iter().peekable();
     let mut next = Vec::new();
-    let closed = tail.closed.iter().filter(|c| !c.fixed_at(settled_b)).map(|c| View {
+    let closed = told.closed.iter().filter(|c| !c.fixed_at(settled_b)).map(|c| View {
         version: c.version,
         first: &c.first,
         end: c.last,
@@ -99,7 +100,7 @@ pub(super) fn compare(
             emit.retract(s);
         }
     }
-    tail.sent = next;
+    told.sent = next;
 }
 
 /// One session against the anchors it contains; returns what is known of it from now on.

@@ -4,7 +4,7 @@ use super::answer::ClosedView;
 use super::epoch::LaneCounts;
 use crate::event::ext;
 use crate::key::{KeyForm, session_id};
-use crate::key_state::{Rejected, Sent, Tail};
+use crate::key_state::{Poison, Rejected, Sent, Tail};
 use crate::letter::{RecordLetter, SessionLetter};
 use crate::outbox::{SessionRow, Stage};
 use crate::versions::Versions;
@@ -76,17 +76,16 @@ impl Emit<'_> {
 
     /// Letters of the events among the first `n` rows that belong to no session: they are settled now (SEMANTICS 18).
     pub(super) fn rejected(&mut self, tail: &mut Tail, n: usize) {
-        if tail.rejected.is_empty() {
-            return;
-        }
-        for i in 0..tail.rejected.len() {
-            let Rejected { row, reason } = tail.rejected[i];
+        for i in 0..tail.told().rejected.len() {
+            let Rejected { row, reason } = tail.told().rejected[i];
             if row >= n {
                 continue;
             }
             let row = tail.rows[row];
             let event = row.ident(&tail.ext);
-            let poison = tail.poison.iter().position(|p| p.event == event).map(|i| tail.poison.remove(i));
+            let is_it = |p: &Poison| p.event == event;
+            let poison =
+                tail.told_mut().and_then(|t| Some(t.poison.remove(t.poison.iter().position(is_it)?)));
             let reason = self.versions.reason(reason).unwrap_or("rejected");
             let ext = row.ext(&tail.ext);
             let fields: Vec<_> = self

@@ -1,5 +1,6 @@
 //! What a lane is asked at a barrier and what leaves it there.
 
+use crate::hot::HotKey;
 use crate::metrics::Totals;
 use crate::time::EventTime;
 use crate::versions::Version;
@@ -83,7 +84,9 @@ pub struct LaneEpoch {
     /// Bytes of open sessions in bases, after the epoch.
     pub base_bytes: u64,
     /// The key that went over its cap first in this epoch, as rows show it.
-    pub hot_key: Option<String>,
+    pub key_over_cap: Option<String>,
+    /// Keys with a great part of the epoch's events, hottest first; `None`: it had too few events to tell.
+    pub hot_keys: Option<Vec<HotKey>>,
     /// Dead letters that the rule has caused, by reason: rejected events, discarded sessions, faults.
     pub dead: BTreeMap<String, u64>,
     /// What the rule's own metrics have grown by.

@@ -74,8 +74,7 @@ impl Lane {
             let e = &self.entries[slot as usize];
             let empty = Tail::default();
             let tail = e.state.tail.as_deref().unwrap_or(&empty);
-            let restart = tail.snapshots.last().map_or(0, |s| s.rows);
-            let open = tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref());
+            let (restart, open) = tail.restart(e.state.base.as_ref());
             let until = tail.rows.last().map_or(until, |r| r.time.max(until));
             let key = if self.wants_key { self.config.key_form.display(&e.state.key) } else { "".into() };
             let mut turn = push_head(&mut self.turns, &key, open);
@@ -111,7 +110,7 @@ impl Lane {
         let e = &self.entries[self.find(key_hash(key), key)? as usize];
         let bounds = |o: &Open| (o.first.time, o.last, o.count);
         let tail = e.state.tail.as_deref();
-        let sent = tail.iter().flat_map(|t| &t.sent).map(|s| (s.start, s.end, s.count, s.stage));
+        let sent = tail.iter().flat_map(|t| &t.told().sent).map(|s| (s.start, s.end, s.count, s.stage));
         Some(KeyLook {
             open: e.state.base.as_ref().map(bounds),
             waiting: tail.map_or(0, |t| t.rows.len() as u64),

@@ -8,6 +8,7 @@ use super::keys::NO_SLOT;
 use super::turn::Now;
 use super::{Barrier, Entry, Lane, LaneFault, Origin};
 use crate::event::RowHead;
+use crate::key_state::Tail;
 use crate::letter::RecordLetter;
 use crate::time::EventTime;
 
@@ -36,6 +37,7 @@ impl Lane {
             e.state
                 .tail
                 .as_deref()
+                .map(Tail::told)
                 .is_none_or(|t| t.sent.is_empty() && t.closed.is_empty() && t.snapshots.is_empty())
         };
         let (fresh, told): (Vec<u32>, Vec<u32>) =

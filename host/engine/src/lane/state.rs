@@ -4,8 +4,8 @@ use super::Lane;
 use super::epoch::StateDamage;
 use crate::bounds::LOOKUP_ROWS;
 use crate::key::key_group;
-use crate::key_state::Open;
 use crate::key_state::codec::{self, Extent};
+use crate::key_state::{Open, Tail};
 use crate::metrics::Total;
 use crate::time::EventTime;
 use crate::versions::Versions;
@@ -45,7 +45,8 @@ impl Lane {
     /// Whether nothing is left of a key.
     pub(super) fn is_gone(&self, slot: u32) -> bool {
         let state = &self.entries[slot as usize].state;
-        state.base.is_none() && state.tail.as_deref().is_none_or(|t| t.rows.is_empty() && t.sent.is_empty())
+        state.base.is_none()
+            && state.tail.as_deref().is_none_or(|t| t.rows.is_empty() && t.told().sent.is_empty())
     }
 
     /// Forgets a key of which nothing is left, and says so if an epoch record may hold it.
@@ -136,7 +137,7 @@ impl Lane {
                 Some(t) => {
                     self.suffix_bytes += t.suffix_bytes();
                     let first = t.rows.iter().map(|r| r.time.plus(1)).min().unwrap_or(EventTime::INFINITY);
-                    if t.sent.is_empty() { first.min(timer) } else { watermark }
+                    if t.told().sent.is_empty() { first.min(timer) } else { watermark }
                 }
                 None => timer,
             };
@@ -153,7 +154,8 @@ impl Lane {
     /// once more at the next barrier, whatever its content.
     pub fn tell_again(&mut self) {
         for e in self.entries.iter_mut().filter(|e| e.live) {
-            for s in e.state.tail.iter_mut().flat_map(|t| &mut t.sent) {
+            let told = e.state.tail.as_deref_mut().and_then(Tail::told_mut);
+            for s in told.into_iter().flat_map(|t| &mut t.sent) {
                 s.content = !s.content;
             }
         }

@@ -52,7 +52,9 @@ impl Lane {
             debug_assert!(e.state.base.as_ref().is_none_or(|o| o.version <= older));
             let visit = match e.state.tail.as_deref_mut() {
                 Some(tail) => {
-                    tail.poison.retain(|p| p.event.time < at);
+                    if let Some(told) = tail.told_mut() {
+                        told.poison.retain(|p| p.event.time < at);
+                    }
                     let before = tail.rows[..tail.sorted].partition_point(|r| r.time < at);
                     tail.void_from(before);
                     EventTime::BEGINNING

@@ -73,15 +73,13 @@ impl Lane {
         let mut empty = Tail::default();
         let tail = e.state.tail.as_deref_mut().unwrap_or(&mut empty);
         // What was counted beyond W has been folded: a new event before it is folded now, while it is known to be new.
-        let told = !tail.sent.is_empty() || tail.counted.is_some_and(|c| c.events >= now.w);
-        let reporting = now.at_barrier && (now.barrier.early_tick || told || now.barrier.at_end);
+        let reporting =
+            now.at_barrier && (now.barrier.early_tick || tail.is_told(now.w) || now.barrier.at_end);
         let before_w = tail.rows.partition_point(|r| r.time < now.w);
-        let restart = tail.snapshots.last().map_or(0, |s| s.rows);
+        tail.fold_again();
+        let (restart, open) = tail.restart(e.state.base.as_ref());
         let folded = if reporting { tail.rows.len() } else { before_w.max(restart) };
         let direct = now.b == now.w && folded == before_w;
-        tail.closed.retain(|c| c.tag < restart);
-        tail.rejected.retain(|r| r.row < restart);
-        let open = tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref());
         let t = &mut self.turns;
         let key = if self.wants_key { self.config.key_form.display(&e.state.key) } else { "".into() };
         let head = push_head(t, &key, open);
@@ -172,13 +170,8 @@ impl Lane {
         if !self.totals.is_empty() {
             count(&mut tail, &mut self.totals, &results.counts[r.counts.range()], p, now);
         }
-        let start = Start {
-            open: tail.snapshots.last().map_or(e.state.base.as_ref(), |s| s.open.as_ref()),
-            rejections,
-            by,
-            p,
-        };
-        let told = !tail.sent.is_empty() || !tail.closed.is_empty();
+        let start = Start { open: tail.restart(e.state.base.as_ref()).1, rejections, by, p };
+        let told = !tail.told().sent.is_empty() || !tail.told().closed.is_empty();
         if p.direct && !told && (!p.reporting || now.barrier.at_end) {
             // Everything that closed here is final and settled; what base lags behind was told before.
             let settled_b = e.state.settled_b;
@@ -202,25 +195,29 @@ impl Lane {
                 })
                 .collect();
             let open = start.open_at(&tail, &r.end, p.folded, by.after, results);
-            tail.closed.extend(new);
+            tail.tell().closed.extend(new);
             let open_fields = text(results, r.open_fields);
             compare(&mut tail, open.as_ref(), open_fields, e.state.settled_b, p, now, &mut emit);
             if p.direct {
                 e.state.base = open;
                 emit.rejected(&mut tail, p.folded);
                 tail.drain(p.folded);
-                tail.closed.clear();
+                tail.tell().closed.clear();
             } else {
-                tail.snapshots.extend(snapshots);
+                tail.tell().snapshots.extend(snapshots);
                 advance(&mut e.state.base, &mut tail, open.as_ref(), p, now, &mut emit);
             }
         }
         e.state.settled_b = e.state.settled_b.max(now.b);
+        let nothing_waits = tail.rows.is_empty();
         // What stands behind base is not folded again, unless one of its timers is.
-        let again =
-            e.state.base.as_ref().is_some_and(|o| tail.counted.is_some_and(|c| o.next_timer() <= c.timers));
-        if tail.rows.is_empty() && !again {
-            tail.counted = None;
+        let again = e
+            .state
+            .base
+            .as_ref()
+            .is_some_and(|o| tail.told().counted.is_some_and(|c| o.next_timer() <= c.timers));
+        if let Some(told) = tail.told_mut().filter(|_| nothing_waits && !again) {
+            told.counted = None;
         }
         let drained_by = |v| self.versions.drained_by(v);
         e.due = next_visit(&e.state.base, &tail, p, now, self.config.lateness_ms, drained_by);
@@ -267,7 +264,7 @@ pub(super) fn push_inputs(t: &mut Turns, tail: &Tail, rows: Range<usize>) -> Spa
     for r in &tail.rows[rows] {
         let at = t.bytes.len();
         t.bytes.extend_from_slice(r.ext(&tail.ext));
-        let skip = !tail.poison.is_empty() && tail.is_poison(r);
+        let skip = !tail.told().poison.is_empty() && tail.is_poison(r);
         t.inputs.push(Input { time: r.time, ext: Span::between(at, t.bytes.len()), skip });
     }
     Span::between(inputs_at, t.inputs.len())
@@ -281,31 +278,31 @@ fn missing_answer() -> TurnResult {
 fn reject(tail: &mut Tail, rejections: &[Rejection], restart: usize, results: &Results) {
     for x in rejections {
         let row = restart + x.input as usize;
-        tail.rejected.push(Rejected { row, reason: x.reason });
+        tail.tell().rejected.push(Rejected { row, reason: x.reason });
         if x.reason == PLUGIN_FAULT && !tail.is_poison(&tail.rows[row]) {
             let event = tail.rows[row].ident(&tail.ext);
             let message = String::from_utf8_lossy(&results.bytes[x.message.range()]).into();
-            tail.poison.push(Poison { event, message });
+            tail.tell().poison.push(Poison { event, message });
         }
     }
 }
 
 /// Adds the steps that are folded for the first time to the rule's own metrics.
 fn count(tail: &mut Tail, totals: &mut [Total], counts: &[Count], p: Pending, now: Now) {
+    let counted = tail.told().counted;
     for c in counts {
         let first = match c.input.and_then(|i| tail.rows.get(p.restart + i as usize)) {
-            Some(row) => row.fresh() || tail.counted.is_none_or(|done| row.time > done.events),
-            None => tail.counted.is_none_or(|done| c.at > done.timers),
+            Some(row) => row.fresh() || counted.is_none_or(|done| row.time > done.events),
+            None => counted.is_none_or(|done| c.at > done.timers),
         };
         if let Some(t) = totals.get_mut(c.metric as usize).filter(|_| first) {
             t.add(c.value);
         }
     }
-    let before =
-        tail.counted.unwrap_or(Counted { events: EventTime::BEGINNING, timers: EventTime::BEGINNING });
+    let before = counted.unwrap_or(Counted { events: EventTime::BEGINNING, timers: EventTime::BEGINNING });
     let events = tail.rows[..p.folded].last().map_or(before.events, |r| r.time.max(before.events));
     let until = if now.barrier.at_end { EventTime::BEGINNING } else { now.w };
-    tail.counted = Some(Counted { events, timers: before.timers.max(events).max(until) });
+    tail.tell().counted = Some(Counted { events, timers: before.timers.max(events).max(until) });
 }
 
 /// Which inputs to take a snapshot after: the last one, the last before B, and some between.

@@ -1,7 +1,7 @@
 //! `/metrics`: what a pipeline has committed and what is measured while it runs, in Prometheus' text format.
 //!
-//! Invariant: labels are names of the config, of the code and of plugins' descriptions, all of them bounded; never a key, a
-//! user, a URL or anything else out of a record or request.
+//! Invariant: labels are names of the config, of the code and of plugins' descriptions, all of them bounded; never a user, a
+//! URL or anything else out of a record or request, but for keys that are hot: some few, and hashed if keys are.
 
 use super::super::metrics::HttpMetrics;
 use super::super::problem::{Problem, ProblemBody};
@@ -22,6 +22,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tidemill_engine::metrics::Total;
 use tidemill_engine::outbox::Stage;
+
+/// Of a hot key, what stands in a label: enough to know it by.
+const KEY_LABEL_BYTES: usize = 128;
 
 /// The words of a pipeline's state.
 const STATES: [&str; 6] = ["starting", "running", "paused", "suspended", "ended", "failed"];
@@ -244,6 +247,12 @@ fn tell_counters(meta: &Meta, pipeline: &str, page: &mut Page) {
         let help =
             "Bytes of events that wait in memory (suffix), and of open sessions with their states (base)";
         page.gauge("tidemill_state_bytes", help, &[of[0], ("part", part)], number(bytes));
+    }
+    for hot in &meta.hot_keys {
+        let key = &hot.key[..hot.key.floor_char_boundary(KEY_LABEL_BYTES)];
+        let labels = [of[0], ("key", key)];
+        let help = "Part of its lane's events that a hot key brought in the newest epoch, 0 to 1";
+        page.gauge("tidemill_hot_key_share", help, &labels, hot.share);
     }
     let help = "Revisions that wait for their lookups";
     page.gauge("tidemill_unresolved_revisions", help, &of, number(meta.unresolved));

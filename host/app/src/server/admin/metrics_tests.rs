@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tidemill_connect::lookup::LookupCounts;
 use tidemill_engine::gap::{Boundary, Gap, GapConfig};
+use tidemill_engine::hot::HotKey;
 use tidemill_engine::metrics::Total;
 use tidemill_engine::rule::SessionRule;
 use tidemill_engine::time::EventTime;
@@ -58,6 +59,9 @@ const MOVES: &[Moves] = &[
     ("tidemill_events_total", "", |m, _| m.counters.events += 1),
     ("tidemill_duplicates_total", "", |m, _| m.counters.fold.duplicates += 1),
     ("tidemill_duplicates_total", "", |m, _| m.counters.copies += 1),
+    ("tidemill_hot_key_share", "key=\"a \\\"b\\\"\"", |m, _| {
+        m.hot_keys.push(HotKey { key: "a \"b\"".into(), share: 0.5 });
+    }),
     ("tidemill_conflicts_total", "", |m, _| m.counters.fold.conflicts += 1),
     ("tidemill_late_total", "", |m, _| *m.counters.dead.entry("late".into()).or_default() += 1),
     ("tidemill_dead_letters_total", "reason=\"bot\"", |m, _| {
