@@ -7,6 +7,7 @@ mod answer;
 mod base;
 mod compare;
 mod emit;
+mod entries;
 mod epoch;
 mod keys;
 mod look;
@@ -28,6 +29,7 @@ use crate::metrics::Total;
 use crate::rule::{Results, Turns};
 use crate::time::EventTime;
 use crate::versions::{Version, Versions};
+use entries::Entries;
 use hashbrown::HashTable;
 use keys::{NO_SLOT, Place};
 use std::collections::{BTreeMap, HashSet};
@@ -103,7 +105,7 @@ pub struct Lane {
     /// Keys (hashes) whose session has ended at the swap at hand because its state could not be migrated.
     unfit: HashSet<u64>,
     table: HashTable<Place>,
-    entries: Vec<Entry>,
+    entries: Entries,
     free: Vec<u32>,
     due: BTreeMap<i64, Vec<u32>>,
     touched: Vec<u32>,
@@ -152,7 +154,7 @@ impl Lane {
             settling: Settling::default(),
             unfit: HashSet::new(),
             table: HashTable::new(),
-            entries: Vec::new(),
+            entries: Entries::default(),
             free: Vec::new(),
             due: BTreeMap::new(),
             touched: Vec::new(),

@@ -12,9 +12,14 @@ pub(super) struct Place {
     tag: u32,
 }
 
-/// Bits of a key's hash that the table does not compare itself.
+/// Bits of a key's hash.
 const fn tag(hash: u64) -> u32 {
     (hash >> 25) as u32
+}
+
+/// What the table places a key by: the tag, spread over all bits. So a table that grows needs no look at the keys.
+const fn spread(tag: u32) -> u64 {
+    (tag as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// No key has this slot.
@@ -37,14 +42,14 @@ impl Lane {
     pub(super) fn find(&self, hash: u64, key: &[u8]) -> Option<u32> {
         let tag = tag(hash);
         let is = |p: &Place| p.tag == tag && *self.entries[p.slot as usize].state.key == *key;
-        self.table.find(hash, is).map(|p| p.slot)
+        self.table.find(spread(tag), is).map(|p| p.slot)
     }
 
     /// The slot that most likely is the key's, its entry left alone; [`NO_SLOT`] if the key is not there.
     #[inline]
     pub(super) fn guess(&self, hash: u64) -> u32 {
         let tag = tag(hash);
-        self.table.find(hash, |p| p.tag == tag).map_or(NO_SLOT, |p| p.slot)
+        self.table.find(spread(tag), |p| p.tag == tag).map_or(NO_SLOT, |p| p.slot)
     }
 
     /// Whether the key has this slot.
@@ -77,9 +82,8 @@ impl Lane {
             self.entries.push(e);
             (self.entries.len() - 1) as u32
         };
-        let entries = &self.entries;
         let place = Place { slot, tag: tag(hash) };
-        self.table.insert_unique(hash, place, |p| entries[p.slot as usize].state.hash);
+        self.table.insert_unique(spread(place.tag), place, |p| spread(p.tag));
         self.live_keys += 1;
         slot
     }
@@ -146,7 +150,7 @@ impl Lane {
             self.tails.push(t);
         }
         let hash = e.state.hash;
-        if let Ok(found) = self.table.find_entry(hash, |p| p.slot == slot) {
+        if let Ok(found) = self.table.find_entry(spread(tag(hash)), |p| p.slot == slot) {
             found.remove();
         }
         self.free.push(slot);

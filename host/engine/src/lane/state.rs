@@ -32,6 +32,8 @@ impl Lane {
             return;
         }
         self.count_base(slot);
+        // A copy that an epoch held would be counted again after a restart.
+        self.put_in_order(slot);
         let e = &mut self.entries[slot as usize];
         e.touched = false;
         self.out.state.push(KEY_RECORD);
