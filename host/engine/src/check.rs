@@ -212,3 +212,6 @@ fn slice<T>(of: &[T], at: Span) -> Result<&[T], String> {
         .and_then(|end| of.get(at.at as usize..end))
         .ok_or_else(|| "a range outside its section".into())
 }
+
+#[cfg(test)]
+mod tests;
