@@ -178,10 +178,15 @@ impl<R: SessionRule, F: Faults> Contained<R, F> {
             whole.poison(i, &failed.message);
             return Ok(Found::Contained);
         }
+        // A part before an event that is left out ends at that event's time, which may lie beyond the turn's end.
+        let until = match reach {
+            Reach::Inputs { until: Some(until), .. } => until,
+            Reach::Inputs { until: None, .. } | Reach::Everything => whole.turn.until,
+        };
         let cause = match (timer, next) {
             _ if !open => return Err(Fault { fatal: true, ..Fault::unknown(failed.message) }),
             (Some(t), Some(i)) if at_timer && t.at <= whole.time(i) => Cause::Timer(t),
-            (Some(t), None) if t.at <= whole.turn.until && t.at != EventTime::INFINITY => Cause::Timer(t),
+            (Some(t), None) if t.at <= until && t.at != EventTime::INFINITY => Cause::Timer(t),
             (_, Some(i)) => Cause::Input(i),
             (_, None) if whole.turn.at_end => Cause::End,
             // Only the fields of the session that stays open fail: it goes without.

@@ -355,8 +355,8 @@ impl Lane {
             for s in &dirty {
                 let e = &self.entries[*s as usize];
                 let known = e.state.tail.as_ref().is_some_and(|t| t.is_told(w));
-                // A key that is due at W stands in the list already.
-                if e.live && e.bucket != NEVER && e.due > w && (barrier.early_tick || known) {
+                // A key that is due at W stands in the list already; one that is never due does not.
+                if e.live && e.due > w && (barrier.early_tick || known) {
                     slots.push(*s);
                 }
                 // Between early ticks a key stays marked: what is open has not been told yet.

@@ -3,7 +3,7 @@
 //! Invariants: nothing changes before everything was judged sound; a damaged tail is dropped only if nothing shows
 //! that it was ever committed (the marker, a sink, a later record).
 
-use super::marker::{MARKER_NAME, Marker};
+use super::marker::{MARKER_NAME, Marker, SLOT_OFFSETS, Slot};
 use super::{
     DroppedTail, EpochLog, Evidence, LogReader, RecordRef, Recovery, Segment, Tip, damaged, list_segments,
     read_record, segment_path,
@@ -50,11 +50,22 @@ impl EpochLog {
             let file = segment_path(dir, empty.first_epoch);
             disk.remove_file(&file).map_err(StoreError::storage("remove", &file))?;
         }
-        if let (Some(at), true) = (newest, last.epoch > marker.epoch()) {
-            rewrite(disk, dir, &at)?;
+        let lags = newest.filter(|_| last.epoch > marker.epoch());
+        if let Some(at) = &lags {
+            rewrite(disk, dir, at)?;
         }
         let marker_file = Marker::open_for_writing(disk, dir)?;
         sync_dir(disk, dir)?;
+        let mut marker_slot = marker.older_slot();
+        if let Some(at) = &lags {
+            // What is found counts as committed, and is released: from here on a damage to it is no torn tail.
+            let slot =
+                Slot { tip: last, segment_first_epoch: at.segment_first_epoch, end: at.offset + at.len };
+            let vouch = marker_file.write_all_at(&slot.encode(), SLOT_OFFSETS[marker_slot]);
+            let vouched = vouch.and_then(|()| marker_file.sync_data());
+            vouched.map_err(StoreError::storage_at("write", &dir.join(MARKER_NAME), Some(last.epoch)))?;
+            marker_slot = 1 - marker_slot;
+        }
 
         let active = match segments.back() {
             None => None,
@@ -75,7 +86,7 @@ impl EpochLog {
             segments,
             active,
             marker: marker_file,
-            marker_slot: marker.older_slot(),
+            marker_slot,
             last,
             buffer: Vec::new(),
             poisoned: false,

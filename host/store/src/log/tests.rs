@@ -206,6 +206,12 @@ fn a_record_written_in_full_is_committed_though_the_marker_lags() {
         let (_, recovery) = open(dir, &[]).unwrap();
         assert_eq!((recovery.last_epoch, recovery.dropped_tail), (3, None));
         assert_eq!(fs::read(segment_path(dir, 1)).unwrap(), segment, "written again, the same bytes");
+        // It was found and is released: damaged later, it is no torn tail.
+        let mut bad = segment.clone();
+        *bad.last_mut().unwrap() ^= 1;
+        fs::write(segment_path(dir, 1), bad).unwrap();
+        assert!(open(dir, &[]).unwrap_err().to_string().contains("COMMITTED vouches for epoch 3"));
+        fs::write(segment_path(dir, 1), &segment).unwrap();
     }
 }
 
