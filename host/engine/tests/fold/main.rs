@@ -5,6 +5,7 @@
 //! two rows of one revision, state that does not survive its byte form.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod machine;
 mod rude;
 mod swaps;
 
@@ -172,15 +173,47 @@ struct World {
     uncommitted: Vec<Event>,
     epoch: u64,
     incarnation: u64,
-    table: BTreeMap<[u8; 16], ((u64, u64), Stage, Session)>,
+    /// What each epoch sends, and how many of them the sink has confirmed.
+    outboxes: Vec<Sent>,
+    confirmed: usize,
+    table: Table,
     /// Sessions that were final, and not taken back since.
     was_final: BTreeSet<[u8; 16]>,
-    settled_rows: u64,
     /// Events that were given to the lane once, and copies that it has counted.
     taken: u64,
     duplicates: u64,
     letters: Vec<serde_json::Value>,
     metrics: Totals,
+}
+
+/// The outbox of a committed epoch.
+struct Sent {
+    incarnation: u64,
+    epoch: u64,
+    rows: Vec<u8>,
+    letters: Vec<u8>,
+}
+
+/// By session id the row of the greatest revision: what a sink holds.
+type Table = BTreeMap<[u8; 16], ((u64, u64), Stage, Session)>;
+
+/// Has a table take an outbox, as sinks do: a row only if its revision is higher.
+fn take(table: &mut Table, sent: &Sent) {
+    let text = |s: &str| s.to_string();
+    let revision = (sent.incarnation, sent.epoch);
+    for (_, r) in Outbox::new(sent.incarnation, sent.epoch, &sent.rows, &sent.letters).sessions(Stages::ALL) {
+        let content = (
+            r.key.to_string(),
+            r.start.ms(),
+            r.end.ms(),
+            r.events,
+            text(r.reason.unwrap_or("")),
+            text(r.plugin),
+        );
+        if table.get(&r.id).is_none_or(|held| held.0 < revision) {
+            table.insert(r.id, (revision, r.stage, content));
+        }
+    }
 }
 
 impl World {
@@ -208,7 +241,12 @@ impl World {
         });
         self.lane.insert(&rows, self.watermark, Origin { source: "s", partition: "p", raw: b"" }).unwrap();
     }
+    /// Ends an epoch, commits it and delivers it.
     fn barrier(&mut self, early: bool, at_end: bool) {
+        self.commit(early, at_end);
+        self.deliver();
+    }
+    fn commit(&mut self, early: bool, at_end: bool) {
         self.epoch += 1;
         let watermark = if at_end { EventTime::INFINITY } else { self.watermark };
         let out = self.lane.barrier(Barrier { watermark, early_tick: early, at_end }).unwrap();
@@ -227,7 +265,6 @@ impl World {
         let lines = out.letters.split(|b| *b == b'\n').filter(|l| !l.is_empty());
         self.letters.extend(lines.map(|l| serde_json::from_slice::<serde_json::Value>(l).unwrap()));
         let mut seen = BTreeSet::new();
-        let text = |s: &str| s.to_string();
         for (_, r) in Outbox::new(self.incarnation, self.epoch, &out.rows, &out.letters).sessions(Stages::ALL)
         {
             assert!(
@@ -245,19 +282,16 @@ impl World {
                 Stage::Corrected => assert!(once_final, "corrected, and was never final: {r:?}"),
                 Stage::Retracted => drop(self.was_final.remove(&r.id)),
             }
-            let revision = (self.incarnation, self.epoch);
-            let content = (
-                r.key.to_string(),
-                r.start.ms(),
-                r.end.ms(),
-                r.events,
-                text(r.reason.unwrap_or("")),
-                text(r.plugin),
-            );
-            let old = self.table.insert(r.id, (revision, r.stage, content));
-            assert!(old.is_none_or(|o| o.0 < revision));
-            self.settled_rows += u64::from(r.stage == Stage::Final);
         }
+        let (incarnation, epoch) = (self.incarnation, self.epoch);
+        self.outboxes.push(Sent { incarnation, epoch, rows: out.rows, letters: out.letters });
+    }
+    /// Delivers what the sink has not confirmed.
+    fn deliver(&mut self) {
+        for sent in &self.outboxes[self.confirmed..] {
+            take(&mut self.table, sent);
+        }
+        self.confirmed = self.outboxes.len();
     }
     fn accept(&mut self, c: &Case, e: Event) {
         self.insert(c, e);
@@ -317,9 +351,10 @@ fn world(c: &Case) -> World {
         uncommitted: Vec::new(),
         epoch: 0,
         incarnation: 1,
-        table: BTreeMap::new(),
+        outboxes: Vec::new(),
+        confirmed: 0,
+        table: Table::new(),
         was_final: BTreeSet::new(),
-        settled_rows: 0,
         taken: 0,
         duplicates: 0,
         letters: Vec::new(),

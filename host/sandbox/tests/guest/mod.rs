@@ -103,12 +103,20 @@ impl Guest {
 
 /// Makes a component of a core module's text.
 pub(crate) fn component(wat: &str, wit: &str, world: &str) -> Vec<u8> {
-    let mut module = wat::parse_str(wat).unwrap();
+    of_module(wat::parse_str(wat).unwrap(), wit, world).unwrap()
+}
+
+/// The same of a core module, if one can be made of it.
+pub(crate) fn of_module(mut module: Vec<u8>, wit: &str, world: &str) -> Result<Vec<u8>, String> {
     let mut resolve = wit_parser::Resolve::default();
     let package = resolve.push_str("world.wit", wit).unwrap();
     let world = resolve.select_world(&[package], Some(world)).unwrap();
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
-    ComponentEncoder::default().validate(true).module(&module).unwrap().encode().unwrap()
+    ComponentEncoder::default()
+        .validate(true)
+        .module(&module)
+        .and_then(|mut e| e.encode())
+        .map_err(|e| format!("{e:#}"))
 }
 
 /// A frame `turns` with that many bytes in its last section.
