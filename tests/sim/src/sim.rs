@@ -2,7 +2,7 @@
 
 use crate::counts::{Counts, Of};
 use crate::disk::{Keep, SimDisk, Trouble};
-use crate::model::outcome;
+use crate::model::{Deployed, outcome};
 use crate::plan::Plan;
 use crate::process::{
     self, Change, Changed, Committed, DATA, End, Found, LaneOp, Meta, PIPELINE, Process, carry_out, log_dir,
@@ -285,8 +285,9 @@ impl Sim<'_> {
         let number = self.truth.sealings;
         let settle = |letters: &[u8], number| self.truth.settle(letters, number);
         let changed = p.barrier(&self.plan, &self.world, at_end, number, settle)?;
-        let (w, live) = (p.watermark().ms(), p.schedule.live().len());
-        self.say(&format!("barrier {number}, W {w}, {live} versions"));
+        let (w, live) = (p.watermark().ms(), p.schedule.live());
+        let line = format!("barrier {number}, W {w}, {} versions{}", live.len(), swaps(live));
+        self.say(&line);
         let name = match changed {
             Changed::Deployed(Policy::Migrate) => "swap, migrate",
             Changed::Deployed(Policy::Drain) => "swap, drain",
@@ -955,6 +956,20 @@ impl Sim<'_> {
         ];
         faults.iter().for_each(|(name, n)| c.add(Of::Fault, name, *n));
     }
+}
+
+/// Where the newer ones of some versions are in force from, and until when they let the older one drain.
+fn swaps(live: &[Deployed]) -> String {
+    let one = |d: &Deployed| {
+        let s = &d.scheduled;
+        match s.policy {
+            Policy::Migrate => format!(", {} from {}", s.plugin, s.from.ms()),
+            Policy::Drain => {
+                format!(", {} from {}, draining until {}", s.plugin, s.from.ms(), s.drained_by.ms())
+            }
+        }
+    };
+    live.iter().skip(1).map(one).collect()
 }
 
 /// That an epoch survives whatever befalls the disk now.
