@@ -313,6 +313,12 @@ impl Versions {
         later.filter(|s| s.policy == Policy::Drain).map(|s| s.drained_by).min()
     }
 
+    /// Whether event time has reached a place where the draining of live versions ends.
+    pub(crate) fn has_drained(&self, w: EventTime) -> bool {
+        let newer = self.live.iter().skip(1).map(|l| &l.scheduled);
+        newer.filter(|s| s.policy == Policy::Drain).any(|s| s.drained_by <= w)
+    }
+
     /// The swap at hand, if more than one version is live: the version before the newest, and the newest's place.
     pub(crate) fn swap(&self) -> Option<(Version, &Scheduled)> {
         match self.live.as_slice() {

@@ -21,6 +21,16 @@ pub(super) struct Settling {
     found: bool,
 }
 
+/// Which keys are looked at in a barrier, and for which swap.
+pub(super) struct Look {
+    keys: Range<usize>,
+    /// Its place.
+    at: EventTime,
+    newer: Version,
+    /// B has reached it.
+    reached: bool,
+}
+
 impl Lane {
     /// Puts a newer version beside the one in force, right after a barrier. Its place must lie after everything that the lane
     /// has seen, and only one version may be live, or a few, if it takes a swap back that is not settled. `layout` names the fields of extensions from now on: those so
@@ -83,26 +93,40 @@ impl Lane {
         self.wants_key = self.versions.wants_key();
     }
 
-    /// The keys to look at in this barrier, if B has reached the swap at hand: with its place, and which is the newer version.
-    pub(super) fn settling(&self, now: Now) -> Option<(Range<usize>, EventTime, Version)> {
+    /// The keys to look at in this barrier, if B has reached the swap at hand, or W a place where draining ends.
+    pub(super) fn settling(&self, now: Now) -> Option<Look> {
         let (_, newer) = self.versions.swap()?;
+        let reached = now.b >= newer.from;
         let keys = self.settling.next..(self.settling.next + SETTLE_KEYS).min(self.entries.len());
-        (now.b >= newer.from).then_some((keys, newer.from, newer.version))
+        (reached || self.versions.has_drained(now.w)).then_some(Look {
+            keys,
+            at: newer.from,
+            newer: newer.version,
+            reached,
+        })
     }
 
     /// Before the fold of a barrier: keys whose base lags behind B with events before S are folded again from base, so
-    /// that it moves on; so are those whose session has been drained for too long, since no timer may wake them. Adds
-    /// them to the keys to visit.
+    /// that it moves on; so are those whose session has been drained for too long, since no timer may wake them: when they
+    /// were looked at last there may have been no swap, or another. Adds them to the keys to visit.
     pub(super) fn catch_up(&mut self, now: Now, slots: &mut Vec<u32>) {
-        let Some((keys, at, _)) = self.settling(now) else { return };
+        let Some(Look { keys, at, reached, .. }) = self.settling(now) else { return };
         let before = slots.len();
         for slot in keys {
             let e = &mut self.entries[slot];
-            let end = e.state.base.as_ref().and_then(|o| self.versions.drained_by(o.version));
-            if e.live && end.is_some_and(|end| now.b >= end) {
+            if !e.live {
+                continue;
+            }
+            let base = e.state.base.as_ref();
+            let tip = e.state.tail.as_deref().map_or(base, |t| t.restart(base).1);
+            let ended = |open: Option<&Open>, time: EventTime| {
+                open.and_then(|o| self.versions.drained_by(o.version)).is_some_and(|end| time >= end)
+            };
+            // What the tip has closed beyond B only waits for B.
+            if ended(base, now.b) || ended(tip, now.w) {
                 slots.push(slot as u32);
             }
-            let Some(tail) = e.state.tail.as_deref_mut().filter(|_| e.live) else { continue };
+            let Some(tail) = e.state.tail.as_deref_mut().filter(|_| reached) else { continue };
             if tail.rows.iter().any(|r| r.time < at) {
                 tail.void_from(0);
                 slots.push(slot as u32);
@@ -116,10 +140,12 @@ impl Lane {
 
     /// After the fold of a barrier: migrates the bases that still stand before S, and says whether any key does.
     pub(super) fn settle(&mut self, now: Now) {
-        let Some((keys, at, newer)) = self.settling(now) else { return };
+        let Some(Look { keys, at, newer, reached }) = self.settling(now) else { return };
         let migrates = self.versions.swap().is_some_and(|(_, newer)| newer.policy == Policy::Migrate);
         let mut lagging = Vec::new();
-        for slot in keys.clone() {
+        // A round that began before B was there says nothing.
+        self.settling.found |= !reached;
+        for slot in keys.clone().filter(|_| reached) {
             let e = &self.entries[slot];
             let waits = e.state.tail.as_deref().is_some_and(|t| t.rows.iter().any(|r| r.time < at));
             let is_old = e.state.base.as_ref().is_some_and(|o| o.version < newer);
