@@ -44,25 +44,21 @@ pub(super) fn advance_direct(
 }
 
 /// Moves base to the last known state at or before B.
-pub(super) fn advance(
-    base: &mut Option<Open>,
-    tail: &mut Tail,
-    open: Option<&Open>,
-    p: Pending,
-    now: Now,
-    emit: &mut Emit<'_>,
-) {
+pub(super) fn advance(base: &mut Option<Open>, tail: &mut Tail, now: Now, emit: &mut Emit<'_>) {
     let before_b = tail.rows.partition_point(|r| r.time < now.b);
-    let trailing = tail.told().closed.last().filter(|c| c.tag == p.folded);
-    // The last close fired after every row, and nothing can come before it any more.
-    if before_b >= p.folded && trailing.is_some_and(|c| c.fixed_at(now.b)) {
-        *base = open.cloned();
-        emit.rejected(tail, p.folded);
-        tail.drain(p.folded);
-        tail.tell().closed.clear();
-        return;
-    }
-    if let Some(i) = tail.told().snapshots.iter().rposition(|s| s.rows <= before_b) {
+    let told = tail.told();
+    let snapshot = told.snapshots.iter().rposition(|s| s.rows <= before_b);
+    // Nothing can come before this close any more, and nothing is open behind it: the next session begins with a row. Were base
+    // to wait for that, it would be taken for a session that is still open where versions change.
+    let over = told.closed.iter().rposition(|c| !c.by_event && c.fixed_at(now.b));
+    let over = over.filter(|n| snapshot.is_none_or(|i| told.snapshots[i].rows <= told.closed[*n].tag));
+    if let Some(n) = over {
+        let tag = told.closed[n].tag;
+        *base = None;
+        tail.tell().closed.drain(..=n);
+        emit.rejected(tail, tag);
+        tail.drain(tag);
+    } else if let Some(i) = snapshot {
         let s = tail.tell().snapshots.remove(i);
         *base = s.open;
         emit.rejected(tail, s.rows);

@@ -205,7 +205,7 @@ impl Lane {
                 tail.tell().closed.clear();
             } else {
                 tail.tell().snapshots.extend(snapshots);
-                advance(&mut e.state.base, &mut tail, open.as_ref(), p, now, &mut emit);
+                advance(&mut e.state.base, &mut tail, now, &mut emit);
             }
         }
         e.state.settled_b = e.state.settled_b.max(now.b);

@@ -537,6 +537,49 @@ fn a_drained_session_is_final_as_soon_as_event_time_is_there() {
     }
 }
 
+/// Bug family: base lags behind a close that no row follows at once, and what has ended goes over to the next version as if
+/// it were open.
+#[test]
+fn a_session_that_draining_has_ended_is_not_migrated() {
+    for lateness in [0, 20] {
+        let c = Case { early: true, lateness, ..quiet(1_000) };
+        let mut w = world(&c);
+        let mut accepted = BTreeSet::new();
+        let mut accept = |w: &mut World, key: u8, time: i64| {
+            let e = (key, time, 0, 5);
+            w.accept(&c, e);
+            accepted.insert(e);
+        };
+        (0..10).for_each(|i| accept(&mut w, 0, i));
+        w.watermark = EventTime::from_ms(10 + lateness);
+        w.barrier(false, false);
+        w.deploy(&c, Policy::Drain, 5);
+        // A newer swap beyond the place where draining ends, which no timer has come to yet.
+        w.watermark = w.schedule.swap().unwrap().plus(lateness);
+        let time = w.watermark.ms() + 30;
+        accept(&mut w, 1, time);
+        w.rollback(&c, Policy::Migrate, 0);
+        let swap = w.schedule.swap().unwrap();
+        // B comes to it, and an event beyond W keeps base from being what the turn ends with.
+        w.watermark = swap.plus(lateness);
+        let time = w.watermark.ms() + 3;
+        accept(&mut w, 0, time);
+        w.barrier(true, false);
+        // From here on all is folded from base.
+        w.restart(&c);
+        w.watermark = w.watermark.plus(2);
+        w.barrier(true, false);
+        let time = w.watermark.ms() + 4;
+        accept(&mut w, 0, time);
+        w.barrier(true, false);
+        w.barrier(false, true);
+        let mut rows: Vec<Session> = w.table.into_values().map(|(_, _, session)| session).collect();
+        rows.sort();
+        assert_eq!(rows, swaps::naive(&c, &accepted, &w.schedule));
+        assert!(rows.iter().any(|s| s.4 == "limit"), "{rows:?}");
+    }
+}
+
 /// The older version goes as soon as B has reached S, though bases lag behind B by some events.
 #[test]
 fn a_swap_settles_when_the_frontier_reaches_it() {
