@@ -164,6 +164,13 @@ impl Needs {
     }
 }
 
+/// Whether a log that begins with this epoch still has all that sinks lack once they are cut back to where they stood when
+/// they had `confirmed` these. What they were sent since was trimmed by newer cursors: it is in the sinks, and nowhere else.
+#[must_use]
+pub fn can_send_again(first_epoch: u64, mut confirmed: impl Iterator<Item = u64>) -> bool {
+    first_epoch <= 1 || confirmed.all(|epoch| epoch + 1 >= first_epoch)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,5 +198,12 @@ mod tests {
         assert_eq!(needs.kept_from([30, 7].into_iter(), Some(9)), 8, "the epoch after the last confirmed");
         assert_eq!(needs.kept_from([30].into_iter(), Some(9)), 9);
         assert!(needs.is_whole(1) && needs.is_whole(10) && !needs.is_whole(11));
+    }
+
+    #[test]
+    fn a_sink_is_not_cut_back_to_before_the_log() {
+        assert!(can_send_again(1, [0].into_iter()), "nothing was trimmed");
+        assert!(can_send_again(15, [14, 20].into_iter()) && can_send_again(15, std::iter::empty()));
+        assert!(!can_send_again(15, [20, 13].into_iter()), "epoch 14 is in the sink alone");
     }
 }

@@ -22,7 +22,7 @@ use tidemill_engine::versions::Policy;
 use tidemill_store::StoreError;
 use tidemill_store::claim::Claim;
 use tidemill_store::disk::Disk;
-use tidemill_store::epoch::Needs;
+use tidemill_store::epoch::{Needs, can_send_again};
 use tidemill_store::log::{EpochLog, RecordRef};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -716,12 +716,19 @@ impl Sim<'_> {
         let disk = self.disk.copy();
         let mut first = 0;
         let mut can = Vec::new();
+        let is_file = |p: &&Place| matches!(p.kind, Kind::RowFile | Kind::LetterFile);
+        let files: Vec<&str> = self.places.iter().filter(is_file).map(|p| p.name).collect();
         let surveyed = EpochLog::survey(&disk, &log_dir(), |record, at| {
             first = if first == 0 { at.epoch } else { first };
             let text = record.section(Section::Meta).unwrap_or_default();
             let Ok(meta) = serde_json::from_slice::<Meta>(text) else { return Ok(()) };
             let needs = Needs { images: meta.images.clone(), outbox_epoch: meta.outbox_epoch };
-            if needs.is_whole(first) && meta.unresolved_from.is_none_or(|epoch| epoch >= first) {
+            let cut_back = files.iter().filter_map(|name| meta.cursors.get(*name)).map(|c| c.epoch);
+            let waits = meta.unresolved_from;
+            if needs.is_whole(first)
+                && waits.is_none_or(|epoch| epoch >= first)
+                && can_send_again(first, cut_back)
+            {
                 can.push((at, meta));
             }
             Ok(())
