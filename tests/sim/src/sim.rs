@@ -15,10 +15,10 @@ use crate::world::{Supply, World};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tidemill_engine::lane::Lane;
+use tidemill_engine::lane::{Lane, LaneEpoch};
 use tidemill_engine::outbox::{Outbox, Stage, Stages};
 use tidemill_engine::record::Kind as Section;
-use tidemill_engine::versions::Policy;
+use tidemill_engine::versions::{LIVE_MAX, Policy};
 use tidemill_store::StoreError;
 use tidemill_store::claim::Claim;
 use tidemill_store::disk::Disk;
@@ -782,9 +782,11 @@ impl Sim<'_> {
         if meta.tell_again {
             lanes.iter_mut().for_each(Lane::tell_again);
         }
+        let live = meta.schedule.live().len();
+        let mut restored = Restored { lanes, manners, live, settled: false, retires: false };
         for (sealing, ops) in self.truth.ops(meta.sealing, newest) {
             for op in ops {
-                let parts = carry_out(&mut lanes, op, &manners).map_err(|e| e.to_string())?;
+                let Some(parts) = restored.tell(op)? else { return Ok(()) };
                 if matches!(op, LaneOp::Barrier(_)) && process::sent(&parts) != sealing.sent {
                     return Err(format!(
                         "epoch {to} restored sends something else in sealing {}",
@@ -962,6 +964,41 @@ impl Sim<'_> {
             ("rule was slow", u64::from(self.plan.most > 0 || self.plan.hiccups > 0)),
         ];
         faults.iter().for_each(|(name, n)| c.add(Of::Fault, name, *n));
+    }
+}
+
+/// Lanes that are told once more what the process told its own. When nothing stands before a swap any more hangs on where
+/// bases stand, and a start moves them: these let older versions go when they say so themselves.
+struct Restored {
+    lanes: Vec<Lane>,
+    manners: Manners,
+    live: usize,
+    /// They have said that nothing stands before the swap at hand.
+    settled: bool,
+    /// The process has let the older versions go.
+    retires: bool,
+}
+
+impl Restored {
+    /// What an operation brings; none if it is a swap for which these have no room yet.
+    fn tell(&mut self, op: &LaneOp) -> Result<Option<Vec<LaneEpoch>>, String> {
+        match op {
+            LaneOp::Deploy(..) if self.live == LIVE_MAX => return Ok(None),
+            LaneOp::Deploy(..) => (self.live, self.settled) = (self.live + 1, false),
+            LaneOp::Strike => (self.live, self.settled) = (self.live.saturating_sub(1), false),
+            LaneOp::Retire => self.retires = true,
+            LaneOp::Insert(..) | LaneOp::Sweep | LaneOp::Barrier(_) => {}
+        }
+        let parts = match op {
+            LaneOp::Retire => Vec::new(),
+            _ => carry_out(&mut self.lanes, op, &self.manners).map_err(|e| e.to_string())?,
+        };
+        self.settled |= !parts.is_empty() && parts.iter().all(|p| p.settled.is_some());
+        if self.retires && self.settled {
+            carry_out(&mut self.lanes, &LaneOp::Retire, &self.manners).map_err(|e| e.to_string())?;
+            (self.live, self.settled, self.retires) = (1, false, false);
+        }
+        Ok(Some(parts))
     }
 }
 
