@@ -7,7 +7,7 @@
 use super::RunError;
 use super::pipeline::all_sinks;
 use crate::clock::now_ms;
-use crate::config::plan::{self, Pipeline, Plan};
+use crate::config::plan::{self, Pipeline, Plan, SinkKind};
 use crate::meta::{Decision, Meta};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tidemill_connect::sink::TakenBack;
 use tidemill_engine::record::Kind;
 use tidemill_store::claim::Claim;
 use tidemill_store::disk::OsDisk;
+use tidemill_store::epoch::can_send_again;
 use tidemill_store::log::{EpochLog, RecordRef, Survey};
 
 /// Decisions that a log remembers: enough to see a habit, few enough to stand in every epoch.
@@ -48,6 +49,8 @@ impl<'a> GoBack<'a> {
         let mut can: Vec<u64> = Vec::new();
         let mut chosen = None;
         let mut newest = None;
+        let used = pipeline.to.iter().map(|t| t.sink).chain(pipeline.dead);
+        let sinks: Vec<_> = used.map(|i| &plan.sinks[i]).collect();
         let survey = EpochLog::survey(&OsDisk, &dir, |record, at| {
             if first == 0 {
                 first = at.epoch;
@@ -62,6 +65,12 @@ impl<'a> GoBack<'a> {
             }
             // What was unresolved then must still be there to be resolved.
             if meta.unresolved_from.is_some_and(|epoch| epoch < first) {
+                return Ok(());
+            }
+            // A file is cut back to where it stood then, and what it was sent since must still be there to be sent again.
+            let files = sinks.iter().filter(|s| matches!(s.kind, SinkKind::File { .. }));
+            let stood = files.filter_map(|s| meta.cursors.get(&s.name)).map(|c| c.epoch);
+            if !can_send_again(first, stood) {
                 return Ok(());
             }
             can.push(at.epoch);
