@@ -18,9 +18,12 @@ const USAGE: &str = "usage: tidemill-sim [--minutes N] [--seeds N] [--points N] 
        tidemill-sim --seed SEED [--trace]
        tidemill-sim --script SEED [--point N]";
 
+/// A week: what is longer was mistyped.
+const MINUTES_MAX: f64 = 10_080.0;
+
 #[derive(Default)]
 struct Args {
-    minutes: Option<u64>,
+    minutes: Option<f64>,
     seeds: Option<u64>,
     points: Option<u64>,
     start: u64,
@@ -35,10 +38,14 @@ fn parse() -> Option<Args> {
     let mut a = Args { start: 1, ..Args::default() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
+        if word == "--minutes" {
+            let minutes = words.next()?.parse().ok();
+            a.minutes = Some(minutes.filter(|m| (0.0..=MINUTES_MAX).contains(m))?);
+            continue;
+        }
         let mut number = || words.next()?.parse::<u64>().ok();
         match word.as_str() {
             "--trace" => a.trace = true,
-            "--minutes" => a.minutes = Some(number()?),
             "--seeds" => a.seeds = Some(number()?),
             "--points" => a.points = Some(number()?),
             "--start" => a.start = number()?,
@@ -100,10 +107,11 @@ fn many(a: &Args) -> ExitCode {
     let begun = Instant::now();
     let totals = Totals::default();
     let threads = a.threads.unwrap_or(2).max(1);
-    let until = |share: f64| a.minutes.map(|m| begun + Duration::from_secs(m * 60).mul_f64(share));
+    let until = |share: f64| a.minutes.map(|m| begun + Duration::from_secs_f64(m * 60.0 * share));
+    let share_of_seeds = if a.points == Some(0) { 1.0 } else { 0.5 };
     // Without a number, time decides.
     let seeds = a.seeds.or(a.minutes.is_none().then_some(SEEDS_TO_JUDGE));
-    each(threads, a.start, seeds, until(0.5), |seed| {
+    each(threads, a.start, seeds, until(share_of_seeds), |seed| {
         match tidemill_sim::run(seed, None) {
             Ok(r) => {
                 totals.events.fetch_add(r.events, Ordering::Relaxed);

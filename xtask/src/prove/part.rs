@@ -151,10 +151,11 @@ impl Prove {
         let (start, minutes) = (self.totals.ever(part, part) + 1, format!("{left:.2}"));
         let start = start.to_string();
         let arguments = ["--seeds", seeds, "--points", points, "--start", &start, "--minutes", &minutes];
-        let run =
-            ["run", "--locked", "--quiet", "--workspace", "--profile=trial", "--bin", "tidemill-sim", "--"];
-        let again = format!("cargo {} {}", run.join(" "), arguments.join(" "));
-        self.program(&mut cargo(&[&run[..], &arguments].concat()), log, until, &again)?;
+        let run = "cargo run --locked --quiet --profile=trial -p tidemill-sim --";
+        let again = format!("{run} {}", arguments.join(" "));
+        // It is built with everything else: run for itself, its dependencies would be built once more.
+        let program = steps::target_dir().join("trial").join("tidemill-sim");
+        self.program(Command::new(program).args(arguments), log, until, &again)?;
         let said = doing("the log", fs::read(log))?;
         let said = String::from_utf8_lossy(&said);
         let (table, last) = sum_of(&said);
