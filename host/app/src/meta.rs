@@ -7,17 +7,12 @@ use std::collections::BTreeMap;
 use tidemill_connect::Cursor;
 use tidemill_connect::lookup::LookupCounts;
 use tidemill_connect::source::PartitionIdentity;
-use tidemill_engine::bounds::KEY_GROUPS;
 use tidemill_engine::hot::HotKey;
 use tidemill_engine::lane::LaneCounts;
 use tidemill_engine::metrics::Totals;
 use tidemill_engine::time::EventTime;
 use tidemill_engine::watermark::PartitionTime;
-
-/// Key groups imaged in one epoch: a whole rotation takes 16.
-pub(crate) const IMAGE_GROUPS: u32 = 64;
-/// Blocks of key groups that an image takes at once.
-pub(crate) const IMAGE_BLOCKS: usize = (KEY_GROUPS / IMAGE_GROUPS) as usize;
+use tidemill_store::epoch::{IMAGE_BLOCKS, Needs};
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -107,6 +102,16 @@ impl Meta {
             schedule: Schedule::default(),
             audit: Vec::new(),
         }
+    }
+
+    /// What the log is needed for after this epoch.
+    pub(crate) fn needs(&self) -> Needs {
+        Needs { images: self.images.clone(), outbox_epoch: self.outbox_epoch }
+    }
+
+    pub(crate) fn put_needs(&mut self, needs: &Needs) {
+        self.images.clone_from(&needs.images);
+        self.outbox_epoch = needs.outbox_epoch;
     }
 }
 

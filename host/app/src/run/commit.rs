@@ -8,7 +8,7 @@ use super::inlets::Inlets;
 use super::stop::Stop;
 use crate::clock::now_ms;
 use crate::control::{self, Handle, Told};
-use crate::meta::{IMAGE_GROUPS, Meta};
+use crate::meta::Meta;
 use crate::meters::{Activity, Laps};
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
@@ -22,9 +22,9 @@ use tidemill_engine::bounds::HOT_KEYS;
 use tidemill_engine::hot::HotKey;
 use tidemill_engine::lane::{LaneCounts, LaneEpoch};
 use tidemill_engine::metrics::{self, Totals};
-use tidemill_engine::outbox::{Outbox, Revision, RowIter, Stage};
+use tidemill_engine::outbox::{Revision, RowIter, Stage};
 use tidemill_engine::record::Kind;
-use tidemill_engine::unresolved::{self, Leaving};
+use tidemill_store::epoch::{Content, Needs};
 use tidemill_store::log::EpochLog;
 
 /// Keys over their cap that are remembered by name.
@@ -73,10 +73,7 @@ pub(crate) struct Committer<'a> {
     pub(crate) log_bytes: Arc<AtomicU64>,
     /// Since the pipeline's first start.
     pub(crate) counts: LaneCounts,
-    /// Epoch of the newest image of each block of groups; 0 for none.
-    pub(crate) images: Vec<u64>,
-    /// The newest epoch that had something to send.
-    pub(crate) outbox_epoch: u64,
+    pub(crate) needs: Needs,
     pub(crate) keys_over_cap: Vec<String>,
     pub(crate) hot: HotNames,
     /// Dead letters that the rule has caused since the pipeline's first start.
@@ -177,26 +174,19 @@ impl Committer<'_> {
     }
 
     fn commit(&mut self, sealed: Sealed, mut parts: Vec<LaneEpoch>) -> Result<Meta, RunError> {
-        let Sealed { mut meta, mut letters, rule, told, mut changed, image } = sealed;
+        let Sealed { mut meta, letters, rule, told, mut changed, image } = sealed;
         self.note_settled(&parts);
-        let mut rows = Vec::new();
+        let mut content = Content::of(&mut parts, letters);
         let mut hot_keys: Option<Vec<HotKey>> = None;
         // After the reader's end no lane has anything more to say.
         if !parts.is_empty() {
             (meta.live_keys, meta.suffix_bytes, meta.base_bytes) = (0, 0, 0);
         }
         for p in &mut parts {
-            // Nothing is copied where one lane brought them all.
-            if rows.is_empty() {
-                rows = std::mem::take(&mut p.rows);
-            } else {
-                rows.extend_from_slice(&p.rows);
-            }
             self.counts.add(&p.counts);
             meta.live_keys += p.live_keys;
             meta.suffix_bytes += p.suffix_bytes;
             meta.base_bytes += p.base_bytes;
-            letters.extend_from_slice(&p.letters);
             self.remember_over_cap(p.key_over_cap.as_deref());
             if let Some(mut hot) = p.hot_keys.take() {
                 hot_keys.get_or_insert_default().append(&mut hot);
@@ -208,22 +198,15 @@ impl Committer<'_> {
                 *self.dead_by_rule.entry(reason).or_default() += n;
             }
         }
-        let mut unresolved = Vec::new();
-        let mut leaving = Leaving::default();
         if let Some(e) = &mut self.enrichment {
-            let parted = unresolved::part(&rows);
-            leaving = e.end(&parted.retracted);
-            (rows, unresolved) = (parted.retractions, parted.unresolved);
-            letters.extend_from_slice(&leaving.letters);
-            for (reason, n) in &leaving.dead {
-                *self.dead_by_rule.entry(reason.clone()).or_default() += n;
+            for (reason, n) in content.hold_back(|retracted| e.end(retracted)) {
+                *self.dead_by_rule.entry(reason).or_default() += n;
             }
             changed |= e.has_news();
-            let coming = RowIter::new(&unresolved).count() as u64;
+            let coming = RowIter::new(&content.unresolved).count() as u64;
             e.describe(&mut meta, coming, self.log.last_epoch() + 1, &self.progress);
         }
         meta.finished = meta.ended && meta.unresolved == 0;
-        let states: Vec<&[u8]> = parts.iter().map(|p| p.state.as_slice()).collect();
         meta.counters.dead.extend(self.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
         meta.counters.fold = self.counts;
         meta.counters.plugins.extend(self.metrics.clone());
@@ -237,62 +220,40 @@ impl Committer<'_> {
             self.hot.say(hot, &self.progress);
         }
         meta.hot_keys = self.hot.newest().to_vec();
-        let waits = [&unresolved, &leaving.resolved].iter().any(|s| !s.is_empty());
-        let nothing = rows.is_empty() && letters.is_empty() && states.iter().all(|s| s.is_empty()) && !waits;
-        if nothing && !changed {
+        if content.is_empty() && !changed {
             // Not written, but the last word of a run may be written on top of it.
-            meta.images.clone_from(&self.images);
-            meta.outbox_epoch = self.outbox_epoch;
+            meta.put_needs(&self.needs);
             return Ok(meta);
         }
         let epoch = self.log.last_epoch() + 1;
-        if let Some(groups) = image {
-            self.images[(groups.start / IMAGE_GROUPS) as usize] = epoch;
-        }
-        if !(rows.is_empty() && leaving.rows.is_empty() && letters.is_empty()) {
-            self.outbox_epoch = epoch;
-        }
+        self.needs.take(epoch, image.as_ref(), content.leaves());
         meta.cursors = self.cursors.all();
-        meta.images.clone_from(&self.images);
-        meta.outbox_epoch = self.outbox_epoch;
+        meta.put_needs(&self.needs);
         let text = meta_text(&meta)?;
-        let mut sections: Vec<(Kind, &[u8])> = vec![(Kind::Meta, &text)];
-        sections.extend(states.into_iter().filter(|s| !s.is_empty()).map(|s| (Kind::State, s)));
-        sections.extend([(Kind::Rows, rows.as_slice()), (Kind::Letters, letters.as_slice())]);
-        let resolved = [
-            (Kind::Unresolved, unresolved.as_slice()),
-            (Kind::Enriched, leaving.rows.as_slice()),
-            (Kind::Resolved, leaving.resolved.as_slice()),
-        ];
-        sections.extend(resolved.into_iter().filter(|(_, s)| !s.is_empty()));
         self.laps.spent_on(Activity::Seal);
         let begun = Instant::now();
-        let at = self.log.append(self.incarnation, epoch, &sections)?;
+        let at = self.log.append(self.incarnation, epoch, &content.sections(&text))?;
         self.progress.meters.committed(begun, at.len);
         self.laps.spent_on(Activity::Sync);
         self.progress_of(&meta, epoch);
         let incarnation = self.incarnation;
         self.handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));
         told.into_iter().for_each(Told::tell);
-        let outbox = Outbox::new(incarnation, epoch, &rows, &letters).with_enriched(&leaving.rows);
-        self.handle.feed.committed(&outbox);
-        self.release(&Committed {
-            incarnation: self.incarnation,
-            at,
-            sections: Some(Arc::new(Sections { rows, enriched: leaving.rows, letters })),
-        });
+        let revision = Revision { incarnation, epoch };
+        self.handle.feed.committed(&content.outbox(revision));
+        let Content { rows, enriched, letters, unresolved, .. } = content;
+        let sections = Some(Arc::new(Sections { rows, enriched, letters }));
+        self.release(&Committed { incarnation, at, sections });
         for s in &meta.sources {
             if let Some(p) = s.partitions.first() {
                 self.inlets.has_read(self.pipeline, &s.name, p.offset)?;
             }
         }
         if let Some(e) = &mut self.enrichment {
-            e.begin(Revision { incarnation: self.incarnation, epoch }, at.len, unresolved);
+            e.begin(revision, at.len, unresolved);
         }
         let waiting = self.enrichment.as_ref().and_then(Enrichment::oldest);
-        let cursors = meta.cursors.values().map(|c| c.epoch + 1);
-        let kept_from = cursors.chain(self.images.iter().copied()).chain(waiting).min();
-        self.log.trim(kept_from.unwrap_or(0))?;
+        self.log.trim(self.needs.kept_from(meta.cursors.values().map(|c| c.epoch), waiting))?;
         self.log_bytes.store(self.log.bytes_retained(), Ordering::Relaxed);
         self.laps.spent_on(Activity::Seal);
         Ok(meta)

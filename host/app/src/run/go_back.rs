@@ -60,7 +60,7 @@ impl<'a> GoBack<'a> {
             let Ok(meta) = serde_json::from_slice::<Meta>(text) else { return Ok(()) };
             newest = Some(meta.clone());
             // Of a log whose front was trimmed, each key group must have an image in what is left.
-            if first > 1 && !meta.images.iter().all(|i| *i >= first) {
+            if !meta.needs().is_whole(first) {
                 return Ok(());
             }
             // What was unresolved then must still be there to be resolved.

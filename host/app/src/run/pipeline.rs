@@ -15,7 +15,7 @@ use crate::config::LANES_MAX;
 use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::control::{self, Again, Running};
 use crate::journal::Level;
-use crate::meta::{IMAGE_BLOCKS, Meta};
+use crate::meta::Meta;
 use crate::meters::Laps;
 use crate::plugin::budget::Suspended;
 use crate::plugin::{LoadedRule, Stages as PluginStages};
@@ -39,6 +39,7 @@ use tidemill_engine::versions::Versions;
 use tidemill_store::StoreError;
 use tidemill_store::disk::OsDisk;
 use tidemill_store::log::{self, EpochLog, Evidence, RecordRef};
+use tidemill_store::opening::{self, Contradiction, Since};
 
 /// Batches on their way to one lane: enough that neither side waits for the other's jitter.
 const BATCHES_MAX: usize = 16;
@@ -232,41 +233,41 @@ fn open_sinks(job: Job<'_>, r: &Recovered) -> Result<Vec<Opened>, RunError> {
             _ => {}
         }
         let own = sink.open(incarnation, from).map_err(of)?;
-        let cursor = match (own, stored) {
-            (own, _) if resend => own.unwrap_or(start),
-            (None, Some(stored)) => {
-                return Err(RunError::Conflict(format!(
-                    "sink `{name}` has lost its cursor (it was known to have epoch {}); \
-                     `--resend {name}` sends again what is still kept",
-                    stored.epoch
-                )));
+        let cursor = if resend {
+            own.unwrap_or(start)
+        } else {
+            match opening::since(own, stored, r.log.last_epoch(), |c| c.epoch) {
+                Ok(Since::Cursor(cursor)) => cursor,
+                Ok(Since::New { epoch }) => Cursor { epoch, length: 0 },
+                Err(wrong) => return Err(contradicted(job, &name, r.log.last_epoch(), wrong)),
             }
-            (Some(own), _) if own.epoch > r.log.last_epoch() && r.log.last_epoch() == 0 => {
-                return Err(RunError::Conflict(format!(
-                    "sink `{name}`: {}",
-                    of_another_state(plan, own.epoch)
-                )));
-            }
-            (Some(own), _) if own.epoch > r.log.last_epoch() => {
-                return Err(RunError::Store(StoreError::Damaged {
-                    file: plan.server.data_dir.join("pipelines").join(&pipeline.name),
-                    offset: 0,
-                    epoch: Some(r.log.last_epoch() + 1),
-                    what: format!(
-                        "sink `{name}` has confirmed epoch {}, but the log ends at epoch {}",
-                        own.epoch,
-                        r.log.last_epoch()
-                    ),
-                    hint: "put the newest copy of the log back, or start over with --fresh".into(),
-                }));
-            }
-            (Some(own), _) => own,
-            // A sink that is new to the pipeline gets what is committed from now on, or, at the first start, everything.
-            (None, None) => Cursor { epoch: r.log.last_epoch(), length: 0 },
         };
         opened.push(Opened { name, sink, cursor });
     }
     Ok(opened)
+}
+
+/// What to say of a sink whose cursor and the store contradict each other.
+fn contradicted(job: Job<'_>, sink: &str, last_epoch: u64, wrong: Contradiction) -> RunError {
+    let Job { plan, pipeline, .. } = job;
+    match wrong {
+        Contradiction::Lost { known } => RunError::Conflict(format!(
+            "sink `{sink}` has lost its cursor (it was known to have epoch {known}); \
+             `--resend {sink}` sends again what is still kept"
+        )),
+        Contradiction::OfAnotherState { confirmed } => {
+            RunError::Conflict(format!("sink `{sink}`: {}", of_another_state(plan, confirmed)))
+        }
+        Contradiction::AheadOfTheLog { confirmed } => RunError::Store(StoreError::Damaged {
+            file: plan.server.data_dir.join("pipelines").join(&pipeline.name),
+            offset: 0,
+            epoch: Some(last_epoch + 1),
+            what: format!(
+                "sink `{sink}` has confirmed epoch {confirmed}, but the log ends at epoch {last_epoch}"
+            ),
+            hint: "put the newest copy of the log back, or start over with --fresh".into(),
+        }),
+    }
 }
 
 /// What to say of a sink with rows of this pipeline where the data directory knows nothing of it.
@@ -459,8 +460,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
             laps: Laps::begin(&progress.meters),
             log_bytes,
             counts,
-            images: r.meta.as_ref().map_or_else(|| vec![0; IMAGE_BLOCKS], |m| m.images.clone()),
-            outbox_epoch: r.meta.as_ref().map_or(0, |m| m.outbox_epoch),
+            needs: r.meta.as_ref().map(Meta::needs).unwrap_or_default(),
             keys_over_cap: r.meta.as_ref().map(|m| m.keys_over_cap.clone()).unwrap_or_default(),
             hot: r.meta.as_ref().map_or_else(HotNames::default, |m| HotNames::going_on(m.hot_keys.clone())),
             dead_by_rule: r.meta.as_ref().map(|m| m.counters.dead_by_rule.clone()).unwrap_or_default(),

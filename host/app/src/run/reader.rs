@@ -16,7 +16,7 @@ use super::{Job, RunError};
 use crate::clock::now_ms;
 use crate::config::plan::{Early, EndOfInput, Pipeline, Source};
 use crate::control::{Again, Operation, States, Told};
-use crate::meta::{Counters, Decision, Entry, IMAGE_GROUPS, Meta, PartitionMeta, SourceMeta};
+use crate::meta::{Counters, Decision, Entry, Meta, PartitionMeta, SourceMeta};
 use crate::meters::{Activity, Laps};
 use crate::plugin::budget::{Budget, Warden};
 use crate::plugin::validate::Validators;
@@ -28,7 +28,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tidemill_connect::source::{Block, Read};
-use tidemill_engine::bounds::KEY_GROUPS;
 use tidemill_engine::event::Rows;
 use tidemill_engine::key::KeyForm;
 use tidemill_engine::lane::{Barrier, KeyLook};
@@ -37,6 +36,7 @@ use tidemill_engine::rule::SessionRule;
 use tidemill_engine::time::EventTime;
 use tidemill_engine::versions::Scheduled;
 use tidemill_engine::watermark::{PartitionKey, SourceTime, Watermarks};
+use tidemill_store::epoch::Rotation;
 
 /// Rows in one epoch: bounds what the lanes hold between barriers, whatever the epoch's length.
 const EPOCH_ROWS_MAX: u64 = 2_000_000;
@@ -162,8 +162,7 @@ pub(crate) struct Reader<'a> {
     changed: bool,
     /// The epoch at hand cannot be ended.
     abandon: bool,
-    next_image: u32,
-    imaging: bool,
+    images: Rotation,
 }
 
 /// How reading ended.
@@ -258,8 +257,7 @@ impl<'a> Reader<'a> {
             // That it was suspended is not to stand any longer than it takes to commit something.
             changed: stored.is_none_or(|m| m.suspended.is_some()) || start.is_news(),
             abandon: false,
-            next_image: 0,
-            imaging: false,
+            images: Rotation::default(),
         };
         // Those the lanes count.
         for reason in ["key_over_cap", "suffix_over_cap", "sessions_over_cap"] {
@@ -528,7 +526,8 @@ impl<'a> Reader<'a> {
                 at_end || self.epochs.is_multiple_of((ms / self.job.plan.server.epoch_ms).max(1) as u64)
             }
         };
-        let image = self.image();
+        let log_bytes = self.out.log_bytes.load(Ordering::Relaxed);
+        let image = self.images.next(log_bytes, self.job.plan.server.segment_bytes);
         let to_lane = if at_end { EventTime::INFINITY } else { watermark };
         let barrier = Barrier { watermark: to_lane, early_tick: early_tick && !at_end, at_end };
         for lane in &self.out.lanes {
@@ -555,18 +554,6 @@ impl<'a> Reader<'a> {
         self.changed = false;
         self.laps.spent_on(Activity::Seal);
         self.out.sealed.send(sealed).map_err(drop)
-    }
-
-    fn image(&mut self) -> Option<std::ops::Range<u32>> {
-        // A log of one segment has nothing to give back: a short run writes no images.
-        self.imaging |= self.out.log_bytes.load(Ordering::Relaxed) > self.job.plan.server.segment_bytes;
-        if !self.imaging {
-            return None;
-        }
-        let at = self.next_image;
-        self.next_image = (at + IMAGE_GROUPS) % KEY_GROUPS;
-        self.imaging = self.next_image != 0;
-        Some(at..at + IMAGE_GROUPS)
     }
 
     /// What there is before anything is read.
