@@ -5,7 +5,7 @@ use crate::contain::Contained;
 use crate::event::{Position, RowHead, Rows};
 use crate::gap::{Boundary, Gap, GapConfig};
 use crate::key::{KeyForm, key_group, key_hash};
-use crate::outbox::{Outbox, Stages};
+use crate::outbox::{Outbox, Stage, Stages};
 use crate::rule::{Description, Fault, Results, SessionRule, TurnResult, Turns};
 use crate::time::EventTime;
 use crate::versions::{Policy, Scheduled, Version, Versions};
@@ -277,6 +277,45 @@ impl SessionRule for Odd {
             }
         }
     }
+}
+
+/// Bug family: a session whose only event is in no session any more stays in the table, because another one follows it.
+#[test]
+fn what_a_struck_version_alone_has_accepted_is_taken_back() {
+    let gap = GapConfig { gap_ms: 10, boundary: Boundary::Exclusive, max_ms: None, start: None, end: None };
+    let mut lane = lane();
+    (lane.config.early, lane.config.lateness_ms) = (true, 1_000);
+    let older = Contained::new(Odd(Gap::new(&gap)), 10);
+    lane.put_versions(Versions::single(Box::new(older)), Vec::new());
+    let scheduled = Scheduled {
+        version: Version(1),
+        from: EventTime::from_ms(100),
+        policy: Policy::Migrate,
+        drained_by: EventTime::INFINITY,
+        plugin: "v1".into(),
+        digest: None,
+    };
+    lane.deploy(scheduled, Box::new(Gap::new(&gap)), Vec::new());
+    for (n, ms) in [101, 202].into_iter().enumerate() {
+        let mut rows = with_hash(b"a");
+        rows.heads[0].time = EventTime::from_ms(ms);
+        rows.heads[0].position.offset = n as u64;
+        lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
+    }
+    let mut tick = || {
+        let w = EventTime::from_ms(50);
+        let epoch = lane.barrier(Barrier { watermark: w, early_tick: true, at_end: false }).unwrap();
+        let outbox = Outbox::new(1, 1, &epoch.rows, b"");
+        let told: Vec<_> = outbox.sessions(Stages::ALL).map(|(_, r)| (r.start.ms(), r.stage)).collect();
+        lane.strike();
+        told
+    };
+    assert_eq!(tick(), [(101, Stage::Early), (202, Stage::Early)]);
+    assert_eq!(
+        tick(),
+        [(101, Stage::Retracted), (202, Stage::Early)],
+        "the older version has no use for 101"
+    );
 }
 
 /// Bug family: a rule that fails again and again is asked for ever.

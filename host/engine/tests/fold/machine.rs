@@ -216,6 +216,8 @@ impl StateMachineTest for Machine {
             }
             Move::Barrier { early } => {
                 w.commit(early && c.early, false);
+                machine.is_final_where_w_has_passed(model);
+                let w = &mut machine.world;
                 if early && c.early {
                     w.deliver();
                     machine.tells_of_every_event(model);
@@ -290,10 +292,33 @@ fn live(table: &Table) -> Vec<Session> {
     table.values().filter(|r| r.1 != Stage::Retracted).map(|r| r.2.clone()).collect()
 }
 
+fn bounds(s: &Session) -> (String, i64, i64, u64) {
+    (s.0.clone(), s.1, s.2, s.3)
+}
+
 impl Machine {
+    /// Right after an epoch: of all that was committed, those sessions are final whose silence W has passed, no more and no
+    /// fewer. Where silence alone ends them.
+    fn is_final_where_w_has_passed(&self, model: &Model) {
+        let (c, w) = (&model.case, &self.world);
+        if c.second.is_some() || c.max.is_some() || c.marks {
+            return;
+        }
+        let mut table = w.table.clone();
+        w.outboxes[w.confirmed..].iter().for_each(|sent| take(&mut table, sent));
+        let is_final = |r: &&((u64, u64), Stage, Session)| matches!(r.1, Stage::Final | Stage::Corrected);
+        let mut told: Vec<_> = table.values().filter(is_final).map(|r| bounds(&r.2)).collect();
+        let silence = c.gap + i64::from(c.inclusive);
+        let is_over = |s: &&Session| EventTime::from_ms(s.2 + silence) <= w.watermark;
+        let sessions = swaps::naive(c, &model.accepted, &w.schedule);
+        let mut over: Vec<_> = sessions.iter().filter(is_over).map(bounds).collect();
+        told.sort();
+        over.sort();
+        assert_eq!(told, over, "what is final is not what W has passed");
+    }
+
     /// At an early tick the table holds every session as it is now, open ones too.
     fn tells_of_every_event(&self, model: &Model) {
-        let bounds = |s: &Session| (s.0.clone(), s.1, s.2, s.3);
         let mut told: Vec<_> = live(&self.world.table).iter().map(bounds).collect();
         let mut now: Vec<_> =
             swaps::naive(&model.case, &model.accepted, &self.world.schedule).iter().map(bounds).collect();
