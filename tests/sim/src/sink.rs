@@ -91,8 +91,9 @@ pub(crate) struct Place {
     /// The incarnation that may write.
     fence: u64,
     epoch: Option<u64>,
-    /// Sent, and not applied yet: with the revisions of the epoch.
-    in_flight: Vec<(u64, Taken)>,
+    /// Sent, and not applied yet: by which incarnation, which epoch, and its revisions.
+    in_flight: Vec<(u64, u64, Taken)>,
+    /// What the incarnation that has it open has sent, and not been told of in order.
     applied: BTreeSet<u64>,
     /// Of a file.
     path: PathBuf,
@@ -247,7 +248,7 @@ impl Place {
             Kind::Table => Some(self.transaction(handle, outbox)?),
             Kind::Remote => {
                 if self.has_work(outbox) {
-                    self.in_flight.push((outbox.epoch, self.taken(outbox)));
+                    self.in_flight.push((handle.incarnation, outbox.epoch, self.taken(outbox)));
                 } else {
                     self.applied.insert(outbox.epoch);
                 }
@@ -325,16 +326,19 @@ impl Place {
         if !self.in_flight.is_empty() {
             let n = rng.usize(0..self.in_flight.len());
             overtook = n > 0;
-            let (epoch, rows) = self.in_flight.remove(n);
+            let (by, epoch, rows) = self.in_flight.remove(n);
             for (id, new) in rows {
                 upsert(&mut self.rows, id, new);
             }
-            self.applied.insert(epoch);
+            // Nobody is there to hear of what an earlier incarnation has sent.
+            if handle.as_ref().is_some_and(|h| h.incarnation == by) {
+                self.applied.insert(epoch);
+            }
         }
         let Some(handle) = handle else { return (None, overtook) };
         let before = handle.cursor.epoch;
         // Epochs without changes are not written: what was offered after the cursor counts.
-        let open: BTreeSet<u64> = self.in_flight.iter().map(|(epoch, _)| *epoch).collect();
+        let open: BTreeSet<u64> = self.in_flight.iter().map(|(_, epoch, _)| *epoch).collect();
         while let Some(next) = self.applied.range(handle.cursor.epoch + 1..).next().copied() {
             if open.iter().any(|epoch| *epoch < next && *epoch > handle.cursor.epoch) {
                 break;
