@@ -33,7 +33,8 @@ impl Faults for u32 {
     }
 }
 
-/// How often in one turn a fault may not be found again: a rule that is no pure function, or a machine that stands still.
+/// How often in a row, with nothing answered in between, a fault may not be found again: a rule that is no pure function, or
+/// a machine that stands still.
 const LOST_MAX: u32 = 32;
 
 /// What a search for a fault has come to.
@@ -86,13 +87,13 @@ impl<R: SessionRule, F: Faults> Contained<R, F> {
                         let now = whole.now();
                         whole.snapshots.push(now);
                     }
-                    most = usize::MAX;
+                    (most, lost) = (usize::MAX, 0);
                     continue;
                 }
                 (Err(f), _) if f.fatal || f.overdue && asked > 1 => f,
                 (Err(f), _) => match self.step_over(&mut whole, f, reach) {
                     Ok(Found::Contained) => {
-                        most = usize::MAX;
+                        (most, lost) = (usize::MAX, 0);
                         continue;
                     }
                     Ok(Found::Nothing(f)) if lost < LOST_MAX => {

@@ -606,3 +606,13 @@ fn a_swap_settles_when_the_frontier_reaches_it() {
         assert_eq!(w.schedule.swap(), None);
     }
 }
+
+/// Bug family: a long turn of a rule that is slow now and then fails for good, although every piece of it is answered when
+/// it is asked again.
+#[test]
+fn a_rule_that_is_slow_now_and_then_gets_through_a_long_turn() {
+    let ops = (0..900).map(|i| Op::Event((0, i, 0, 5))).collect();
+    let c = Case { rude: Some(Hint::None), most: 1, hiccups: 3, ops, ..quiet(1_000) };
+    let (got, want) = run(&c);
+    assert_eq!(got, want);
+}
