@@ -209,10 +209,12 @@ impl StateMachineTest for Machine {
             }
             Move::Advance(_) => w.watermark = w.watermark.max(EventTime::from_ms(model.watermark)),
             Move::Sweep => {
-                if w.lane.sweeps() {
-                    w.lane.sweep().unwrap();
+                for lane in w.lanes() {
+                    if lane.sweeps() {
+                        lane.sweep().unwrap();
+                    }
+                    lane.make_room().unwrap();
                 }
-                w.lane.make_room().unwrap();
             }
             Move::Barrier { early } => {
                 w.commit(early && c.early, false);
@@ -276,6 +278,7 @@ impl StateMachineTest for Machine {
     fn teardown(mut machine: Machine, model: Model) {
         let w = &mut machine.world;
         w.barrier(false, true);
+        w.has_said_what_an_unrestored_lane_says();
         assert_eq!(w.duplicates, model.copies, "each copy is counted once");
         assert!(w.letters.is_empty(), "{:?}", w.letters);
         assert!(w.table.values().all(|(_, stage, _)| *stage != Stage::Early), "nothing is early in the end");

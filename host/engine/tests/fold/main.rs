@@ -17,9 +17,9 @@ use tidemill_engine::contain::Contained;
 use tidemill_engine::event::{Position, RowHead, Rows, ext};
 use tidemill_engine::gap::{Boundary, Gap, GapConfig, Match};
 use tidemill_engine::key::{KeyForm, key_hash};
-use tidemill_engine::lane::{Barrier, Lane, LaneConfig, Origin};
+use tidemill_engine::lane::{Barrier, Lane, LaneConfig, LaneEpoch, Origin};
 use tidemill_engine::metrics::{self, Totals};
-use tidemill_engine::outbox::{Outbox, Stage, Stages};
+use tidemill_engine::outbox::{Outbox, RowIter, Stage, Stages};
 use tidemill_engine::rule::SessionRule;
 use tidemill_engine::time::EventTime;
 use tidemill_engine::versions::{LIVE_MAX, Policy, Version};
@@ -166,6 +166,12 @@ fn lane(c: &Case, schedule: &Schedule) -> Lane {
 
 struct World {
     lane: Lane,
+    /// Restored as the lane was at the last restart: it must say the same, to the byte.
+    twin: Option<Lane>,
+    /// A lane that is never restored: what it has said must come to the same in the end.
+    unrestored: Lane,
+    /// What the lane has said since the first epoch, and what that one has.
+    said: [Said; 2],
     schedule: Schedule,
     greatest: EventTime,
     log: Vec<Vec<u8>>,
@@ -216,8 +222,28 @@ fn take(table: &mut Table, sent: &Sent) {
     }
 }
 
+/// What a lane has said so far: the newest row of each session that is not taken back, and all letters, byte by byte.
+#[derive(Default, Debug, PartialEq)]
+struct Said {
+    rows: BTreeMap<[u8; 16], Vec<u8>>,
+    letters: Vec<Vec<u8>>,
+}
+
+impl Said {
+    fn hear(&mut self, out: &LaneEpoch) {
+        for (bytes, row) in RowIter::new(&out.rows).with_bytes() {
+            match row.stage {
+                Stage::Retracted => drop(self.rows.remove(&row.id)),
+                _ => drop(self.rows.insert(row.id, bytes.to_vec())),
+            }
+        }
+        self.letters.extend(out.letters.split(|b| *b == b'\n').map(<[u8]>::to_vec));
+        self.letters.sort();
+    }
+}
+
 impl World {
-    fn insert(&mut self, c: &Case, e: Event) {
+    fn insert(&mut self, c: &Case, e: Event, again: bool) {
         let mut rows = Rows::default();
         let key = format!("k{}", e.0);
         rows.bytes.extend_from_slice(key.as_bytes());
@@ -239,7 +265,22 @@ impl World {
             raw_at: 0,
             raw_len: 0,
         });
-        self.lane.insert(&rows, self.watermark, Origin { source: "s", partition: "p", raw: b"" }).unwrap();
+        let origin = Origin { source: "s", partition: "p", raw: b"" };
+        self.lane.insert(&rows, self.watermark, origin).unwrap();
+        if let Some(twin) = &mut self.twin {
+            twin.insert(&rows, self.watermark, origin).unwrap();
+        }
+        if !again {
+            self.unrestored.insert(&rows, self.watermark, origin).unwrap();
+        }
+    }
+    /// At the end, byte by byte.
+    fn has_said_what_an_unrestored_lane_says(&self) {
+        let [said, unrestored] = &self.said;
+        assert_eq!(said, unrestored, "restored and fed again, a lane comes to other rows or letters");
+    }
+    fn lanes(&mut self) -> impl Iterator<Item = &mut Lane> {
+        [&mut self.lane, &mut self.unrestored].into_iter().chain(&mut self.twin)
     }
     /// Ends an epoch, commits it and delivers it.
     fn barrier(&mut self, early: bool, at_end: bool) {
@@ -249,7 +290,18 @@ impl World {
     fn commit(&mut self, early: bool, at_end: bool) {
         self.epoch += 1;
         let watermark = if at_end { EventTime::INFINITY } else { self.watermark };
-        let out = self.lane.barrier(Barrier { watermark, early_tick: early, at_end }).unwrap();
+        let barrier = Barrier { watermark, early_tick: early, at_end };
+        let out = self.lane.barrier(barrier).unwrap();
+        if let Some(twin) = &mut self.twin {
+            let again = twin.barrier(barrier).unwrap();
+            assert!(
+                out.rows == again.rows && out.letters == again.letters,
+                "two restored lanes say the same"
+            );
+            assert!(out.state == again.state, "two restored lanes keep the same");
+        }
+        self.said[0].hear(&out);
+        self.said[1].hear(&self.unrestored.barrier(barrier).unwrap());
         let mut state = out.state;
         if self.epoch.is_multiple_of(3) {
             self.lane.image(0..700, &mut state);
@@ -260,7 +312,7 @@ impl World {
         metrics::merge(&mut self.metrics, &out.metrics);
         if out.settled.is_some() {
             self.schedule.retire();
-            self.lane.retire();
+            self.lanes().for_each(Lane::retire);
         }
         let lines = out.letters.split(|b| *b == b'\n').filter(|l| !l.is_empty());
         self.letters.extend(lines.map(|l| serde_json::from_slice::<serde_json::Value>(l).unwrap()));
@@ -294,7 +346,7 @@ impl World {
         self.confirmed = self.outboxes.len();
     }
     fn accept(&mut self, c: &Case, e: Event) {
-        self.insert(c, e);
+        self.insert(c, e, false);
         self.greatest = self.greatest.max(EventTime::from_ms(e.1));
         self.uncommitted.push(e);
         self.taken += 1;
@@ -309,8 +361,9 @@ impl World {
     }
     fn swap(&mut self, c: &Case, policy: Policy, max_ms: i64) {
         let next = self.schedule.deploy(self.watermark.max(self.greatest).plus(1), policy, max_ms);
-        let rule = rule(c, next.version);
-        self.lane.deploy(next, rule, vec!["type".into()]);
+        for lane in self.lanes() {
+            lane.deploy(next.clone(), rule(c, next.version), vec!["type".into()]);
+        }
     }
     /// While a swap is at hand: before B has reached it, it never was; after that the config before comes back (SEMANTICS 22).
     fn rollback(&mut self, c: &Case, policy: Policy, max_ms: i64) {
@@ -321,21 +374,23 @@ impl World {
         match self.schedule.swap() {
             Some(at) if self.watermark.minus(c.lateness) < at => {
                 self.schedule.strike();
-                self.lane.strike();
+                self.lanes().for_each(Lane::strike);
             }
             Some(_) if self.schedule.live() < LIVE_MAX => self.swap(c, policy, max_ms),
             _ => {}
         }
     }
     fn restart(&mut self, c: &Case) {
-        self.lane = lane(c, &self.schedule);
-        for section in &self.log {
-            self.lane.load(section).unwrap();
-        }
-        self.lane.loaded(self.watermark);
+        let restored = || {
+            let mut lane = lane(c, &self.schedule);
+            self.log.iter().for_each(|section| lane.load(section).unwrap());
+            lane.loaded(self.watermark);
+            lane
+        };
+        (self.lane, self.twin) = (restored(), Some(restored()));
         self.incarnation += 1;
         for e in std::mem::take(&mut self.uncommitted) {
-            self.insert(c, e);
+            self.insert(c, e, true);
             self.uncommitted.push(e);
         }
     }
@@ -344,6 +399,9 @@ impl World {
 fn world(c: &Case) -> World {
     World {
         lane: lane(c, &Schedule::default()),
+        twin: None,
+        unrestored: lane(c, &Schedule::default()),
+        said: Default::default(),
         schedule: Schedule::default(),
         greatest: EventTime::BEGINNING,
         log: Vec::new(),
@@ -384,9 +442,8 @@ fn run(c: &Case) -> (Outcome, Outcome) {
                 now += ms;
                 w.watermark = w.watermark.max(EventTime::from_ms(now - 20));
             }
-            Op::Sweep if w.lane.sweeps() => w.lane.sweep().unwrap(),
-            Op::Sweep => {}
-            Op::Room => w.lane.make_room().unwrap(),
+            Op::Sweep => w.lanes().filter(|l| l.sweeps()).for_each(|l| l.sweep().unwrap()),
+            Op::Room => w.lanes().for_each(|l| l.make_room().unwrap()),
             Op::Barrier { early } => {
                 w.barrier(*early && c.early, false);
                 if *early && c.early && c.rude.is_none() {
@@ -401,6 +458,7 @@ fn run(c: &Case) -> (Outcome, Outcome) {
         }
     }
     w.barrier(false, true);
+    w.has_said_what_an_unrestored_lane_says();
     assert_eq!(w.duplicates, w.taken - accepted.len() as u64, "each copy is counted once");
     let mut rows: Vec<Session> = Vec::new();
     for (_, stage, content) in w.table.values() {
