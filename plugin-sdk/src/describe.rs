@@ -30,6 +30,20 @@ pub struct StateSchema {
     pub migrates_from: Vec<StateForm>,
 }
 
+/// Where the fields stand that a plugin does not read.
+///
+/// # Panics
+/// If one is not declared, or required.
+#[track_caller]
+pub(crate) fn places(unread: &[&str], fields: &[Field]) -> Vec<u32> {
+    let place = |name: &&str| match fields.iter().position(|f| f.name == *name) {
+        Some(n) if !fields[n].required => n as u32,
+        Some(_) => crate::broken(format_args!("`unread` names `{name}`, which is required")),
+        None => crate::broken(format_args!("`unread` names `{name}`, which is not declared")),
+    };
+    unread.iter().map(place).collect()
+}
+
 impl Description {
     /// Of a session rule.
     #[must_use]

@@ -5,8 +5,10 @@
 #![allow(missing_docs, unsafe_code, reason = "generated bindings")]
 #![allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated bindings")]
 
-use crate::describe::Description;
-use crate::{Config, ConfigError, Desk, Enricher, FieldType, Folder, Judge, Sessionizer, Validator};
+use crate::describe::{Description, places};
+use crate::{
+    Config, ConfigError, Desk, Enricher, EventView, FieldType, Folder, Judge, Sessionizer, Validator,
+};
 use std::cell::RefCell;
 
 pub mod sessionizer {
@@ -24,8 +26,8 @@ pub mod validator {
         pub_export_macro: true,
         export_macro_name: "export_validator",
         with: {
-            "tidemill:plugin/host@0.2.0": super::sessionizer::tidemill::plugin::host,
-            "tidemill:plugin/types@0.2.0": super::sessionizer::tidemill::plugin::types,
+            "tidemill:plugin/host@0.3.0": super::sessionizer::tidemill::plugin::host,
+            "tidemill:plugin/types@0.3.0": super::sessionizer::tidemill::plugin::types,
         },
     });
 }
@@ -36,8 +38,8 @@ pub mod enricher {
         pub_export_macro: true,
         export_macro_name: "export_enricher",
         with: {
-            "tidemill:plugin/host@0.2.0": super::sessionizer::tidemill::plugin::host,
-            "tidemill:plugin/types@0.2.0": super::sessionizer::tidemill::plugin::types,
+            "tidemill:plugin/host@0.3.0": super::sessionizer::tidemill::plugin::host,
+            "tidemill:plugin/types@0.3.0": super::sessionizer::tidemill::plugin::types,
         },
     });
 }
@@ -148,16 +150,20 @@ fn read<C: Config>(config: &str) -> Result<C, Vec<ConfigError>> {
 }
 
 impl<R: Sessionizer> Slot<Folder<R>> {
-    pub fn configure(&self, config: &str) -> Result<(), Vec<types::ConfigError>> {
-        self.put(read(config).and_then(R::configure).map(Folder::new))
+    pub fn configure(&self, config: &str) -> Result<Vec<u32>, Vec<types::ConfigError>> {
+        let rule = read(config).and_then(R::configure);
+        let unread = rule.as_ref().map_or(Vec::new(), |r| places(&r.unread(), R::Event::FIELDS));
+        self.put(rule.map(Folder::new)).map(|()| unread)
     }
     pub fn fold(&self, turns: Vec<u64>) -> Result<Vec<u64>, String> {
         self.with(|f| f.fold(turns))
     }
 }
 impl<V: Validator> Slot<Judge<V>> {
-    pub fn configure(&self, config: &str) -> Result<(), Vec<types::ConfigError>> {
-        self.put(read(config).and_then(V::configure).map(Judge::new))
+    pub fn configure(&self, config: &str) -> Result<Vec<u32>, Vec<types::ConfigError>> {
+        let validator = read(config).and_then(V::configure);
+        let unread = validator.as_ref().map_or(Vec::new(), |v| places(&v.unread(), V::Event::FIELDS));
+        self.put(validator.map(Judge::new)).map(|()| unread)
     }
     pub fn validate(&self, events: Vec<u64>) -> Result<Vec<u64>, String> {
         self.with(|j| j.validate(events))

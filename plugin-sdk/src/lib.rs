@@ -308,7 +308,7 @@ macro_rules! export {
                     let d = $crate::Description::of_sessionizer::<$plugin>();
                     $crate::guest::description(d, $name, $version)
                 }
-                fn configure(config: String) -> Result<(), Vec<world::ConfigError>> {
+                fn configure(config: String) -> Result<Vec<u32>, Vec<world::ConfigError>> {
                     PLUGIN.with(|p| p.configure(&config))
                 }
                 fn progress() -> u32 {
@@ -339,7 +339,7 @@ macro_rules! export {
                     let d = $crate::Description::of_validator::<$plugin>();
                     $crate::guest::description(d, env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
                 }
-                fn configure(config: String) -> Result<(), Vec<world::ConfigError>> {
+                fn configure(config: String) -> Result<Vec<u32>, Vec<world::ConfigError>> {
                     PLUGIN.with(|p| p.configure(&config))
                 }
                 fn progress() -> u32 {

@@ -15,6 +15,7 @@ pub use self::verdicts::Verdicts;
 
 use self::cells::{Cell, cells, put_cells};
 use self::clock::{parse_time, show_time};
+use crate::describe::places;
 use crate::record::{self, Tested};
 use crate::{Duration, EventView, Fields, Folder, Names, Sessionizer, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,6 +137,8 @@ pub struct Scenario<R: Sessionizer> {
     greatest: i64,
     advanced: i64,
     ended: bool,
+    /// Places of the fields that the rule does not read.
+    unread: Vec<u32>,
     rule: std::marker::PhantomData<fn() -> R>,
 }
 
@@ -147,7 +150,7 @@ impl<R: Sessionizer> Scenario<R> {
     #[track_caller]
     #[must_use]
     pub fn new(config: &str) -> Self {
-        let _ = configured::<R::Config, R>(Tested::sessionizer::<R>(), config, R::configure);
+        let rule = configured::<R::Config, R>(Tested::sessionizer::<R>(), config, R::configure);
         Scenario {
             config: config.into(),
             key: "key".into(),
@@ -158,6 +161,7 @@ impl<R: Sessionizer> Scenario<R> {
             greatest: i64::MIN,
             advanced: i64::MIN,
             ended: false,
+            unread: places(&rule.unread(), R::Event::FIELDS),
             rule: std::marker::PhantomData,
         }
     }
@@ -186,7 +190,7 @@ impl<R: Sessionizer> Scenario<R> {
     #[track_caller]
     pub fn event(&mut self, id: &str, time: &str, fields: &Fields) -> &mut Self {
         let time = parse_time(time);
-        let cells = cells(R::Event::FIELDS, fields);
+        let cells = cells(R::Event::FIELDS, &self.unread, fields);
         if self.disorder.is_some_and(|d| time < self.greatest.saturating_sub(d)) || time < self.advanced {
             self.late.push(show_time(time));
             return self;

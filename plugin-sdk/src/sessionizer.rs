@@ -71,6 +71,12 @@ pub trait Sessionizer: Sized + 'static {
     /// What is wrong with the config beyond its form.
     fn configure(config: Self::Config) -> Result<Self, Vec<ConfigError>>;
 
+    /// Names of declared fields that are of no use under this config. The host does not look for them in records, which makes
+    /// every event cheaper, and the rule sees them as missing. Only fields that may be missing can be named.
+    fn unread(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
     /// A session begins: its state. [`on_event`](Self::on_event) sees the event too, right after.
     fn open(&self, cx: &mut Context<Self>, first: &Self::Event) -> Self::State;
 

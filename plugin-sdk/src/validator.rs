@@ -48,6 +48,12 @@ pub trait Validator: Sized + 'static {
     /// What is wrong with the config beyond its form.
     fn configure(config: Self::Config) -> Result<Self, Vec<ConfigError>>;
 
+    /// Names of declared fields that are of no use under this config. The host does not look for them in records, which makes
+    /// every event cheaper, and the validator sees them as missing. Only fields that may be missing can be named.
+    fn unread(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
     /// Judges an event.
     ///
     /// # Errors

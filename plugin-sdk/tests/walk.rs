@@ -217,3 +217,67 @@ fn a_state_that_is_too_large_to_be_kept_fails_even_if_its_session_ends_in_time()
     s.at("10:00", fields! { "do": large }).at("10:01", fields! { "do": "close" });
     let _ = s.outcome();
 }
+
+/// Does not read the field that its config names.
+struct Blind {
+    field: &'static str,
+}
+#[event]
+struct Item {
+    url: Text,
+    number: i64,
+}
+#[derive(Config)]
+struct Blinkers {
+    field: String,
+}
+#[derive(State, Default)]
+struct LastItem {
+    url: String,
+    number: i64,
+}
+
+impl Sessionizer for Blind {
+    type Config = Blinkers;
+    type Event = Item;
+    type State = LastItem;
+    type Reason = Why;
+    type Timer = ();
+    fn configure(blinkers: Blinkers) -> Result<Self, Vec<ConfigError>> {
+        let known = ["url", "number", "colour"];
+        let field = known.into_iter().find(|f| *f == blinkers.field);
+        field.map(|field| Blind { field }).ok_or_else(|| vec![ConfigError::at("/field", "is none")])
+    }
+    fn unread(&self) -> Vec<&'static str> {
+        vec![self.field]
+    }
+    fn open(&self, _: &mut Context<Self>, _: &Item) -> LastItem {
+        LastItem::default()
+    }
+    fn on_event(&self, _: &mut Context<Self>, last: &mut LastItem, item: &Item) -> Decision<Why> {
+        *last = LastItem { url: item.url().to_string(), number: item.number() };
+        keep()
+    }
+    fn output(&self, last: &LastItem) -> Fields {
+        fields! { url: last.url.clone(), number: last.number }
+    }
+}
+
+#[test]
+fn what_a_rule_does_not_read_is_missing_for_it() {
+    let mut s = Scenario::<Blind>::new(r#"{ "field": "url" }"#);
+    s.at("10:00", fields! { url: "/cart", number: 3 }).end_of_input();
+    s.expect(r#"10:00:00 .. 10:00:00 1 event end_of_input {"url":"","number":3}"#);
+}
+
+#[test]
+#[should_panic(expected = "`unread` names `number`, which is required")]
+fn a_required_field_is_read() {
+    let _ = Scenario::<Blind>::new(r#"{ "field": "number" }"#);
+}
+
+#[test]
+#[should_panic(expected = "`unread` names `colour`, which is not declared")]
+fn what_is_not_read_is_declared() {
+    let _ = Scenario::<Blind>::new(r#"{ "field": "colour" }"#);
+}

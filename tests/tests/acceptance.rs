@@ -8,10 +8,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
+use tidemill_tests::api::Api;
 use tidemill_tests::model::{self, Format, Gap, Match, Source, Unit};
 use tidemill_tests::traffic::{Shop, Timed, delayed, file_of};
 use tidemill_tests::{
     Case, Config, Session, env_number, identified, only_invalid, place_of, places, same_sinks, trials,
+    wait_for,
 };
 
 const FILE: &str = "in.jsonl";
@@ -98,6 +101,33 @@ fn usagov_shuffled() {
 fn hot_keys_with_the_whole_rule_and_invalid_lines() {
     let shop = Shop { seed: 11, events: 30_000, users: 800, step_ms: 200, invalid_every: 100 };
     within_disorder("shop", &shop.lines(), 20_000, 60, true);
+}
+
+/// Bug family: a field that is decoded and kept for every event, although the config makes no use of it. A copy with another value
+/// of it then is another event's.
+#[test]
+fn a_field_that_the_config_makes_no_use_of_is_not_looked_for() {
+    for (whole, session) in [false, true].into_iter().flat_map(|w| Session::GAPS.map(|s| (w, s))) {
+        let case = Case::new();
+        let line = |kind: &str| format!("{{\"id\":1,\"user\":\"a\",\"ts\":1000,\"type\":\"{kind}\"}}\n");
+        case.put(FILE, (line("view") + &line("click")).as_bytes());
+        let what = format!("{session:?}, whole rule: {whole}");
+        let mut config = Config::new(source(0), rule(60, false, whole));
+        (config.session, config.listen) = (session, Some("127.0.0.1:0".into()));
+        config.sources[0].more = "follow = true".into();
+        case.configure(&config);
+        let process = case.start(&[], &[]);
+        let api = Api::of(&case, &process);
+        let conflicts = wait_for("the copy", Duration::from_secs(60), || {
+            let text = String::from_utf8(api.ask("GET", "/metrics", &[], b"").is(200).body).unwrap();
+            let of = |name: &str| {
+                let line = text.lines().find(|l| l.starts_with(name))?;
+                line.rsplit_once(' ')?.1.parse::<f64>().ok()
+            };
+            of("tidemill_duplicates_total").filter(|n| *n > 0.0).and_then(|_| of("tidemill_conflicts_total"))
+        });
+        assert_eq!(conflicts > 0.0, whole, "{what}");
+    }
 }
 
 /// Beyond the disorder: what the frontier has passed is a letter, the rest is the model's, and nothing is called late

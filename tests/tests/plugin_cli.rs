@@ -103,7 +103,7 @@ fn a_crate_of_a_workspace_becomes_the_component_that_other_tools_make() {
         tidemill(workspace(), &["build", "plugins/gap-sessions", "--json", "--out", out.to_str().unwrap()]);
     let built = json(&built, 0);
     assert_eq!((&built["world"], &built["name"]), (&"sessionizer".into(), &"gap-sessions".into()));
-    assert_eq!(built["imports"][0], "tidemill:plugin/host@0.2.0");
+    assert_eq!(built["imports"][0], "tidemill:plugin/host@0.3.0");
     let bytes = std::fs::read(&out).unwrap();
     assert_eq!(built["bytes"], bytes.len());
     assert!(bytes == std::fs::read(plugin("gap-sessions")).unwrap(), "two ways, two components");

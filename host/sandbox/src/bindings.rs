@@ -16,8 +16,8 @@ pub mod validator {
         path: "../../wit/tidemill.wit",
         world: "validator",
         with: {
-            "tidemill:plugin/host@0.2.0": super::sessionizer::tidemill::plugin::host,
-            "tidemill:plugin/types@0.2.0": super::sessionizer::tidemill::plugin::types,
+            "tidemill:plugin/host@0.3.0": super::sessionizer::tidemill::plugin::host,
+            "tidemill:plugin/types@0.3.0": super::sessionizer::tidemill::plugin::types,
         },
     });
 }
@@ -27,8 +27,8 @@ pub mod enricher {
         path: "../../wit/tidemill.wit",
         world: "enricher",
         with: {
-            "tidemill:plugin/host@0.2.0": super::sessionizer::tidemill::plugin::host,
-            "tidemill:plugin/types@0.2.0": super::sessionizer::tidemill::plugin::types,
+            "tidemill:plugin/host@0.3.0": super::sessionizer::tidemill::plugin::host,
+            "tidemill:plugin/types@0.3.0": super::sessionizer::tidemill::plugin::types,
         },
     });
 }

@@ -90,6 +90,9 @@ pub enum ConfigureError {
     /// The plugin refuses it.
     #[error("the plugin refuses its config: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Refused(Vec<FieldError>),
+    /// The plugin says that it does not read a field that it must read, or that it has not declared.
+    #[error("the plugin says that it does not read {}", .0)]
+    Unread(String),
     /// The plugin failed over it.
     #[error(transparent)]
     Fault(#[from] Fault),
@@ -221,9 +224,20 @@ impl Component {
             Err(e) => return Err(ConfigureError::NotAnObject(Some(e.to_string()))),
         }
         let mut live = self.start()?;
-        live.configure(json)?.map_err(ConfigureError::Refused)?;
+        let unread = live.configure(json)?.map_err(ConfigureError::Refused)?;
+        self.may_leave(&unread)?;
         live.warm()?;
-        Ok(Plugin::new(self.clone(), json))
+        Ok(Plugin::new(self.clone(), json, &unread))
+    }
+
+    fn may_leave(&self, unread: &[u32]) -> Result<(), ConfigureError> {
+        let fields = &self.inner.description.fields;
+        let wrong = |place: &u32| match fields.get(*place as usize) {
+            None => Some(format!("its field {place}, and declares {}", fields.len())),
+            Some(f) if f.required => Some(format!("its field `{}`, which is required", f.name)),
+            Some(_) => None,
+        };
+        unread.iter().find_map(wrong).map_or(Ok(()), |why| Err(ConfigureError::Unread(why)))
     }
 
     pub(crate) fn start(&self) -> Result<Live, Fault> {
@@ -240,7 +254,7 @@ fn prepare(
     let wrong = |e: wasmtime::Error| LoadError::Types { world, why: format!("{e:#}") };
     let mut linker = Linker::<HostState>::new(engine.wasmtime());
     linker
-        .instance("tidemill:plugin/host@0.2.0")
+        .instance("tidemill:plugin/host@0.3.0")
         // By hand, not through the bindings: a line that is dropped is not even read from the guest's memory.
         .and_then(|mut host| host.func_wrap("log", take_line))
         .map_err(|e| LoadError::Start(instance::host_fault(&e)))?;

@@ -17,11 +17,13 @@ use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store, Trap, WasmCore
 pub struct Plugin {
     component: Component,
     config: Arc<str>,
+    /// Places of declared fields that it does not read under this config.
+    unread: Arc<[u32]>,
 }
 
 impl Plugin {
-    pub(crate) fn new(component: Component, config: &str) -> Plugin {
-        Plugin { component, config: config.into() }
+    pub(crate) fn new(component: Component, config: &str, unread: &[u32]) -> Plugin {
+        Plugin { component, config: config.into(), unread: unread.into() }
     }
 
     /// What it is made of.
@@ -34,6 +36,12 @@ impl Plugin {
     #[must_use]
     pub fn config(&self) -> &str {
         &self.config
+    }
+
+    /// Whether it reads the declared field at this place under its config. The cells of one that it does not read are missing.
+    #[must_use]
+    pub fn reads(&self, field: usize) -> bool {
+        !self.unread.iter().any(|place| *place as usize == field)
     }
 
     /// An instance of its own for a lane, warm: started, configured, called once.
@@ -306,16 +314,18 @@ impl Live {
         })
     }
 
-    /// Gives it its config, and asks where its progress word is.
-    pub(crate) fn configure(&mut self, json: &str) -> Result<Result<(), Vec<FieldError>>, Fault> {
+    /// Gives it its config, which is answered with the places of fields that it does not read, and asks where its progress word
+    /// is.
+    pub(crate) fn configure(&mut self, json: &str) -> Result<Result<Vec<u32>, Vec<FieldError>>, Fault> {
         let answer = self.guarded(bounds::SETUP_DEADLINE, |guest, store| match guest {
             Guest::Validator(guest) => guest.call_configure(store, json),
             Guest::Sessionizer(guest) => guest.call_configure(store, json),
-            Guest::Enricher(guest) => guest.call_configure(store, json),
+            Guest::Enricher(guest) => Ok(guest.call_configure(store, json)?.map(|()| Vec::new())),
         })?;
-        if let Err(errors) = answer {
-            return Ok(Err(component::field_errors(errors)));
-        }
+        let unread = match answer {
+            Ok(unread) => unread,
+            Err(errors) => return Ok(Err(component::field_errors(errors))),
+        };
         let at = self.guarded(bounds::SETUP_DEADLINE, |guest, store| match guest {
             Guest::Validator(guest) => guest.call_progress(store),
             Guest::Sessionizer(guest) => guest.call_progress(store),
@@ -323,7 +333,7 @@ impl Live {
         })?;
         // No compiler puts a variable at 0: a guest without a progress word says so.
         self.progress_at = (at != 0).then_some(at);
-        Ok(Ok(()))
+        Ok(Ok(unread))
     }
 
     /// Has it answer an empty frame, so that the first real one finds its pages in memory.

@@ -7,7 +7,7 @@ use wasmparser::{ComponentTypeRef, Encoding, Parser, Payload, TypeBounds};
 /// The package that plugins are written against.
 const PACKAGE: &str = "tidemill:plugin";
 /// What may be imported: the log, and the interface of types, which has no functions.
-const IMPORTS: [&str; 2] = ["tidemill:plugin/host@0.2.0", "tidemill:plugin/types@0.2.0"];
+const IMPORTS: [&str; 2] = ["tidemill:plugin/host@0.3.0", "tidemill:plugin/types@0.3.0"];
 /// What every plugin exports.
 const COMMON: [&str; 3] = ["describe", "configure", "progress"];
 
@@ -98,7 +98,7 @@ fn import_hint(imports: &[String]) -> String {
     }
     if any(PACKAGE) {
         hint +=
-            ". It is built against another version of the contract; this host speaks tidemill:plugin@0.2.0";
+            ". It is built against another version of the contract; this host speaks tidemill:plugin@0.3.0";
     }
     hint
 }

@@ -140,6 +140,15 @@ fn what_cannot_start_is_refused() {
         loads(&Guest::default()).unwrap().configure("[]"),
         Err(ConfigureError::NotAnObject(None))
     ));
+    // The answer of `configure`: a list of one place, which stands right behind it.
+    let nowhere = "(i32.store (i32.const 260) (i32.const 272)) (i32.store (i32.const 264) (i32.const 1)) \
+                   (i32.store (i32.const 272) (i32.const 7)) i32.const 256";
+    let unread = Guest { configure: nowhere, ..Guest::default() };
+    let wrong = loads(&unread).unwrap().configure("{}").unwrap_err();
+    assert!(
+        matches!(wrong, ConfigureError::Unread(_)) && wrong.to_string().contains("its field 7"),
+        "{wrong}"
+    );
 }
 
 #[test]
@@ -162,7 +171,7 @@ fn what_has_another_shape_is_refused() {
         let LoadError::Shape(WrongShape::Imports(all)) = wrong else { panic!("{wrong}") };
         assert_eq!(all, [import, "env:x/y"]);
     }
-    for version in ["0.1.0", "0.3.0"] {
+    for version in ["0.2.0", "0.4.0"] {
         let text = format!("(component (import \"tidemill:plugin/host@{version}\" (instance)))");
         let wrong = refuse(&wat::parse_str(text).unwrap()).to_string();
         assert!(wrong.contains("another version of the contract"), "{wrong}");

@@ -12,14 +12,15 @@ pub(super) enum Cell {
 }
 
 #[track_caller]
-pub(super) fn cells(declared: &[Field], fields: &Fields) -> Vec<Cell> {
+pub(super) fn cells(declared: &[Field], unread: &[u32], fields: &Fields) -> Vec<Cell> {
     let json: Value = good(serde_json::from_str(&fields.to_json()));
     if let Some(extra) =
         json.as_object().and_then(|o| o.keys().find(|k| declared.iter().all(|f| f.name != *k)))
     {
         fail(&format!("the plugin declares no field `{extra}`, so it would not see it"));
     }
-    declared.iter().map(|f| cell(f, json.get(f.name).unwrap_or(&Value::Null))).collect()
+    let value = |n: usize, f: &Field| json.get(f.name).filter(|_| !unread.contains(&(n as u32)));
+    declared.iter().enumerate().map(|(n, f)| cell(f, value(n, f).unwrap_or(&Value::Null))).collect()
 }
 
 #[track_caller]

@@ -2,6 +2,7 @@
 
 use super::cells::{cells, put_cells};
 use super::{configured, good, noon};
+use crate::describe::places;
 use crate::record::Tested;
 use crate::{EventView, Fields, Judge, Names, Time, Validator};
 use tidemill_contract::frame::{Frame, FrameWriter, Kind};
@@ -49,7 +50,8 @@ impl<V: Validator> Verdicts<V> {
         let validator = configured::<V::Config, V>(Tested::validator::<V>(), &self.config, V::configure);
         let mut bytes = b"key".to_vec();
         let mut words = vec![time.millis() as u64, 3 << 32];
-        put_cells(&cells(V::Event::FIELDS, fields), &mut words, &mut bytes);
+        let unread = places(&validator.unread(), V::Event::FIELDS);
+        put_cells(&cells(V::Event::FIELDS, &unread, fields), &mut words, &mut bytes);
         let mut w = FrameWriter::default();
         w.begin(Kind::Events);
         w.wide_section(&words, 1);

@@ -113,6 +113,10 @@ impl Sessionizer for Gap {
         if errors.is_empty() { Ok(Gap { silence, max: rules.max, start, end }) } else { Err(errors) }
     }
 
+    fn unread(&self) -> Vec<&'static str> {
+        if self.start.is_empty() && self.end.is_empty() { vec!["type"] } else { Vec::new() }
+    }
+
     fn open(&self, cx: &mut Context<Self>, _: &Event) {
         if let Some(max) = self.max {
             cx.set_timer(Due::Max, max);

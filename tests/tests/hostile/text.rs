@@ -44,7 +44,7 @@ pub(crate) fn answers_calls_of(turns: u32) -> String {
 fn build(frame_version: u32, fold: &str, reason: &str) -> Vec<u8> {
     let wat = format!(
         r#"(module
-        (import "tidemill:plugin/host@0.2.0" "log" (func $log (param i32 i32 i32)))
+        (import "tidemill:plugin/host@0.3.0" "log" (func $log (param i32 i32 i32)))
         (memory (export "memory") 64)
         (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 65536)
         (func (export "describe") (result i32) i32.const 1024)

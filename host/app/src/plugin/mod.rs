@@ -170,7 +170,8 @@ impl Stages {
         for named in &pipeline.validate {
             let plugin = load(named, World::Validator, sandbox)?;
             let who = identity(&named.name, &plugin);
-            let slots = declared(&plugin).iter().map(|d| schedule.slot(d)).collect();
+            let place = |d: &Option<Declared>| d.as_ref().map_or(NOWHERE, |d| schedule.slot(d));
+            let slots = declared(&plugin).iter().map(place).collect();
             validators.push((plugin, who, slots));
         }
         let mut enrichers = Vec::new();
@@ -264,14 +265,20 @@ fn lookups(named: &PluginUse, declared: &[String]) -> Result<Vec<usize>, PluginE
     declared.iter().map(find).collect()
 }
 
-fn declared(plugin: &Plugin) -> Vec<Declared> {
-    let one = |f: &tidemill_sandbox::Field| Declared {
-        name: f.name.clone(),
-        kind: f.field_type,
-        required: f.required,
-        symbols: f.symbols.clone(),
+/// Where a field stands that no event has: it reads as missing.
+const NOWHERE: usize = usize::MAX;
+
+/// The fields of a plugin in order; none for one that it does not read under its config.
+fn declared(plugin: &Plugin) -> Vec<Option<Declared>> {
+    let one = |(n, f): (usize, &tidemill_sandbox::Field)| {
+        plugin.reads(n).then(|| Declared {
+            name: f.name.clone(),
+            kind: f.field_type,
+            required: f.required,
+            symbols: f.symbols.clone(),
+        })
     };
-    plugin.component().description().fields.iter().map(one).collect()
+    plugin.component().description().fields.iter().enumerate().map(one).collect()
 }
 
 fn identity(name: &str, plugin: &Plugin) -> Arc<Identity> {

@@ -2,7 +2,9 @@
 
 use super::budget::{Budget, Identity, Warden};
 use super::rule::{PluginRule, description};
-use super::{Part, PluginError, Sandbox, Session, Unfit, declared, gap_config, identity, make, read};
+use super::{
+    NOWHERE, Part, PluginError, Sandbox, Session, Unfit, declared, gap_config, identity, make, read,
+};
 use crate::config::plan::{Pipeline, Rule};
 use crate::progress::Progress;
 use crate::schedule::{Declared, RuleSpec, Schedule};
@@ -20,7 +22,8 @@ pub(crate) struct LoadedRule {
     /// What it says of itself.
     pub(crate) description: Description,
     pub(super) session: Session,
-    fields: Vec<Declared>,
+    /// In the order of the rule's own; none for one that it does not read.
+    fields: Vec<Option<Declared>>,
 }
 
 impl LoadedRule {
@@ -78,11 +81,9 @@ impl LoadedRule {
 
     fn gap(spec: RuleSpec, config: tidemill_engine::gap::GapConfig) -> LoadedRule {
         let description = Gap::new(&config).describe().clone();
-        let declared = |name: &String| Declared {
-            name: name.clone(),
-            kind: FieldType::Text,
-            required: false,
-            symbols: Vec::new(),
+        let declared = |name: &String| {
+            let symbols = Vec::new();
+            Some(Declared { name: name.clone(), kind: FieldType::Text, required: false, symbols })
         };
         let fields = description.fields.iter().map(declared).collect();
         LoadedRule { spec, description, session: Session::Gap(config), fields }
@@ -110,7 +111,7 @@ impl LoadedRule {
 
     /// Gives its fields their places in the layout.
     pub(crate) fn slots(&self, schedule: &mut Schedule) {
-        self.fields.iter().for_each(|f| {
+        self.fields.iter().flatten().for_each(|f| {
             schedule.slot(f);
         });
     }
@@ -126,11 +127,11 @@ impl LoadedRule {
         progress: &Arc<Progress>,
     ) -> Result<Box<dyn SessionRule>, String> {
         let place = |f: &Declared| layout.iter().position(|d| d.same_place(f));
-        // A field that the layout lacks reads as missing.
-        let slots: Vec<usize> = self.fields.iter().map(|f| place(f).unwrap_or(usize::MAX)).collect();
+        let slots: Vec<usize> =
+            self.fields.iter().map(|f| f.as_ref().and_then(place).unwrap_or(NOWHERE)).collect();
         match &self.session {
             Session::Gap(config) => {
-                Ok(Box::new(Gap::at(config, |n| slots.get(n).copied().unwrap_or(usize::MAX))))
+                Ok(Box::new(Gap::at(config, |n| slots.get(n).copied().unwrap_or(NOWHERE))))
             }
             Session::Plugin(plugin, who) => {
                 let instance = plugin.instance().map_err(|f| f.to_string())?;

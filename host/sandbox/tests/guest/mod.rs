@@ -50,7 +50,7 @@ impl Guest {
     pub(crate) fn build(&self) -> Vec<u8> {
         let wat = format!(
             r#"(module
-            (import "tidemill:plugin/host@0.2.0" "log" (func $log (param i32 i32 i32)))
+            (import "tidemill:plugin/host@0.3.0" "log" (func $log (param i32 i32 i32)))
             (memory (export "memory") 64)
             (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 65536)
             {items}

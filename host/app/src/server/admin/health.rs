@@ -116,7 +116,7 @@ pub(super) async fn version() -> Json<Version> {
     Json(Version {
         version: env!("CARGO_PKG_VERSION"),
         api: "v1",
-        contract: "tidemill:plugin@0.2.0",
+        contract: "tidemill:plugin@0.3.0",
         frames: u32::from(FRAME_VERSION),
     })
 }
