@@ -65,6 +65,8 @@ pub(crate) struct Job {
     pub(crate) input: Input,
     pub(crate) sink: Sink,
     pub(crate) early: bool,
+    /// Whether the rule looks at a field, which then must be decoded and kept: one that ends no session here.
+    pub(crate) reads: bool,
     pub(crate) epoch: &'static str,
     pub(crate) gap: &'static str,
     pub(crate) disorder: &'static str,
@@ -83,6 +85,7 @@ impl Job {
             input,
             sink: Sink::File,
             early: false,
+            reads: false,
             epoch: "1s",
             gap: "30s",
             disorder: "10s",
@@ -127,6 +130,7 @@ impl Job {
             let _ = writeln!(t, "[plugin.gap-sessions]\npath = {}\n", quoted(&self.component));
         }
         let early = if self.early { "epoch" } else { "off" };
+        let end = if self.reads { ", end = { field = \"type\", in = [\"logout\"] }" } else { "" };
         let to = match self.sink {
             Sink::Nothing => "{ sink = \"rows\", stages = [\"retracted\"] }",
             Sink::File | Sink::Sqlite if self.early => "\"rows\"",
@@ -139,7 +143,7 @@ impl Job {
         let _ = write!(
             t,
             "[pipeline.clicks]\nfrom = [\"clicks\"]\n\
-             session = {{ plugin = {:?}, config = {{ gap = {:?}, boundary = \"inclusive\" }} }}\n\
+             session = {{ plugin = {:?}, config = {{ gap = {:?}, boundary = \"inclusive\"{end} }} }}\n\
              early = \"{early}\"\nto = [{to}]\ndead = \"dead\"\nlimits = {{ open_sessions = 40000000 }}\n\n\
              [sink.rows]\n{sink}\n\n[sink.dead]\nkind = \"file\"\npath = \"dead.jsonl\"\n",
             self.rule.name(),
@@ -173,11 +177,13 @@ mod tests {
             input: Input::Followed("x.log".into()),
             early: true,
             lanes: Some(2),
+            reads: true,
             ..job
         };
         let text = other.text();
         for part in [
             "lanes = 2",
+            "\"inclusive\", end = { field",
             "gap.wasm",
             "follow = true",
             "early = \"epoch\"",

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: builds what is measured and starts the benchmark, which is a crate of its own (`bench`): its libraries
 //! take too long to build for a command that a newcomer compiles first.
 
-use crate::steps::{Failure, cargo, doing, run as run_step, say, seconds, target_dir, workspace};
+use crate::steps::{Failure, add_target, cargo, doing, run as run_step, say, seconds, target_dir, workspace};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +21,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         let copy = target_dir().join("yardstick-src");
         copy_source(&source, &copy)?;
         let (manifest, out) = (copy.join("Cargo.toml").display().to_string(), folder.display().to_string());
+        // Its plugins are built, too.
+        if let Some(mut add) = add_target() {
+            run_step("rustup target add", &mut add)?;
+        }
         let built =
             cargo(&["build", "--quiet", "--release", "--manifest-path", &manifest, "--target-dir", &out]);
         step("the yardstick", built)?;

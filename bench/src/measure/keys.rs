@@ -31,7 +31,7 @@ pub(super) fn run(lab: &Lab) -> Outcome<Findings> {
         let (even, mib) = whole_job(lab, *keys, events, Spread::Even)?;
         let [stage, built_in] = [Rule::Plugin, Rule::BuiltIn].map(|rule| {
             let (keys, events) = (keys.to_string(), events.to_string());
-            measure(lab, rule, "24h", &["--spread", "even", "--keys", &keys, "--events", &events])
+            measure(lab, rule, "24h", false, &["--spread", "even", "--keys", &keys, "--events", &events])
         });
         let ns = [zipf, even, stage?[0].stage_ns, built_in?[0].stage_ns];
         lab.say(&format!("  {} keys: {} ns, all keys alike {}", count(*keys), shown(ns[0]), shown(ns[1])));

@@ -17,6 +17,8 @@ pub(super) fn run(lab: &Lab) -> Outcome<Findings> {
     let job = |rule| Job::new(rule, Input::File(input.clone()), &component);
     let early = Job { early: true, ..job(Rule::Plugin) };
     programs.push((EARLY.to_owned(), Program::Tidemill { room: "run-early", job: early, valid: false }));
+    let reads = Job { reads: true, ..job(Rule::Plugin) };
+    programs.push((READS.to_owned(), Program::Tidemill { room: "run-reads", job: reads, valid: false }));
     let costs = lab.rounds(lab.sizes.rounds, &programs)?;
     let same = compare(lab, events)?;
     let mut rows: Vec<(&str, &Costs)> = programs.iter().map(|(name, _)| name.as_str()).zip(&costs).collect();
@@ -31,6 +33,7 @@ pub(super) fn run(lab: &Lab) -> Outcome<Findings> {
     }
     found.value("whole.early.ratio", costs[3].ratio(&costs[0]));
     found.value("whole.early.growth", costs[3].ratio(&costs[2]));
+    found.value("whole.reads.ratio", costs[4].ratio(&costs[0]));
     found.value("whole.wasm.of_built_in", costs[2].ratio(&costs[1]));
     found.plots.push(Plot {
         name: "whole".to_owned(),
@@ -45,6 +48,7 @@ pub(super) fn run(lab: &Lab) -> Outcome<Findings> {
 }
 
 const EARLY: &str = "gap-sessions, early rows";
+const READS: &str = "gap-sessions, with a field that ends sessions";
 const SQLITE: &str = "builtin:gap into SQLite";
 
 /// The first row is what the others are a multiple of.
