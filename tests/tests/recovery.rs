@@ -215,3 +215,37 @@ fn killed_while_images_rotate_recovery_stays_short() {
     let (code, said, _) = command(&case, &["recover", "--to", "1", "--take-back", "--yes", "visits"]);
     assert!(code == 4 && said.contains("it can go back to epochs"), "{said}");
 }
+
+/// A sink that somebody else holds stops it half way: the log is cut, and the table was not asked yet.
+#[test]
+fn going_back_is_finished_by_the_next_run() {
+    let with_epochs = |events| {
+        let (case, _) = held(r#"["rows", "sessions"]"#, events);
+        let newest = case.table().iter().map(|s| s.revision.1).max().unwrap();
+        (newest >= 4).then_some((case, newest))
+    };
+    let (case, newest) = [60_000, 240_000, 960_000]
+        .into_iter()
+        .find_map(with_epochs)
+        .expect("too few epochs to go back among");
+    // Only the newest epoch that has rows is given up: no cursor is ahead of the log then.
+    let to = (newest - 1).to_string();
+    let file = std::fs::File::options().append(true).open(case.path("rows.jsonl")).unwrap();
+    file.lock().unwrap();
+    let (code, said, _) = command(&case, &["recover", "--to", &to, "--take-back", "--yes", "visits"]);
+    assert!(code == 6 && said.contains("in use"), "{code}: {said}");
+    drop(file);
+    assert!(case.table().iter().any(|s| s.revision.1 == newest), "the table was asked first");
+    let offset = status(&case)["partitions"][0]["offset"].as_u64().unwrap();
+    let all = std::fs::read(case.path(FILE)).unwrap();
+    assert!(0 < offset && offset < all.len() as u64);
+    std::fs::write(case.path(FILE), &all[..offset as usize]).unwrap();
+    case.run().exits(0);
+    let short = Case::new();
+    short.put(FILE, &all[..offset as usize]);
+    short.configure(&config());
+    short.run().exits(0);
+    let expected = current(&short.table());
+    same_table("SQLite", &expected, &current(&case.table()));
+    same_table("JSON lines", &expected, &current(&latest(case.lines("rows.jsonl"))));
+}

@@ -43,6 +43,10 @@ pub(crate) struct Meta {
     pub(crate) decisions: Vec<Decision>,
     /// Sinks have taken back what epochs after this one had sent: all that may still change is to be sent again.
     pub(crate) tell_again: bool,
+    /// With `tell_again`: nothing that a later epoch than this one had sent may stay in a sink. One that could not take it back
+    /// then does so when it is opened.
+    #[serde(default)]
+    pub(crate) back_to: Option<u64>,
     /// Since the pipeline's first start.
     pub(crate) counters: Counters,
     /// Keys with an open session or pending events.
@@ -88,6 +92,7 @@ impl Meta {
             images: vec![0; IMAGE_BLOCKS],
             decisions: Vec::new(),
             tell_again: false,
+            back_to: None,
             counters: Counters::default(),
             live_keys: 0,
             suffix_bytes: 0,

@@ -1,8 +1,8 @@
 //! Going back to an earlier epoch of a pipeline (DESIGN 4): what would be given up, and giving it up.
 //!
 //! A human decides: `look` changes nothing and says everything; `carry_out` does what was shown, under the same claim.
-//! The log is cut first and the sinks follow. A run in between is refused, since a sink has seen more than the log holds,
-//! and the same command can be given again.
+//! The log is cut first and the sinks follow. In between the same command can be given again; a run is refused if a sink has seen
+//! more than the log holds, else it begins with what is left to be taken back.
 
 use super::RunError;
 use super::pipeline::all_sinks;
@@ -154,7 +154,10 @@ impl<'a> GoBack<'a> {
         meta.decisions.push(Decision { at_ms: now_ms(), incarnation, what });
         let surplus = meta.decisions.len().saturating_sub(DECISIONS_MAX);
         meta.decisions.drain(..surplus);
-        meta.tell_again = true;
+        // What an earlier cut has left in a sink goes too.
+        let left = meta.back_to.filter(|_| meta.tell_again);
+        let back_to = left.map_or(to, |earlier| earlier.min(to));
+        (meta.tell_again, meta.back_to) = (true, Some(back_to));
         let text = super::commit::meta_text(&meta)?;
         let (mut log, _) =
             EpochLog::open(Arc::new(OsDisk), &self.dir, self.plan.server.segment_bytes, &[], |_, _| Ok(()))?;
@@ -163,7 +166,7 @@ impl<'a> GoBack<'a> {
         for (name, mut sink) in all_sinks(self.plan, self.pipeline) {
             let stored = meta.cursors.get(&name).copied();
             let taken = sink
-                .take_back(incarnation, to, stored)
+                .take_back(incarnation, back_to, stored)
                 .map_err(|e| RunError::of(&format!("sink `{name}`"), e))?;
             done.push((name, taken));
         }

@@ -219,6 +219,7 @@ fn recover(job: Job<'_>) -> Result<Recovered, RunError> {
 fn open_sinks(job: Job<'_>, r: &Recovered) -> Result<Vec<Opened>, RunError> {
     let Job { plan, pipeline, options, incarnation, .. } = job;
     let fingerprint = plan::fingerprint(pipeline, plan);
+    let back_to = r.meta.as_ref().filter(|m| m.tell_again).and_then(|m| m.back_to);
     let mut opened = Vec::new();
     for (name, mut sink) in all_sinks(plan, pipeline) {
         let of = |e| RunError::of(&format!("sink `{name}`"), e);
@@ -231,6 +232,11 @@ fn open_sinks(job: Job<'_>, r: &Recovered) -> Result<Vec<Opened>, RunError> {
             Some(moved) if !resend => return Err(RunError::Conflict(format!("sink `{name}`: {moved}"))),
             _ if resend => sink.is_ours(stored.filter(|_| moved.is_none())).map_err(of)?,
             _ => {}
+        }
+        if let Some(epoch) = back_to {
+            // Whoever went back may have come no further than the log.
+            sink.is_ours(from).map_err(of)?;
+            sink.take_back(incarnation, epoch, from).map_err(of)?;
         }
         let own = sink.open(incarnation, from).map_err(of)?;
         let cursor = if resend {
