@@ -2,7 +2,8 @@
 //!
 //! This file is the harness: it finds or builds the binary, runs, kills and reads what came out. `config` writes configs,
 //! `model` says what must come out and `component` does where the rule is a plugin, `traffic` makes input, `trials` finds the
-//! real logs, `plugins` builds components, `service` is what they look things up in.
+//! real logs, `plugins` builds components, `service` is what they look things up in, `postgres` a server and `proxy` what may stand
+//! before it.
 //!
 //! `TIDEMILL_BIN` names a binary; without it `cargo build -p tidemill --profile trial` makes one, once a process.
 //! Waiting is always for a condition, with a deadline, never for a time.
@@ -17,6 +18,8 @@ pub mod faults;
 pub mod images;
 pub mod model;
 pub mod plugins;
+pub mod postgres;
+pub mod proxy;
 pub mod schedule;
 pub mod service;
 pub mod traffic;
@@ -68,7 +71,8 @@ pub fn binary() -> &'static Path {
         if let Some(path) = std::env::var_os("TIDEMILL_BIN") {
             return PathBuf::from(path).canonicalize().expect("TIDEMILL_BIN names no file");
         }
-        let mut build = cargo(&["build", "--quiet", "-p", "tidemill", "--profile", "trial"]);
+        let mut build =
+            cargo(&["build", "--quiet", "-p", "tidemill", "--profile", "trial", "--features", "services"]);
         let status = build.status().expect("cargo cannot be started");
         assert!(status.success(), "the tidemill binary does not build");
         target_dir().join("trial/tidemill")

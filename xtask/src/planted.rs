@@ -6,7 +6,7 @@ mod tree;
 
 use self::bug::{Bug, Expected};
 use self::tree::Tree;
-use crate::steps::{self, Failure, Watched, doing, say, seconds, target_dir, workspace};
+use crate::steps::{self, FEATURES, Failure, Watched, doing, say, seconds, target_dir, workspace};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -257,7 +257,10 @@ impl Ground {
         let mut command = steps::cargo(&[]);
         command
             .args(&self.settings)
-            .args(arguments)
+            .args(arguments.first())
+            // As in the steps before: what others wrote is built already, with these features.
+            .args(arguments.contains(&"--workspace").then_some(FEATURES))
+            .args(arguments.iter().skip(1))
             .current_dir(self.tree.root())
             .env("CARGO_TARGET_DIR", &self.target)
             .env("CARGO_INCREMENTAL", "0");

@@ -8,7 +8,7 @@ mod totals;
 
 use self::part::{PARTS, Part};
 use self::totals::{Counted, Totals};
-use crate::steps::{self, Failure, cargo, doing, say, seconds, target_dir, workspace};
+use crate::steps::{self, FEATURES, Failure, cargo, doing, say, seconds, target_dir, workspace};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -149,7 +149,7 @@ impl Prove {
         targets.sort_unstable();
         targets.dedup();
         say("building what the parts run");
-        let always = ["build", "--locked", "--quiet", "--workspace", "--profile=trial"];
+        let always = ["build", "--locked", "--quiet", "--workspace", "--profile=trial", FEATURES];
         steps::run("the build", &mut cargo(&[&always, targets.as_slice()].concat())).map(drop)
     }
 

@@ -77,6 +77,9 @@ pub(crate) fn tool(name: &str) -> Command {
     command
 }
 
+/// What tests and lints are built with wherever the whole workspace is: one set of features, so that nothing is built twice.
+pub(crate) const FEATURES: &str = "--features=tidemill/services";
+
 /// What plugins are built for, and what proves that the engine is pure: a place without files, threads or clocks.
 pub(crate) const PURE_TARGET: &str = "wasm32-unknown-unknown";
 

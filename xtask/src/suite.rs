@@ -1,7 +1,7 @@
 //! `cargo xtask test`: all set-up and every test, one step after the other.
 
-use crate::planted;
-use crate::steps::{self, Failure, PURE_TARGET, cargo, say, seconds, target_dir};
+use crate::steps::{self, FEATURES, Failure, PURE_TARGET, cargo, say, seconds, target_dir};
+use crate::{planted, services};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -57,22 +57,23 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
     )?;
     list.step(
         "lints",
-        &mut cargo(&["clippy", LOCKED, ALL, "--all-targets", PROFILE, "--", "-D", "warnings"]),
+        &mut cargo(&["clippy", LOCKED, ALL, FEATURES, "--all-targets", PROFILE, "--", "-D", "warnings"]),
     )?;
     list.step(
         "the binary under test, and the tests",
-        &mut cargo(&["build", LOCKED, ALL, "--all-targets", PROFILE]),
+        &mut cargo(&["build", LOCKED, ALL, FEATURES, "--all-targets", PROFILE]),
     )?;
     for (name, variable, what) in OPTIONAL {
         if std::env::var_os(variable).is_none() && steps::tool(name).arg("--version").output().is_err() {
             say(&format!("\nskipping {what}: there is no {name}, and {variable} names none"));
         }
     }
+    say(&format!("\n{}", services::postgres()));
     let binary = target_dir().join("trial").join("tidemill");
     // What the tests count and measure is part of what they show, and their harness keeps it to itself.
     let found = target_dir().join("tests-report.txt");
     steps::doing("the tests' report cannot be written", std::fs::write(&found, ""))?;
-    let mut tests = cargo(&["test", LOCKED, ALL, PROFILE]);
+    let mut tests = cargo(&["test", LOCKED, ALL, FEATURES, PROFILE]);
     let passed = list.step("every test", tests.env("TIDEMILL_BIN", binary).env("TIDEMILL_REPORT", &found));
     say("\nwhat the tests found:");
     steps::doing("the tests' report cannot be read", std::fs::read_to_string(&found))?

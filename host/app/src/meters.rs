@@ -1,6 +1,6 @@
 //! What is measured while events flow, for whoever collects it: atomic numbers, and nothing that could hold an event up.
 
-use crate::clock::thread_ns;
+use crate::clock::{now_ms, thread_ns};
 use prometheus::{Histogram, HistogramOpts};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,8 +25,7 @@ pub(crate) struct Meters {
     /// CPU time of its threads, ns, by [`Activity`].
     work_ns: [AtomicU64; Activity::ALL.len()],
     plugins: Mutex<BTreeMap<String, Arc<PluginMeter>>>,
-    /// Bytes that are committed and that a sink has not confirmed.
-    sinks: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
+    sinks: Mutex<BTreeMap<String, Arc<SinkMeter>>>,
 }
 
 /// What the threads of a pipeline do.
@@ -116,6 +115,47 @@ pub(crate) struct PluginMeter {
     pub(crate) deadline_stops: AtomicU64,
 }
 
+/// Of one sink of a pipeline.
+#[derive(Debug, Default)]
+pub(crate) struct SinkMeter {
+    /// Bytes that are committed and that it has not confirmed.
+    pub(crate) waiting_bytes: Arc<AtomicU64>,
+    /// How often it was called.
+    pub(crate) tries: AtomicU64,
+    /// How often it could not be used then.
+    pub(crate) tries_in_vain: AtomicU64,
+    away: Mutex<Option<Away>>,
+}
+
+/// A sink that cannot be used now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Away {
+    /// Since when, by the host's clock, ms.
+    pub(crate) since_ms: i64,
+    /// What the last try said.
+    pub(crate) why: String,
+}
+
+impl SinkMeter {
+    /// A try was in vain.
+    pub(crate) fn is_away(&self, why: &str) {
+        self.tries_in_vain.fetch_add(1, Ordering::Relaxed);
+        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let since_ms = away.as_ref().map(|a| a.since_ms);
+        *away = Some(Away { since_ms: since_ms.unwrap_or_else(now_ms), why: why.to_owned() });
+    }
+
+    /// A try has succeeded; since when it had been away.
+    pub(crate) fn is_here(&self) -> Option<i64> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner).take().map(|a| a.since_ms)
+    }
+
+    /// Whether it cannot be used now, and why.
+    pub(crate) fn away(&self) -> Option<Away> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl PluginMeter {
     /// A call that began then has ended.
     pub(crate) fn called(&self, begun: Instant) {
@@ -168,18 +208,18 @@ impl Meters {
         all.entry(name.to_owned()).or_default().clone()
     }
 
-    /// The pipeline starts with these sinks.
-    pub(crate) fn put_sinks(&self, sinks: impl Iterator<Item = (String, Arc<AtomicU64>)>) {
-        *self.sinks.lock().unwrap_or_else(PoisonError::into_inner) = sinks.collect();
+    /// The meter of a sink, for whoever calls it.
+    pub(crate) fn sink(&self, name: &str) -> Arc<SinkMeter> {
+        let mut all = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(name.to_owned()).or_default().clone()
     }
 
-    /// Bytes that wait for each sink.
-    pub(crate) fn sinks(&self) -> BTreeMap<String, u64> {
-        let sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
-        sinks.iter().map(|(name, bytes)| (name.clone(), bytes.load(Ordering::Relaxed))).collect()
+    /// Those of all sinks that were called.
+    pub(crate) fn sinks(&self) -> BTreeMap<String, Arc<SinkMeter>> {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All of them.
+    /// Those of all plugins.
     pub(crate) fn plugins(&self) -> BTreeMap<String, Arc<PluginMeter>> {
         self.plugins.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -105,7 +105,7 @@ pub(crate) fn readable<'a>(plan: &'a Plan, pipelines: &[Pipeline]) -> Vec<&'a Si
             seen.push(target.sink);
         }
     }
-    seen.into_iter().filter_map(|i| plan.sinks.get(i)).filter(|s| s.kind != SinkKind::Stdout).collect()
+    seen.into_iter().filter_map(|i| plan.sinks.get(i)).filter(|s| s.kind.path().is_some()).collect()
 }
 
 /// The rows of a sink, latest start first.
@@ -113,6 +113,12 @@ pub(crate) fn read(sink: &Sink, want: &Want) -> Result<Vec<Row>, RowsError> {
     let mut rows = match &sink.kind {
         SinkKind::Sqlite { path, table } => from_sqlite(path, table, want)?,
         SinkKind::File { path } => from_lines(path, want)?,
+        SinkKind::Postgres { server, table } => {
+            let message = format!("sink `{}` is a table of {}: ask it there", sink.name, server.address());
+            let help =
+                Some(format!("`SELECT * FROM {table}`, or of `{table}_current` without what was retracted"));
+            return Err(RowsError::Unreadable { message, help });
+        }
         SinkKind::Stdout => {
             let name = &sink.name;
             return Err(unreadable(format!(

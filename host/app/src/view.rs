@@ -4,6 +4,7 @@
 
 use crate::config::plan::{Pipeline, Plan};
 use crate::meta::{Counters, Decision, LookupMeta, Meta};
+use crate::meters::Meters;
 use crate::plugin::budget::Suspended;
 use crate::schedule::{Deployment, RuleSpec};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ pub(crate) struct PipelineView {
     /// Why it has failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) failure: Option<String>,
+    /// Sinks that cannot be used now, and are tried again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sinks_away: Vec<SinkAway>,
     /// Whether it has ever committed anything; if not, nothing follows.
     pub(crate) ran: bool,
     /// What it has committed.
@@ -116,6 +120,17 @@ pub(crate) struct SinkView {
     pub(crate) lag_epochs: u64,
 }
 
+/// A sink that cannot be used now
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct SinkAway {
+    /// Its name.
+    pub(crate) sink: String,
+    /// Since when.
+    pub(crate) since: Option<String>,
+    /// What the last try said.
+    pub(crate) why: String,
+}
+
 /// A version of a pipeline's rule in its place in event time
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[schema(as = Deployment)]
@@ -188,6 +203,14 @@ impl PipelineView {
     /// Of a pipeline that has committed nothing.
     pub(crate) fn new(pipeline: &str, state: &str) -> PipelineView {
         PipelineView { pipeline: pipeline.to_owned(), state: state.to_owned(), ..PipelineView::default() }
+    }
+
+    /// With what its sinks are like now.
+    pub(crate) fn measured(mut self, meters: &Meters) -> PipelineView {
+        let away = meters.sinks().into_iter().filter_map(|(sink, m)| Some((sink, m.away()?)));
+        self.sinks_away =
+            away.map(|(sink, a)| SinkAway { sink, since: instant(a.since_ms), why: a.why }).collect();
+        self
     }
 
     /// With its newest epoch.

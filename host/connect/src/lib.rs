@@ -1,10 +1,15 @@
 //! Sources, formats, lookups and sinks: one file each behind small traits. Knows the engine's values, nothing
 //! of lanes, epochs or config files.
 
+mod backoff;
 pub mod format;
 pub mod lookup;
+#[cfg(feature = "services")]
+pub mod postgres;
 pub mod sink;
 pub mod source;
+
+pub use backoff::Backoff;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +22,9 @@ pub enum ConnectError {
     /// Another program or another tidemill holds it, or the cursor contradicts the store.
     #[error("{0}")]
     Conflict(String),
+    /// The service cannot be reached or used now; the same may work later. Nothing was written, or it may be written again.
+    #[error("{0}")]
+    Unavailable(String),
     /// The service or file failed while in use.
     #[error("{0}")]
     Failed(String),

@@ -2,7 +2,7 @@
 
 use super::Prove;
 use crate::planted;
-use crate::steps::{self, Failure, Watched, cargo, doing, say};
+use crate::steps::{self, FEATURES, Failure, Watched, cargo, doing, say};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -126,7 +126,7 @@ impl Prove {
     ) -> Result<Vec<String>, Failure> {
         let report = self.folder.join("report.txt");
         doing("the tests' report", fs::write(&report, ""))?;
-        let always = ["test", "--locked", "--workspace", "--profile=trial"];
+        let always = ["test", "--locked", "--workspace", "--profile=trial", FEATURES];
         let mut command = cargo(&[&always, arguments].concat());
         command.env("TIDEMILL_BIN", &self.binary).env("TIDEMILL_REPORT", &report);
         let mut again = String::new();

@@ -43,6 +43,7 @@ pub(super) fn execute(args: &CheckArgs) -> Result<u8, Failure> {
         plugins(&plan, &mut problems)?;
     }
     let changes = if problems.has_errors() { Vec::new() } else { changes(&plan, &mut problems)? };
+    services(&plan, &mut problems);
     if problems.has_errors() {
         return Err(Failure::Config(problems));
     }
@@ -102,6 +103,16 @@ fn plugins(plan: &Plan, problems: &mut Problems) -> Result<(), Failure> {
     }
     problems.sort();
     Ok(())
+}
+
+/// Services that lookups would ask and that are not there, or have not what they are asked for. Sinks were asked with what is stored.
+fn services(plan: &Plan, problems: &mut Problems) {
+    for lookup in &plan.lookups {
+        if let Err(e) = config::lookup::probe_service(lookup) {
+            problems.error(lookup.at, &format!("lookup.{}", lookup.name), e.to_string(), None);
+        }
+    }
+    problems.sort();
 }
 
 /// What differs from what is stored; what cannot be changed becomes a problem of the pipeline's table.
@@ -219,6 +230,7 @@ fn place(sink: &Sink) -> String {
     match &sink.kind {
         SinkKind::Sqlite { path, table } => format!("{} (SQLite, table {table})", path.display()),
         SinkKind::File { path } => format!("{} (JSON lines)", path.display()),
+        SinkKind::Postgres { server, table } => format!("{} (table {table})", server.address()),
         SinkKind::Stdout => "standard output (JSON lines, at least once)".to_owned(),
     }
 }
@@ -227,8 +239,8 @@ fn place(sink: &Sink) -> String {
 pub(super) fn outputs_json(plan: &Plan, pipeline: &Pipeline) -> Value {
     let one = |role: &str, sink: &Sink| {
         let table = match &sink.kind {
-            SinkKind::Sqlite { table, .. } => Some(table),
-            _ => None,
+            SinkKind::Sqlite { table, .. } | SinkKind::Postgres { table, .. } => Some(table),
+            SinkKind::File { .. } | SinkKind::Stdout => None,
         };
         json!({"role": role, "sink": sink.name, "path": sink.kind.path(), "table": table})
     };

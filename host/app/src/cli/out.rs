@@ -110,7 +110,7 @@ impl From<ConnectError> for Failure {
         let code = match e {
             ConnectError::Config(_) => 4,
             ConnectError::Conflict(_) => 6,
-            ConnectError::Failed(_) => 1,
+            ConnectError::Failed(_) | ConnectError::Unavailable(_) => 1,
             ConnectError::Storage(_) => 5,
         };
         Failure::new(code, e.to_string(), None)

@@ -165,7 +165,7 @@ fn choose<'a>(plan: &'a Plan, name: Option<&str>) -> Result<&'a Sink, Failure> {
 
 fn takes_final(plan: &Plan, sink: &Sink) -> bool {
     let name_of = |i: usize| plan.sinks.get(i).map(|s| &s.name);
-    sink.kind != SinkKind::Stdout
+    sink.kind.path().is_some()
         && plan
             .pipelines
             .iter()

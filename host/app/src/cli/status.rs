@@ -50,7 +50,10 @@ pub(super) fn execute(args: &StatusArgs) -> Result<u8, Failure> {
         let limit = plan.pipelines.iter().find(|p| p.name == view.pipeline).map(|p| p.limits.open_sessions);
         match &view.committed {
             Some(c) => show(&mut stdout, view, c, limit)?,
-            None => writeln!(stdout, "{BOLD}{}{BOLD:#}: has never run", view.pipeline)?,
+            None => {
+                writeln!(stdout, "{BOLD}{}{BOLD:#}: has never run", view.pipeline)?;
+                show_away(&mut stdout, view)?;
+            }
         }
     }
     stdout.flush()?;
@@ -107,6 +110,7 @@ fn show(
     if let Some(why) = &view.failure {
         writeln!(to, "  failed     {}", text::foreign(why, 1024))?;
     }
+    show_away(to, view)?;
     if let Some(s) = &m.suspended {
         writeln!(
             to,
@@ -185,6 +189,20 @@ fn show(
     align_right(&mut sinks, &[1, 2]);
     writeln!(to, "{sinks}")?;
     show_lookups(to, m)
+}
+
+/// Sinks that cannot be used now.
+fn show_away(to: &mut impl Write, view: &PipelineView) -> Result<(), Failure> {
+    for s in &view.sinks_away {
+        writeln!(
+            to,
+            "  away       sink `{}` since {}, tried again: {}",
+            s.sink,
+            shown(s.since.as_ref()),
+            text::foreign(&s.why, 1024)
+        )?;
+    }
+    Ok(())
 }
 
 /// Which versions of the rule are live, and what a swap still waits for.

@@ -3,11 +3,15 @@
 use super::diagnose::{Problems, Spot, nearest};
 use super::last;
 use super::plan::{Pipeline, Secret};
+use super::postgres::Server as PostgresServer;
 use super::raw::{Field, Section, Value};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tidemill_connect::ConnectError;
 use tidemill_connect::lookup::file::{self, FileProvider};
 use tidemill_connect::lookup::http::{self, HttpProvider, Method};
+#[cfg(feature = "services")]
+use tidemill_connect::lookup::postgres::{self as postgres_lookup, PostgresProvider};
 use tidemill_connect::lookup::sqlite::{SqliteProvider, What};
 use tidemill_connect::lookup::{Provider, Settings, bounds};
 
@@ -49,6 +53,15 @@ pub(crate) enum LookupKind {
         /// The column that holds the key.
         key: String,
     },
+    /// A table of a server, or what a query makes of several.
+    Postgres {
+        /// Where it is.
+        server: PostgresServer,
+        /// The table or query.
+        what: What,
+        /// The column that holds the key.
+        key: String,
+    },
     /// A service.
     Http {
         /// Its URL.
@@ -79,6 +92,7 @@ impl Lookup {
         Ok(match &self.kind {
             LookupKind::File { path, format, key } => Box::new(FileProvider::open(path, *format, key)?),
             LookupKind::Sqlite { path, what, key } => Box::new(SqliteProvider::open(path, what, key)?),
+            LookupKind::Postgres { server, what, key } => postgres_provider(server, what, key),
             LookupKind::Http { url, method, headers, rows } => {
                 let headers: Vec<(String, String)> =
                     headers.iter().map(|(name, value)| (name.clone(), value.reveal().to_owned())).collect();
@@ -91,19 +105,51 @@ impl Lookup {
     pub(crate) fn path(&self) -> Option<&Path> {
         match &self.kind {
             LookupKind::File { path, .. } | LookupKind::Sqlite { path, .. } => Some(path),
-            LookupKind::Http { .. } => None,
+            LookupKind::Postgres { .. } | LookupKind::Http { .. } => None,
         }
     }
 }
 
+#[cfg(feature = "services")]
+fn postgres(server: &PostgresServer, what: &What, key: &str) -> PostgresProvider {
+    let what = match what {
+        What::Table(table) => postgres_lookup::What::Table(table.clone()),
+        What::Query(query) => postgres_lookup::What::Query(query.clone()),
+    };
+    PostgresProvider::new(server.clone(), what, key.to_owned())
+}
+
+#[cfg(feature = "services")]
+fn postgres_provider(server: &PostgresServer, what: &What, key: &str) -> Box<dyn Provider> {
+    Box::new(postgres(server, what, key))
+}
+
+#[cfg(not(feature = "services"))]
+fn postgres_provider(server: &PostgresServer, _: &What, _: &str) -> Box<dyn Provider> {
+    match *server {}
+}
+
+/// Whether the service that a lookup asks is there and has what it is asked for, as far as that can be told. A run asks nothing
+/// before it needs to.
+pub(crate) fn probe_service(lookup: &Lookup) -> Result<(), ConnectError> {
+    match &lookup.kind {
+        #[cfg(feature = "services")]
+        LookupKind::Postgres { server, what, key } => postgres(server, what, key).probe(),
+        _ => Ok(()),
+    }
+}
+
 /// Keys that only some kinds of lookup have.
-const ELSEWHERE: [(&str, &str); 9] = [
-    ("path", "kind = \"http\" has a `url`"),
+const ELSEWHERE: [(&str, &str); 12] = [
+    ("path", "kind = \"http\" and \"postgres\" have a `url`"),
     ("format", "only kind = \"file\" has it"),
     ("key", "kind = \"http\" has no columns; `{key}` in the `url` stands for the key"),
-    ("table", "only kind = \"sqlite\" has it"),
-    ("query", "only kind = \"sqlite\" has it"),
-    ("url", "only kind = \"http\" has it"),
+    ("table", "only kind = \"sqlite\" and \"postgres\" have it"),
+    ("query", "only kind = \"sqlite\" and \"postgres\" have it"),
+    ("url", "only kind = \"http\" and \"postgres\" have it"),
+    ("password", "only kind = \"postgres\" has it"),
+    ("sslmode", "only kind = \"postgres\" has it"),
+    ("sslrootcert", "only kind = \"postgres\" has it"),
     ("method", "only kind = \"http\" has it"),
     ("headers", "only kind = \"http\" has it"),
     ("batch", "a GET asks for one key; `concurrency` says how many are under way at a time"),
@@ -114,10 +160,13 @@ pub(super) fn check_lookup(mut s: Section<'_>, p: &mut Problems) -> Option<Looku
     let at = s.at;
     let mut path_at = at;
     let later = ["bigtable", "feature_store", "model"];
-    let kind = s.need("kind", "write `kind = \"file\"`, \"sqlite\" or \"http\"", p);
-    let word = kind.and_then(|f| f.word(&["file", "sqlite", "http"], &later, p));
+    let kind = s.need("kind", "write `kind = \"file\"`, \"sqlite\", \"postgres\" or \"http\"", p);
+    let word = kind.as_ref().and_then(|f| f.word(&["file", "sqlite", "postgres", "http"], &later, p));
+    let word = word.filter(|w| *w != "postgres" || !kind.is_some_and(|f| super::postgres::is_missing(&f, p)));
     let kind = match word {
         Some("http") => check_http(&mut s, p),
+        // Whose time for an answer is among the settings.
+        Some("postgres") => None,
         Some(kind) => check_stored(&mut s, kind == "file", &mut path_at, p),
         None => {
             s.forgive(&ELSEWHERE.map(|(key, _)| key));
@@ -127,9 +176,17 @@ pub(super) fn check_lookup(mut s: Section<'_>, p: &mut Problems) -> Option<Looku
     };
     let on_failure = check_on_failure(&mut s, p);
     let settings = check_settings(&mut s, word == Some("file"), is_get(kind.as_ref()), on_failure, p);
+    let kind = match word {
+        Some("postgres") => {
+            check_postgres(&mut s, settings.as_ref().map(|s| Duration::from_millis(s.timeout_ms)), p)
+        }
+        _ => kind,
+    };
     s.finish(&ELSEWHERE, p);
     Some(Lookup { name, at, path_at, kind: kind?, settings: settings?, on_failure: on_failure? })
 }
+
+const KEY_HELP: &str = "write `key = \"visitor\"`: the column that holds the key";
 
 fn check_stored(
     s: &mut Section<'_>,
@@ -143,14 +200,28 @@ fn check_stored(
         *path_at = f.node.at;
     }
     let path = path.and_then(|f| f.text(p)).map(PathBuf::from);
-    let key = s.need("key", "write `key = \"visitor\"`: the column that holds the key", p);
+    let key = s.need("key", KEY_HELP, p);
     let key = key.and_then(|f| f.text(p)).map(str::to_owned);
     if is_file {
         let format = check_format(s, path.as_deref(), p);
         return Some(LookupKind::File { path: path?, format: format?, key: key? });
     }
+    let what = check_what(s, "?1", p);
+    Some(LookupKind::Sqlite { path: path?, what: what?, key: key? })
+}
+
+fn check_postgres(s: &mut Section<'_>, timeout: Option<Duration>, p: &mut Problems) -> Option<LookupKind> {
+    let server = super::postgres::check(s, timeout, p);
+    let key = s.need("key", KEY_HELP, p);
+    let key = key.and_then(|f| f.text(p)).map(str::to_owned);
+    let what = check_what(s, "$1", p);
+    Some(LookupKind::Postgres { server: server?, what: what?, key: key? })
+}
+
+/// A table, or a query with this for the keys.
+fn check_what(s: &mut Section<'_>, keys: &str, p: &mut Problems) -> Option<What> {
     let (table, query) = (s.get("table"), s.get("query"));
-    let what = match (table, query) {
+    match (table, query) {
         (Some(t), None) => t.text(p).map(|t| What::Table(t.to_owned())),
         (None, Some(q)) => q.text(p).map(|q| What::Query(q.to_owned())),
         (Some(_), Some(q)) => {
@@ -158,11 +229,10 @@ fn check_stored(
             None
         }
         (None, None) => {
-            s.need("table", "write `table = \"visitors\"`, or a `query` with `?1`", p);
+            s.need("table", &format!("write `table = \"visitors\"`, or a `query` with `{keys}`"), p);
             None
         }
-    };
-    Some(LookupKind::Sqlite { path: path?, what: what?, key: key? })
+    }
 }
 
 /// As written, or as the file's name ends.
@@ -342,7 +412,7 @@ pub(super) fn probe(lookup: &Lookup, similar: impl Fn(&str) -> Option<String>, p
     if let Err(e) = lookup.provider() {
         let column = match &lookup.kind {
             LookupKind::File { key, .. } | LookupKind::Sqlite { key, .. } => key.as_str(),
-            LookupKind::Http { .. } => "",
+            LookupKind::Postgres { .. } | LookupKind::Http { .. } => "",
         };
         let text = e.to_string();
         // The message lists the columns that there are; the nearest one is probably meant.

@@ -11,6 +11,7 @@ mod listener;
 pub(crate) mod lookup;
 mod pipeline;
 pub(crate) mod plan;
+pub(crate) mod postgres;
 mod probe;
 mod raw;
 mod references;

@@ -15,6 +15,7 @@ use tidemill_engine::outbox::{Stage, Stages};
 
 use super::diagnose::{Problems, Spot};
 use super::lookup::Lookup;
+use super::postgres::Server as PostgresServer;
 use crate::tls::TlsFiles;
 
 /// A whole config file, checked.
@@ -488,6 +489,13 @@ pub(crate) enum SinkKind {
         /// The file.
         path: PathBuf,
     },
+    /// Upsert into a table of a server, or letters into one.
+    Postgres {
+        /// Where it is.
+        server: PostgresServer,
+        /// The table, with a schema before a dot if need be.
+        table: String,
+    },
     /// JSON lines on standard output.
     Stdout,
 }
@@ -497,7 +505,7 @@ impl SinkKind {
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
             SinkKind::Sqlite { path, .. } | SinkKind::File { path } => Some(path),
-            SinkKind::Stdout => None,
+            SinkKind::Postgres { .. } | SinkKind::Stdout => None,
         }
     }
 
@@ -505,6 +513,8 @@ impl SinkKind {
         match self {
             SinkKind::Sqlite { path, table } => json!({"kind": "sqlite", "path": path, "table": table}),
             SinkKind::File { path } => json!({"kind": "file", "path": path}),
+            // Not where it is: a server may move with all that is in it, and its table says itself how far it is.
+            SinkKind::Postgres { table, .. } => json!({"kind": "postgres", "table": table}),
             SinkKind::Stdout => json!({"kind": "stdout"}),
         }
     }
@@ -725,7 +735,8 @@ pub(crate) fn moved(stored: &Value, new: &Value, sink: &str) -> Option<String> {
     let shown = |facts: &Value| match (facts["path"].as_str(), facts["table"].as_str()) {
         (Some(path), Some(table)) => format!("table {table} of {path}"),
         (Some(path), None) => path.to_owned(),
-        (None, _) => "standard output".to_owned(),
+        (None, Some(table)) => format!("table {table} of a Postgres server"),
+        (None, None) => "standard output".to_owned(),
     };
     let (before, now) = (facts(stored)?, facts(new)?);
     (place(&before) != place(&now)).then(|| {

@@ -57,7 +57,17 @@ impl Uses {
             let Some(Some(sink)) = sinks.get(u.index) else { continue };
             if u.dead && matches!(sink.kind, SinkKind::Sqlite { .. }) {
                 let message = format!("dead letters cannot go to `{}`: they are JSON lines", sink.name);
-                p.error(u.at, &u.path, message, "use a sink of kind = \"file\" or \"stdout\"".to_owned());
+                let help = "use a sink of kind = \"file\", \"postgres\" or \"stdout\"".to_owned();
+                p.error(u.at, &u.path, message, help);
+            }
+            // Sessions and letters have other columns.
+            let other = self.sinks[..n].iter().find(|o| o.index == u.index && o.dead != u.dead);
+            if let (Some(other), SinkKind::Postgres { .. }) = (other, &sink.kind) {
+                let message =
+                    format!("the table of `{}` cannot hold both sessions and dead letters", sink.name);
+                let help =
+                    format!("`{}` writes to it already; give each a sink with its own `table`", other.path);
+                p.error(u.at, &u.path, message, help);
             }
             // A file is cut back to one pipeline's cursor after a crash; two would cut each other.
             let first = self.sinks[..n].iter().find(|first| first.index == u.index);
@@ -117,6 +127,9 @@ pub(super) fn check_one_file(sinks: &[Option<Sink>], p: &mut Problems) {
         let clash = sinks[..n].iter().find(|first| match (&first.kind, &sink.kind) {
             (SinkKind::Sqlite { path: a, table: s }, SinkKind::Sqlite { path: b, table: t }) => {
                 same_file(a, b) && s.eq_ignore_ascii_case(t)
+            }
+            (SinkKind::Postgres { server: a, table: s }, SinkKind::Postgres { server: b, table: t }) => {
+                a.address() == b.address() && s == t
             }
             (a, b) => matches!((a.path(), b.path()), (Some(a), Some(b)) if same_file(a, b)),
         });

@@ -401,12 +401,112 @@ fn wrong_pipelines() {
          15:6 pipeline.b.to: the file sink `out` is used twice (`pipeline.visits.to` writes to it already; give each its own)");
 }
 
+/// `SMALL` with a Postgres sink of these keys.
+#[cfg(feature = "services")]
+#[track_caller]
+fn check_postgres(keys: &str, want: &str) {
+    check("kind = \"file\"\npath = \"out.jsonl\"", &format!("kind = \"postgres\"\n{keys}"), want);
+}
+
+#[cfg(feature = "services")]
+#[test]
+fn postgres_sinks() {
+    let url = "url = \"postgres://me@localhost/d\"";
+    check_postgres(
+        &format!("{url}\npassword = \"${{env:SECRET}}\"\ntable = \"a.b_1\"\ntimeout = \"5s\""),
+        "",
+    );
+    check_postgres(
+        &format!("{url}\npassword = \"hunter2\""),
+        "13:12 sink.out.password: a password does not belong into this file (write `password = \"${env:PGPASSWORD}\"` or \"${file:PATH}\")",
+    );
+    check_postgres(
+        "url = \"postgres://me:${env:SECRET}@h/d\"\nsslmode = \"disable\"",
+        "12:7 sink.out.url: a password does not belong into the `url` (write `password = \"${env:PGPASSWORD}\"` or \"${file:PATH}\" beside it)",
+    );
+    check_postgres(
+        "url = \"postgres://me@db.example/d\"",
+        "12:7 sink.out.url: the `url` leads beyond this machine, where anybody on the way can read along (write `sslmode = \"verify-full\"` and `sslrootcert = \"/etc/ssl/certs/ca-certificates.crt\"`, or `sslmode = \"disable\"` if the network is yours alone)",
+    );
+    check_postgres(
+        "url = \"postgres://me@db.example/d?sslmode=require\"",
+        "12:7 sink.out.url: `sslmode` does not belong into the `url` (write `sslmode = ..` beside it)",
+    );
+    check_postgres(
+        &format!("{url}\nsslmode = \"verify-full\""),
+        "10:7 sink.out.sslrootcert: `sink.out.sslrootcert` is missing (write `sslrootcert = \"/etc/ssl/certs/ca-certificates.crt\"`: the authorities to believe)",
+    );
+    check_postgres(
+        &format!("{url}\nsslmode = \"require\"\nsslrootcert = \"ca.pem\""),
+        "14:15 sink.out.sslrootcert: `sslrootcert` means nothing with `sslmode = \"require\"` (write `sslmode = \"verify-full\"`)",
+    );
+    check_postgres(
+        &format!("{url}\ntable = \"tidemill_cursor\"\ntimeout = \"1ms\"\npath = \"x\""),
+        "13:9 sink.out.table: `tidemill_cursor` cannot be a table (use up to 55 letters, digits and `_`, not beginning with a digit; a schema may stand before it, with a dot between; `tidemill_cursor` is taken)
+         14:11 sink.out.timeout: `sink.out.timeout` must lie between 100ms and 1h (\"30s\" is usual)
+         15:1 sink.out.path: `path` means nothing here: only kind = \"sqlite\" and \"file\" have it",
+    );
+    check_postgres(
+        &format!("{url}\n[sink.b]\nkind = \"postgres\"\n{url}\ntable = \"sessions\""),
+        "warning: 13:7 sink.b: no pipeline writes to the sink `b`
+         13:7 sink.b.path: the sinks `out` and `b` write to the same place (give each its own)",
+    );
+    let both = SMALL
+        .replace("kind = \"file\"\npath = \"out.jsonl\"", &format!("kind = \"postgres\"\n{url}"))
+        .replace("to = [\"out\"]", "to = [\"out\"]\ndead = \"out\"");
+    let problems = listed(&parsed(&both).unwrap_err());
+    assert!(problems.contains("cannot hold both sessions and dead letters"), "{problems}");
+    let shown = format!(
+        "{:?}",
+        parsed(
+            &both
+                .replace("dead = \"out\"", "")
+                .replace(url, &format!("{url}\npassword = \"${{env:SECRET}}\""))
+        )
+    );
+    assert!(shown.contains("postgres://localhost:5432/d") && !shown.contains("hunter2"), "{shown}");
+}
+
+#[cfg(not(feature = "services"))]
+#[test]
+fn a_build_without_postgres_says_so() {
+    check(
+        "kind = \"file\"\npath = \"out.jsonl\"",
+        "kind = \"postgres\"\nurl = \"postgres://me@localhost/d\"",
+        "11:8 sink.out.kind: this build has no Postgres (build it with `--features services`, or use a kind without a service)",
+    );
+}
+
+/// Every example is a config that can be run.
+#[test]
+fn the_examples_are_right() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let env = |_: &str| Some("hunter2".to_owned());
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        let is_config = path.extension().is_some_and(|e| e == "toml");
+        let needs_services = path.file_stem().is_some_and(|s| s == "postgres");
+        if !is_config || (needs_services && !cfg!(feature = "services")) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let problems = match parse_with(&text, &path, NOW_MS, &env) {
+            Ok(plan) => listed(&plan.warnings),
+            Err(problems) => listed(&problems),
+        };
+        assert_eq!(problems, "", "{}", path.display());
+        seen += 1;
+    }
+    assert!(seen >= 3, "the examples have moved");
+}
+
 #[test]
 fn wrong_sinks_and_server() {
     check(
         r#"path = "out.jsonl""#,
         "path = \"out.jsonl\"\ntable = \"t\"",
-        "13:1 sink.out.table: `table` means nothing here: only kind = \"sqlite\" has it",
+        "13:1 sink.out.table: `table` means nothing here: only kind = \"sqlite\" and \"postgres\" have it",
     );
     check(
         r#"path = "out.jsonl""#,
@@ -670,7 +770,7 @@ fn mistakes_in_lookups() {
         (
             "key = \"region\"",
             "key = \"region\"\ntable = \"x\"",
-            "41:1 lookup.regions.table: `table` means nothing here: only kind = \"sqlite\" has it\n",
+            "41:1 lookup.regions.table: `table` means nothing here: only kind = \"sqlite\" and \"postgres\" have it\n",
         ),
     ];
     for (line, by, want) in table {

@@ -1,6 +1,7 @@
 //! One thread a sink: takes committed epochs in order, delivers them, keeps the cursor.
 
-use crate::meters::{Activity, Laps, Meters};
+use crate::meters::{Activity, Laps};
+use crate::progress::Progress;
 use crossbeam_channel::Receiver;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use tidemill_engine::record::Kind;
 use tidemill_store::log::{LogReader, RecordRef};
 
 use super::RunError;
+use super::patience::Patience;
 use super::stop::Stop;
 
 /// What an epoch sends, in memory.
@@ -55,7 +57,7 @@ pub(crate) struct Delivery<'a> {
     pub(crate) waiting_bytes: Arc<AtomicU64>,
     pub(crate) log: LogReader,
     pub(crate) cursors: Arc<Cursors>,
-    pub(crate) meters: &'a Meters,
+    pub(crate) progress: &'a Progress,
     pub(crate) stop: &'a Stop<'a>,
 }
 
@@ -63,24 +65,26 @@ pub(crate) struct Delivery<'a> {
 pub(crate) const DELIVERY_AFTER_STOP: Duration = Duration::from_secs(30);
 
 impl Delivery<'_> {
-    pub(crate) fn run(mut self) -> Result<(), RunError> {
+    /// Whether everything was delivered; if not, the next start does it.
+    pub(crate) fn run(mut self) -> Result<bool, RunError> {
         let mut stopping_since = None;
-        let mut laps = Laps::begin(self.meters);
+        let mut laps = Laps::begin(&self.progress.meters);
         while let Ok(committed) = self.queue.recv() {
             if self.stop.asked()
                 && stopping_since.get_or_insert_with(Instant::now).elapsed() > DELIVERY_AFTER_STOP
             {
-                return Ok(());
+                return Ok(false);
             }
-            let cursor = self.deliver(&committed)?;
+            let Some(cursor) = self.deliver(&committed)? else { return Ok(false) };
             self.cursors.set(&self.name, cursor);
             self.waiting_bytes.fetch_sub(committed.at.len, Ordering::Relaxed);
             laps.spent_on(Activity::Sink);
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn deliver(&mut self, c: &Committed) -> Result<Cursor, RunError> {
+    /// Tries until the sink has it. `None`: it is away, and somebody wants the pipeline to end.
+    fn deliver(&mut self, c: &Committed) -> Result<Option<Cursor>, RunError> {
         let read;
         let (rows, enriched, letters): (&[u8], &[u8], &[u8]) = match &c.sections {
             Some(s) => (&s.rows, &s.enriched, &s.letters),
@@ -91,6 +95,7 @@ impl Delivery<'_> {
             }
         };
         let outbox = Outbox::new(c.incarnation, c.at.epoch, rows, letters).with_enriched(enriched);
-        self.sink.deliver(&outbox).map_err(|e| RunError::of(&format!("sink `{}`", self.name), e))
+        let ends = || self.stop.asked() || self.stop.suspended();
+        Patience::with(&self.name, self.progress).until_done(ends, || self.sink.deliver(&outbox))
     }
 }

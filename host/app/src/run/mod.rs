@@ -19,6 +19,7 @@ pub(crate) mod inlets;
 mod lane;
 pub(crate) mod layout;
 pub(crate) mod measure;
+mod patience;
 mod pipeline;
 mod reader;
 mod start;
@@ -144,6 +145,9 @@ pub(crate) enum RunError {
     /// A sink's storage failed.
     #[error("{0}")]
     Storage(String),
+    /// The process was asked to end while a sink was waited for.
+    #[error("{0}")]
+    Stopped(String),
 }
 
 impl RunError {
@@ -155,6 +159,7 @@ impl RunError {
             RunError::Refused(_) => 4,
             RunError::Storage(_) => 5,
             RunError::Conflict(_) => 6,
+            RunError::Stopped(_) => 0,
         }
     }
     /// Whether the whole process must stop, not only this pipeline.
@@ -165,7 +170,10 @@ impl RunError {
         match e {
             ConnectError::Config(m) => RunError::Refused(format!("{what}: {m}")),
             ConnectError::Conflict(m) => RunError::Conflict(format!("{what}: {m}")),
-            ConnectError::Failed(m) => RunError::Failed(format!("{what}: {m}")),
+            // Whoever waits for it does so before it gets here.
+            ConnectError::Unavailable(m) | ConnectError::Failed(m) => {
+                RunError::Failed(format!("{what}: {m}"))
+            }
             ConnectError::Storage(m) => RunError::Storage(format!("{what}: {m}")),
         }
     }

@@ -6,6 +6,7 @@ use super::enrich::{self, Pressure, Tray};
 use super::hot::HotNames;
 use super::lane::{Seen, run_lane};
 use super::layout::key_form;
+use super::patience::Patience;
 use super::reader::{End, Outputs, Reader, ToLane};
 use super::start;
 use super::stop::Stop;
@@ -13,6 +14,7 @@ use super::{Job, Outcome, RunError, Summary};
 use crate::clock::now_ms;
 use crate::config::LANES_MAX;
 use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
+use crate::config::postgres::Server as PostgresServer;
 use crate::control::{self, Again, Running};
 use crate::journal::Level;
 use crate::meta::Meta;
@@ -29,6 +31,8 @@ use std::time::Duration;
 use tidemill_connect::Cursor;
 use tidemill_connect::sink::Sink;
 use tidemill_connect::sink::jsonl::JsonlSink;
+#[cfg(feature = "services")]
+use tidemill_connect::sink::postgres::PostgresSink;
 use tidemill_connect::sink::sqlite::SqliteSink;
 use tidemill_connect::sink::stdout::StdoutSink;
 use tidemill_engine::lane::{Lane, LaneConfig};
@@ -119,9 +123,31 @@ fn make_sink(s: &SinkPlan, pipeline: &str, stages: Option<Stages>) -> Box<dyn Si
             Box::new(JsonlSink::sessions(path.clone(), pipeline.to_owned(), st))
         }
         (SinkKind::File { path }, None) => Box::new(JsonlSink::letters(path.clone())),
+        (SinkKind::Postgres { server, table }, st) => postgres_sink(server, table, pipeline, &s.name, st),
         (SinkKind::Stdout, Some(st)) => Box::new(StdoutSink::new(pipeline.to_owned(), st)),
         (SinkKind::Stdout, None) => Box::new(StdoutSink::letters()),
     }
+}
+
+#[cfg(feature = "services")]
+fn postgres_sink(
+    server: &PostgresServer,
+    table: &str,
+    pipeline: &str,
+    sink: &str,
+    stages: Option<Stages>,
+) -> Box<dyn Sink> {
+    let (server, table) = (server.clone(), table.to_owned());
+    let (pipeline, sink) = (pipeline.to_owned(), sink.to_owned());
+    Box::new(match stages {
+        Some(stages) => PostgresSink::sessions(server, table, pipeline, sink, stages),
+        None => PostgresSink::letters(server, table, pipeline, sink),
+    })
+}
+
+#[cfg(not(feature = "services"))]
+fn postgres_sink(server: &PostgresServer, _: &str, _: &str, _: &str, _: Option<Stages>) -> Box<dyn Sink> {
+    match *server {}
 }
 
 pub(super) fn all_sinks(plan: &Plan, pipeline: &Pipeline) -> Vec<(String, Box<dyn Sink>)> {
@@ -148,7 +174,7 @@ struct Recovered {
 
 /// What the sinks have seen committed, asked before anything is cut from the log.
 fn witnesses(job: Job<'_>) -> Result<Vec<Evidence>, RunError> {
-    let Job { plan, pipeline, options, dir, .. } = job;
+    let Job { plan, pipeline, options, dir, progress, stop, .. } = job;
     let mut found = Vec::new();
     // Without a log nothing can be cut, and a sink says more of a state directory that is gone.
     if !EpochLog::is_there(&OsDisk, dir)? {
@@ -156,9 +182,8 @@ fn witnesses(job: Job<'_>) -> Result<Vec<Evidence>, RunError> {
     }
     for (name, sink) in all_sinks(plan, pipeline).into_iter().filter(|(n, _)| !options.resend.contains(n)) {
         let who = format!("sink `{name}`");
-        if let Some(epoch) = sink.witness().map_err(|e| RunError::of(&who, e))? {
-            found.push(Evidence { who, epoch });
-        }
+        let seen = Patience::with(&name, progress).at_start(|| asked(stop), || sink.witness())?;
+        found.extend(seen.map(|epoch| Evidence { who, epoch }));
     }
     Ok(found)
 }
@@ -215,14 +240,19 @@ fn recover(job: Job<'_>) -> Result<Recovered, RunError> {
     Ok(Recovered { log, meta, lanes, kept, left, notes })
 }
 
+/// Whether the process is to end.
+fn asked(stop: &AtomicBool) -> bool {
+    stop.load(Ordering::Relaxed)
+}
+
 /// Opens and fences the sinks, and checks their cursors against the store's (DESIGN 4, "What wins").
 fn open_sinks(job: Job<'_>, r: &Recovered) -> Result<Vec<Opened>, RunError> {
-    let Job { plan, pipeline, options, incarnation, .. } = job;
+    let Job { plan, pipeline, options, incarnation, progress, stop, .. } = job;
     let fingerprint = plan::fingerprint(pipeline, plan);
     let back_to = r.meta.as_ref().filter(|m| m.tell_again).and_then(|m| m.back_to);
     let mut opened = Vec::new();
     for (name, mut sink) in all_sinks(plan, pipeline) {
-        let of = |e| RunError::of(&format!("sink `{name}`"), e);
+        let patience = Patience::with(&name, progress);
         let stored = r.meta.as_ref().and_then(|m| m.cursors.get(&name)).copied();
         let resend = options.resend.contains(&name);
         let start = Cursor { epoch: 0, length: 0 };
@@ -230,15 +260,18 @@ fn open_sinks(job: Job<'_>, r: &Recovered) -> Result<Vec<Opened>, RunError> {
         let moved = r.meta.as_ref().and_then(|m| plan::moved(&m.fingerprint, &fingerprint, &name));
         match moved {
             Some(moved) if !resend => return Err(RunError::Conflict(format!("sink `{name}`: {moved}"))),
-            _ if resend => sink.is_ours(stored.filter(|_| moved.is_none())).map_err(of)?,
+            _ if resend => {
+                let here = stored.filter(|_| moved.is_none());
+                patience.at_start(|| asked(stop), || sink.is_ours(here))?;
+            }
             _ => {}
         }
         if let Some(epoch) = back_to {
             // Whoever went back may have come no further than the log.
-            sink.is_ours(from).map_err(of)?;
-            sink.take_back(incarnation, epoch, from).map_err(of)?;
+            patience.at_start(|| asked(stop), || sink.is_ours(from))?;
+            patience.at_start(|| asked(stop), || sink.take_back(incarnation, epoch, from))?;
         }
-        let own = sink.open(incarnation, from).map_err(of)?;
+        let own = patience.at_start(|| asked(stop), || sink.open(incarnation, from))?;
         let cursor = if resend {
             own.unwrap_or(start)
         } else {
@@ -286,7 +319,8 @@ pub(super) fn of_another_state(plan: &Plan, epoch: u64) -> String {
     )
 }
 
-/// Deletes what the pipeline has written and what it knows. Nothing at all, if one of its files holds something else.
+/// Deletes what the pipeline has written and what it knows. Nothing at all, if one of its files holds something else, or a sink is
+/// away: whoever starts over is there to see it.
 fn start_over(job: Job<'_>) -> Result<(), RunError> {
     let Job { plan, pipeline, incarnation, dir, .. } = job;
     // Of a log that cannot be read any more, nothing says which files are its own.
@@ -310,6 +344,21 @@ fn start_over(job: Job<'_>) -> Result<(), RunError> {
 ///
 /// `again`: how it starts after a suspension; the operation is told once it is certain that it does.
 pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunError> {
+    match start_and_run(job, again) {
+        Err(RunError::Stopped(why)) => stopped_at_start(job, why),
+        ended => ended,
+    }
+}
+
+/// What is said of a run that was asked to end before it could begin.
+fn stopped_at_start(job: Job<'_>, why: String) -> Result<Summary, RunError> {
+    let name = &job.pipeline.name;
+    let counters = super::peek(job.plan, name)?.map(|(_, _, meta)| meta.counters).unwrap_or_default();
+    let (pipeline, outcome, notes) = (name.clone(), Outcome::Stopped, vec![why]);
+    Ok(Summary { pipeline, outcome, counters, notes, suspended: None })
+}
+
+fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunError> {
     let Job { plan, pipeline, options, incarnation, handle, inlets, progress, stop: process, .. } = job;
     if options.fresh && again.is_none() {
         start_over(job)?;
@@ -354,8 +403,10 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
 
     let cursors = Arc::new(Cursors::default());
     sinks.iter().for_each(|s| cursors.set(&s.name, s.cursor));
-    let waiting: Vec<Arc<AtomicU64>> = sinks.iter().map(|_| Arc::default()).collect();
-    progress.meters.put_sinks(sinks.iter().map(|s| s.name.clone()).zip(waiting.iter().cloned()));
+    let waiting: Vec<Arc<AtomicU64>> =
+        sinks.iter().map(|s| progress.meters.sink(&s.name).waiting_bytes.clone()).collect();
+    // What an earlier run of this process has left there is counted again below.
+    waiting.iter().for_each(|w| w.store(0, Ordering::Relaxed));
     let log_bytes = Arc::new(AtomicU64::new(r.log.bytes_retained()));
     let lane_letters = Arc::new(AtomicU64::new(0));
     let crowded = Arc::new(AtomicBool::new(false));
@@ -390,7 +441,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
         )));
     }
     if was_finished && !options.reopen {
-        resend_now(&mut sinks, &r, &cursors)?;
+        resend_now(job, &mut sinks, &r, &cursors)?;
         let counters = r.meta.map(|m| m.counters).unwrap_or_default();
         notes.push(format!("pipeline `{}` has finished before, and there is nothing new", pipeline.name));
         let outcome = Outcome::AlreadyFinished;
@@ -433,8 +484,8 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
             }
             outlets.push(Outlet { queue: to, waiting_bytes: waiting_bytes.clone() });
             let (log, cursors) = (r.log.reader(), cursors.clone());
-            let meters = &progress.meters;
-            let d = Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors, meters, stop };
+            let d =
+                Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors, progress, stop };
             deliveries.push(scope.spawn(move || stop.at_failure(d.run())));
         }
         let mut lane_threads = Vec::new();
@@ -493,7 +544,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
             ended.mark(first, &cursors, s.clone(), handle)?;
             progress.halt("SUSPENDED", &suspended_line(s), false);
         }
-        let delivered: Vec<Result<(), RunError>> = deliveries.into_iter().map(join).collect();
+        let delivered: Vec<Result<bool, RunError>> = deliveries.into_iter().map(join).collect();
         let folded: Vec<Result<(), RunError>> = lane_threads.into_iter().map(join).collect();
         let enriched = worker.map_or(Ok(()), join);
         let ended: Ended = ended?;
@@ -501,7 +552,7 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
             enriched?;
             folded.into_iter().collect::<Result<(), _>>()?;
         }
-        delivered.into_iter().collect::<Result<(), _>>()?;
+        let delivered = delivered.into_iter().collect::<Result<Vec<bool>, _>>()?.into_iter().all(|d| d);
         let mut counters = counters;
         counters.fold = ended.counts;
         counters.dead.extend(ended.counts.letters().map(|(reason, n)| (reason.to_owned(), n)));
@@ -514,11 +565,14 @@ pub(super) fn run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErr
                 "{unresolved} revisions wait for their lookups; the next run goes on with them"
             ));
         }
+        if !delivered {
+            notes.push("not every sink has everything yet; the next run sends the rest".to_owned());
+        }
         ended.keep_cursors(&cursors)?;
         let outcome = match (&suspended, end, pipeline.end_of_input) {
             (Some(_), ..) => Outcome::Suspended,
             (None, Err(e), _) => return Err(e),
-            (None, Ok(End::InputUsedUp), _) if unresolved > 0 => Outcome::Stopped,
+            (None, Ok(End::InputUsedUp), _) if unresolved > 0 || !delivered => Outcome::Stopped,
             (None, Ok(End::InputUsedUp), EndOfInput::Close) => Outcome::Finished,
             (None, Ok(End::InputUsedUp), EndOfInput::Hold) => Outcome::Held,
             (None, Ok(End::Stopped | End::Hangup | End::Suspended), _) => Outcome::Stopped,
@@ -547,15 +601,15 @@ fn compare(stored: Option<&Meta>, new: &serde_json::Value) -> Result<Vec<String>
 }
 
 /// Sends what a finished pipeline's sinks have not confirmed: a crash may have come between.
-fn resend_now(sinks: &mut [Opened], r: &Recovered, cursors: &Cursors) -> Result<(), RunError> {
+fn resend_now(job: Job<'_>, sinks: &mut [Opened], r: &Recovered, cursors: &Cursors) -> Result<(), RunError> {
     for s in sinks {
+        let patience = Patience::with(&s.name, job.progress);
         for (by, at) in r.kept.iter().filter(|(_, at)| at.epoch > s.cursor.epoch) {
             let sections = r.log.read_sections(at)?;
             let of = |kind| sections.iter().find(|x| x.0 == kind).map(|x| x.1.clone()).unwrap_or_default();
             let (rows, enriched, letters) = (of(Kind::Rows), of(Kind::Enriched), of(Kind::Letters));
             let outbox = Outbox::new(*by, at.epoch, &rows, &letters).with_enriched(&enriched);
-            let cursor =
-                s.sink.deliver(&outbox).map_err(|e| RunError::of(&format!("sink `{}`", s.name), e))?;
+            let cursor = patience.at_start(|| asked(job.stop), || s.sink.deliver(&outbox))?;
             cursors.set(&s.name, cursor);
         }
     }

@@ -13,6 +13,7 @@ use super::bounds::{self, BACKOFF_MAX_MS, BACKOFF_MS};
 use super::cache::Cache;
 use super::counts::LookupCounts;
 use super::{Answer, Fetched, LookupError, Row, Ticket};
+use crate::backoff;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -96,11 +97,8 @@ fn is_answer(f: &Fetched) -> bool {
     matches!(f, Ok(_) | Err(LookupError::Unusable(_)))
 }
 
-/// The wait after the `n`th failure: doubled each time, bounded, and between half and all of that by chance, so that many
-/// who failed together do not come back together.
 fn backoff_ms(n: u32, jitter: &mut fastrand::Rng) -> u64 {
-    let full = BACKOFF_MS.saturating_mul(1 << n.min(32)).min(BACKOFF_MAX_MS);
-    full / 2 + jitter.u64(0..=full - full / 2)
+    backoff::wait_ms(n, BACKOFF_MS, BACKOFF_MAX_MS, jitter)
 }
 
 impl Batcher {

@@ -15,6 +15,8 @@ mod cache;
 mod counts;
 pub mod file;
 pub mod http;
+#[cfg(feature = "services")]
+pub mod postgres;
 mod service;
 pub mod sqlite;
 

@@ -1,7 +1,11 @@
 //! Where revisions and dead letters go.
 
+pub mod bounds;
 pub mod jsonl;
 mod line;
+mod owned;
+#[cfg(feature = "services")]
+pub mod postgres;
 pub mod sqlite;
 pub mod stdout;
 
@@ -20,6 +24,9 @@ pub enum TakenBack {
 }
 
 /// A sink of one pipeline. Called from one thread, epoch by epoch, in order; an epoch may be offered again after a crash.
+///
+/// Any call may answer [`ConnectError::Unavailable`]: the same call is made again later, as often as it takes. So it leaves nothing
+/// half done that a second call would trip over.
 pub trait Sink: Send {
     /// Opens and fences: from now on nothing of a lower incarnation may be written. `stored` is the
     /// cursor that the store kept (`None`: the store has never used this sink). A file is cut back to it. Returns the

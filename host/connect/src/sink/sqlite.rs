@@ -5,8 +5,6 @@
 //! offered again in any order. The cursor row names the incarnation that may write; every transaction checks
 //! it first, so an older process that still lives writes nothing more. A retraction changes only stage and
 //! revision: the row keeps the content last sent.
-//!
-//! The cursor row is written only with rows, so it may stand behind the store's cursor, never behind a row.
 
 mod reader;
 #[cfg(test)]
@@ -14,6 +12,7 @@ mod tests;
 
 pub use reader::{Count, Filter, OwnedRow, SqliteReader};
 
+use super::owned::{Owner, Standing, begins_at, int, quoted};
 use super::{Sink, TakenBack, line};
 use crate::{ConnectError, Cursor};
 use rusqlite::{
@@ -51,9 +50,7 @@ const CURSOR_TABLE: &str = "CREATE TABLE IF NOT EXISTS tidemill_cursor (
 /// Upserts session revisions into a table of a SQLite file.
 pub struct SqliteSink {
     path: PathBuf,
-    table: String,
-    pipeline: String,
-    sink: String,
+    owner: Owner,
     stages: Stages,
     busy_wait: Duration,
     /// `None` before `open`.
@@ -62,11 +59,7 @@ pub struct SqliteSink {
 
 struct Open {
     db: Connection,
-    incarnation: u64,
-    cursor: Cursor,
-    /// The last epoch of our own incarnation that was delivered. After a restore of an older cut the epochs of a
-    /// new branch may lie at or below the cursor that the abandoned branch left; they are not skipped.
-    own_epoch: u64,
+    standing: Standing,
     upsert: String,
     retract: String,
 }
@@ -75,11 +68,12 @@ impl SqliteSink {
     /// A sink for the revisions with these stages; `pipeline` and `sink` name whose rows and cursor these are.
     #[must_use]
     pub fn new(path: PathBuf, table: String, pipeline: String, sink: String, stages: Stages) -> SqliteSink {
-        SqliteSink { path, table, pipeline, sink, stages, busy_wait: BUSY_WAIT, open: None }
+        let owner = Owner { place: path.display().to_string(), table, pipeline, sink };
+        SqliteSink { path, owner, stages, busy_wait: BUSY_WAIT, open: None }
     }
 
     fn connect(&self) -> Result<Connection, ConnectError> {
-        check_name(&self.table)?;
+        check_name(&self.owner.table)?;
         let err = |e| classify(&self.path, self.busy_wait, &e);
         let db = Connection::open(&self.path).map_err(err)?;
         db.busy_timeout(self.busy_wait).map_err(err)?;
@@ -120,7 +114,7 @@ impl SqliteSink {
         stored: Option<Cursor>,
     ) -> Result<Option<u64>, ConnectError> {
         let err = |e| classify(&self.path, self.busy_wait, &e);
-        let who = (&self.pipeline, &self.sink, &self.table);
+        let who = self.owner.who();
         let row: Option<(i64, Option<i64>)> = tx
             .query_row(
                 "SELECT incarnation, epoch FROM tidemill_cursor WHERE pipeline = ?1 AND sink = ?2 AND table_name = ?3",
@@ -129,28 +123,14 @@ impl SqliteSink {
             )
             .optional()
             .map_err(err)?;
-        if let Some((theirs, _)) = row
-            && theirs > int(incarnation)
-        {
-            return Err(ConnectError::Conflict(format!(
-                "{}: table {} was last written by incarnation {theirs} of pipeline {}, this run is {incarnation}: \
-                 another tidemill with another data_dir writes here, or the data_dir was removed; use that data_dir, \
-                 another table, or start over with `--fresh`",
-                self.path.display(),
-                self.table,
-                self.pipeline
-            )));
+        if let Some((theirs, _)) = row {
+            self.owner.may_claim(theirs, incarnation)?;
         }
-        // A row that should be there and is not stays marked as lost (null) until the caller goes on.
-        let expected = stored.is_some_and(|c| c.epoch > 0);
-        let epoch = match row.and_then(|r| r.1) {
-            Some(e) => Some(e),
-            None => (!expected).then_some(0),
-        };
+        let epoch = begins_at(row.and_then(|r| r.1), stored);
         tx.execute(
             "INSERT INTO tidemill_cursor VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET \
              incarnation = excluded.incarnation, epoch = excluded.epoch",
-            params![self.pipeline, self.sink, self.table, int(incarnation), epoch],
+            params![self.owner.pipeline, self.owner.sink, self.owner.table, int(incarnation), epoch],
         )
         .map_err(err)?;
         Ok(epoch.map(|e| e.max(0) as u64))
@@ -164,35 +144,18 @@ impl SqliteSink {
         let epoch: Option<Option<i64>> = db
             .query_row(
                 "SELECT epoch FROM tidemill_cursor WHERE pipeline = ?1 AND sink = ?2 AND table_name = ?3",
-                (&self.pipeline, &self.sink, &self.table),
+                self.owner.who(),
                 |r| r.get(0),
             )
             .optional()?;
         Ok(epoch.flatten().map(|e| e.max(0) as u64))
     }
 
-    /// The table's own cursor beside the store's. The table's is written only together with rows, so it may lie
-    /// behind the epoch that the store knows, but not behind the last one that brought rows.
-    fn against(&self, own: u64, stored: Option<Cursor>) -> Result<Cursor, ConnectError> {
-        let stored = stored.unwrap_or_default();
-        if own < stored.length {
-            return Err(ConnectError::Conflict(format!(
-                "{}: table {} stands at epoch {own}, but was known to have epoch {}: it was replaced or put back; \
-                 `--resend {}` sends again what is still kept",
-                self.path.display(),
-                self.table,
-                stored.length,
-                self.sink
-            )));
-        }
-        Ok(Cursor { epoch: own.max(stored.epoch), length: own })
-    }
-
     /// One epoch in one transaction, whatever the cursor says.
     fn apply(&mut self, outbox: &Outbox<'_>) -> Result<(), ConnectError> {
-        let (path, wait) = (&self.path, self.busy_wait);
+        let (path, wait, owner) = (&self.path, self.busy_wait, &self.owner);
         let err = |e| classify(path, wait, &e);
-        let Some(open) = &mut self.open else { return Err(not_open(path)) };
+        let Some(open) = &mut self.open else { return Err(owner.not_open()) };
         let tx = open.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(err)?;
         let mine = tx
             .prepare_cached(
@@ -201,23 +164,23 @@ impl SqliteSink {
             )
             .and_then(|mut s| {
                 s.execute(params![
-                    self.pipeline,
-                    self.sink,
-                    self.table,
-                    int(open.incarnation),
+                    owner.pipeline,
+                    owner.sink,
+                    owner.table,
+                    int(open.standing.incarnation),
                     int(outbox.epoch)
                 ])
             })
             .map_err(err)?;
         if mine != 1 {
-            return Err(fenced(path, &self.table));
+            return Err(owner.fenced());
         }
         {
             let mut upsert = tx.prepare_cached(&open.upsert).map_err(err)?;
             let mut retract = tx.prepare_cached(&open.retract).map_err(err)?;
             for (revision, row) in outbox.sessions(self.stages) {
                 let statement = if row.stage == Stage::Retracted { &mut retract } else { &mut upsert };
-                offer(statement, &self.pipeline, revision, &row).map_err(err)?;
+                offer(statement, &owner.pipeline, revision, &row).map_err(err)?;
             }
         }
         tx.commit().map_err(err)
@@ -230,17 +193,15 @@ impl Sink for SqliteSink {
         let mut db = self.connect()?;
         let err = |e| classify(&self.path, self.busy_wait, &e);
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(err)?;
-        create_table(&tx, &self.path, &self.table, self.busy_wait)?;
+        create_table(&tx, &self.path, &self.owner.table, self.busy_wait)?;
         let epoch = self.claim(&tx, incarnation, stored)?;
         tx.commit().map_err(err)?;
-        let found = epoch.map(|own| self.against(own, stored)).transpose()?;
+        let found = epoch.map(|own| self.owner.against(own, stored)).transpose()?;
         self.open = Some(Open {
             db,
-            incarnation,
-            cursor: found.unwrap_or_default(),
-            own_epoch: 0,
-            upsert: statement(&self.table, false),
-            retract: statement(&self.table, true),
+            standing: Standing::new(incarnation, found.unwrap_or_default()),
+            upsert: statement(&self.owner.table, false),
+            retract: statement(&self.owner.table, true),
         });
         Ok(found)
     }
@@ -257,7 +218,7 @@ impl Sink for SqliteSink {
     }
 
     fn probe(&self, stored: Option<Cursor>) -> Result<(), ConnectError> {
-        check_name(&self.table)?;
+        check_name(&self.owner.table)?;
         let err = |e| classify(&self.path, self.busy_wait, &e);
         let mut own = None;
         match std::fs::metadata(&self.path) {
@@ -274,23 +235,13 @@ impl Sink for SqliteSink {
                 let db =
                     Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(err)?;
                 db.busy_timeout(self.busy_wait).map_err(err)?;
-                if kind_of(&db, &self.table).map_err(err)?.is_some() {
-                    check_columns(&db, &self.path, &self.table, self.busy_wait)?;
+                if kind_of(&db, &self.owner.table).map_err(err)?.is_some() {
+                    check_columns(&db, &self.path, &self.owner.table, self.busy_wait)?;
                 }
                 own = self.own_epoch(&db).map_err(err)?;
             }
         }
-        match stored {
-            Some(c) if own.is_none() && c.epoch > 0 => Err(ConnectError::Conflict(format!(
-                "{}: the cursor of table {} is gone, and with it the word that it has epoch {}; \
-                 `--resend {}` sends again what is still kept",
-                self.path.display(),
-                self.table,
-                c.epoch,
-                self.sink
-            ))),
-            _ => self.against(own.unwrap_or(0), stored).map(drop),
-        }
+        self.owner.look(own, stored)
     }
 
     fn take_back(
@@ -301,18 +252,18 @@ impl Sink for SqliteSink {
     ) -> Result<TakenBack, ConnectError> {
         self.open(incarnation, stored)?;
         let err = |e| classify(&self.path, self.busy_wait, &e);
-        let Some(open) = &mut self.open else { return Err(not_open(&self.path)) };
+        let Some(open) = &mut self.open else { return Err(self.owner.not_open()) };
         let tx = open.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(err)?;
         let sql = format!(
             "UPDATE {} SET stage = ?1, incarnation = ?2, epoch = ?3 WHERE pipeline = ?4 AND epoch > ?3 AND stage <> ?1",
-            quoted(&self.table)
+            quoted(&self.owner.table)
         );
-        let values = params![Stage::Retracted.name(), int(incarnation), int(cut), self.pipeline];
+        let values = params![Stage::Retracted.name(), int(incarnation), int(cut), self.owner.pipeline];
         let rows = tx.execute(&sql, values).map_err(err)?;
         tx.execute(
             "UPDATE tidemill_cursor SET epoch = min(epoch, ?5) WHERE pipeline = ?1 AND sink = ?2 AND table_name = ?3 \
              AND incarnation = ?4",
-            params![self.pipeline, self.sink, self.table, int(incarnation), int(cut)],
+            params![self.owner.pipeline, self.owner.sink, self.owner.table, int(incarnation), int(cut)],
         )
         .map_err(err)?;
         tx.commit().map_err(err)?;
@@ -322,40 +273,33 @@ impl Sink for SqliteSink {
     }
 
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError> {
-        let Some(open) = &self.open else { return Err(not_open(&self.path)) };
-        let ours_and_new = outbox.incarnation == open.incarnation && outbox.epoch > open.own_epoch;
-        if outbox.epoch <= open.cursor.epoch && !ours_and_new {
-            return Ok(open.cursor);
+        let Some(open) = &self.open else { return Err(self.owner.not_open()) };
+        if open.standing.has(outbox) {
+            return Ok(open.standing.cursor);
         }
-        let mut with_rows = open.cursor.length;
-        if outbox.sessions(self.stages).next().is_some() {
+        let with_rows = outbox.sessions(self.stages).next().is_some();
+        if with_rows {
             self.apply(outbox)?;
-            with_rows = outbox.epoch;
         }
-        let Some(open) = &mut self.open else { return Err(not_open(&self.path)) };
-        open.cursor = Cursor { epoch: outbox.epoch, length: with_rows };
-        if outbox.incarnation == open.incarnation {
-            open.own_epoch = outbox.epoch;
-        }
-        Ok(open.cursor)
+        let Some(open) = &mut self.open else { return Err(self.owner.not_open()) };
+        Ok(open.standing.confirm(outbox, with_rows))
     }
 
     fn delete_all(&mut self) -> Result<(), ConnectError> {
-        let (path, wait) = (self.path.clone(), self.busy_wait);
+        let (path, wait, owner) = (self.path.clone(), self.busy_wait, &self.owner);
         let err = |e| classify(&path, wait, &e);
         let mut own = None;
         let (db, incarnation) = match &mut self.open {
             Some(open) => {
-                open.cursor = Cursor::default();
-                open.own_epoch = 0;
-                (&mut open.db, Some(open.incarnation))
+                open.standing.start_over();
+                (&mut open.db, Some(open.standing.incarnation))
             }
             None if !path.exists() => return Ok(()),
             None => (own.insert(self.connect()?), None),
         };
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(err)?;
         tx.execute_batch(CURSOR_TABLE).map_err(err)?;
-        let who = (&self.pipeline, &self.sink, &self.table);
+        let who = owner.who();
         let held: Option<i64> = tx
             .query_row(
                 "SELECT incarnation FROM tidemill_cursor WHERE pipeline = ?1 AND sink = ?2 AND table_name = ?3",
@@ -365,12 +309,12 @@ impl Sink for SqliteSink {
             .optional()
             .map_err(err)?;
         if incarnation.is_some_and(|i| held != Some(int(i))) {
-            return Err(fenced(&path, &self.table));
+            return Err(owner.fenced());
         }
-        if kind_of(&tx, &self.table).map_err(err)?.is_some() {
-            check_columns(&tx, &path, &self.table, wait)?;
-            let sql = format!("DELETE FROM {} WHERE pipeline = ?1", quoted(&self.table));
-            tx.execute(&sql, [&self.pipeline]).map_err(err)?;
+        if kind_of(&tx, &owner.table).map_err(err)?.is_some() {
+            check_columns(&tx, &path, &owner.table, wait)?;
+            let sql = format!("DELETE FROM {} WHERE pipeline = ?1", quoted(&owner.table));
+            tx.execute(&sql, [&owner.pipeline]).map_err(err)?;
         }
         tx.execute("DELETE FROM tidemill_cursor WHERE pipeline = ?1 AND sink = ?2 AND table_name = ?3", who)
             .map_err(err)?;
@@ -378,17 +322,12 @@ impl Sink for SqliteSink {
             // An open sink keeps its fence: it goes on with the first epoch.
             tx.execute(
                 "INSERT INTO tidemill_cursor VALUES (?1, ?2, ?3, ?4, 0)",
-                params![self.pipeline, self.sink, self.table, int(i)],
+                params![owner.pipeline, owner.sink, owner.table, int(i)],
             )
             .map_err(err)?;
         }
         tx.commit().map_err(err)
     }
-}
-
-/// SQLite's integers are signed; a count beyond them is no count that a click stream reaches.
-fn int(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn offer(
@@ -433,10 +372,6 @@ fn statement(table: &str, retraction: bool) -> String {
          WHERE (excluded.incarnation, excluded.epoch) > (was.incarnation, was.epoch)",
         quoted(table)
     )
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 fn check_name(table: &str) -> Result<(), ConnectError> {
@@ -538,18 +473,6 @@ fn check_columns(db: &Connection, path: &Path, table: &str, wait: Duration) -> R
         }
     }
     Ok(())
-}
-
-fn not_open(path: &Path) -> ConnectError {
-    ConnectError::Failed(format!("{} is not open", path.display()))
-}
-
-fn fenced(path: &Path, table: &str) -> ConnectError {
-    ConnectError::Conflict(format!(
-        "{}: a newer run of this pipeline has taken over table `{table}`, or its cursor was deleted; this run wrote \
-         nothing more",
-        path.display()
-    ))
 }
 
 /// SQLite's failures by whose move it is.

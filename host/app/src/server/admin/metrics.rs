@@ -201,10 +201,16 @@ fn tell_progress(handle: &Handle, page: &mut Page) {
         let time = number(p.meters.work_ns(work)) / 1e9;
         page.counter("tidemill_stage_cpu_seconds_total", help, &labels, time);
     }
-    for (sink, bytes) in p.meters.sinks() {
+    for (sink, m) in p.meters.sinks() {
         let labels = [of[0], ("sink", sink.as_str())];
         let help = "Bytes of epochs that are durable and that a sink has not confirmed";
-        page.gauge("tidemill_sink_lag_bytes", help, &labels, number(bytes));
+        page.gauge("tidemill_sink_lag_bytes", help, &labels, number(m.waiting_bytes.load(Relaxed)));
+        let help = "1 for a sink that can be used, 0 for one whose last call said that it is away";
+        let here = if m.away().is_none() { 1.0 } else { 0.0 };
+        page.gauge("tidemill_sink_available", help, &labels, here);
+        page.count("tidemill_sink_tries_total", "Calls of a sink", &labels, m.tries.load(Relaxed));
+        let help = "Calls of a sink that was away, and is tried again";
+        page.count("tidemill_sink_tries_in_vain_total", help, &labels, m.tries_in_vain.load(Relaxed));
     }
     for (plugin, m) in p.meters.plugins() {
         let labels = [of[0], ("plugin", plugin.as_str())];

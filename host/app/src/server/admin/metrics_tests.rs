@@ -83,7 +83,16 @@ const MOVES: &[Moves] = &[
     ("tidemill_epoch_age_seconds", "", |m, _| m.sealed_at_ms -= 9_000_000),
     ("tidemill_sink_lag_epochs", "sink=\"sessions\"", |m, _| m.outbox_epoch += 1),
     ("tidemill_sink_lag_bytes", "sink=\"sessions\"", |_, h| {
-        h.progress.meters.put_sinks(std::iter::once(("sessions".into(), Arc::new(9.into()))));
+        h.progress.meters.sink("sessions").waiting_bytes.store(9, Relaxed);
+    }),
+    ("tidemill_sink_available", "sink=\"sessions\"", |_, h| {
+        h.progress.meters.sink("sessions").is_away("refused");
+    }),
+    ("tidemill_sink_tries_total", "sink=\"sessions\"", |_, h| {
+        h.progress.meters.sink("sessions").tries.fetch_add(1, Relaxed);
+    }),
+    ("tidemill_sink_tries_in_vain_total", "sink=\"sessions\"", |_, h| {
+        h.progress.meters.sink("sessions").is_away("refused");
     }),
     ("tidemill_plugin_metric_total", "metric=\"coupons\"", |m, _| total(m, "coupons", Vec::new()).add(1.0)),
     ("tidemill_plugin_observations_count", "metric=\"pages\"", |m, _| {

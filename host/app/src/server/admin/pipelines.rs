@@ -41,7 +41,7 @@ impl Admin {
 
     pub(super) fn view(&self, handle: &Handle) -> PipelineView {
         let state = handle.state();
-        let mut view = PipelineView::new(&handle.name, state.word());
+        let mut view = PipelineView::new(&handle.name, state.word()).measured(&handle.progress.meters);
         if let State::Failed(why) = state {
             view.failure = Some(why);
         }

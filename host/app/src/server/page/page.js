@@ -71,7 +71,8 @@ function show(p, now) {
   part(".name").textContent = p.pipeline;
   part(".state").textContent = p.state;
   part(".state").className = "state badge " + (MOOD[p.state] || "");
-  const why = p.failure || (p.suspended && p.suspended.why + "\n" + p.suspended.first_fault) || "";
+  const away = (p.sinks_away || []).map((s) => "sink " + s.sink + " is away, tried again: " + s.why).join("\n");
+  const why = p.failure || (p.suspended && p.suspended.why + "\n" + p.suspended.first_fault) || away;
   part(".why").textContent = why;
   part(".why").hidden = !why;
   part(".way").hidden = p.state !== "suspended";

@@ -2,7 +2,8 @@
 //!
 //! Opens the file read-only and never creates, changes or locks anything that a writer would wait for.
 
-use super::{BUSY_WAIT, check_columns, check_name, classify, kind_of, quoted};
+use super::super::owned::quoted;
+use super::{BUSY_WAIT, check_columns, check_name, classify, kind_of};
 use crate::ConnectError;
 use rusqlite::{Connection, OpenFlags, types::ToSql};
 use std::path::{Path, PathBuf};
