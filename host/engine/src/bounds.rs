@@ -11,6 +11,9 @@ pub const SNAPSHOTS_PER_TURN: usize = 64;
 pub const CALL_INPUTS: usize = 4096;
 /// Turns in one call of a rule.
 pub const CALL_TURNS: usize = 512;
+/// Bytes that a rule may answer one call with: offsets into them are 32 bits, and every lane may hold so many. Half a MiB for
+/// each turn.
+pub const RESULTS_BYTES: usize = 256 << 20;
 /// Rows that a lane takes in before it folds what is due: between barriers, with early output off and no lateness.
 /// Rarer folds have more rows of a key to a turn: against 1 << 17 it took 3 to 9 % less CPU and 20 MiB more, 1 << 19
 /// 2 to 4 % less again and 16 MiB more (10 s of disorder, 200,000 Zipf keys).

@@ -44,7 +44,7 @@ impl Total {
     /// Adds to a counter, or observes a value.
     pub fn add(&mut self, value: f64) {
         self.count += 1;
-        self.sum += value;
+        self.sum = finite(self.sum + value);
         let bucket = self.bounds.iter().position(|b| value <= *b);
         if let Some(n) = bucket.and_then(|b| self.buckets.get_mut(b)) {
             *n += 1;
@@ -58,11 +58,16 @@ impl Total {
             return;
         }
         self.count += o.count;
-        self.sum += o.sum;
+        self.sum = finite(self.sum + o.sum);
         for (a, b) in self.buckets.iter_mut().zip(&o.buckets) {
             *a += b;
         }
     }
+}
+
+/// A sum that can be stored: JSON knows no infinity, and a record with one could not be read again.
+fn finite(sum: f64) -> f64 {
+    sum.clamp(f64::MIN, f64::MAX)
 }
 
 /// Adds sums to sums.
@@ -78,6 +83,18 @@ pub fn merge(all: &mut Totals, more: &Totals) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sum_beyond_all_numbers_is_read_again() {
+        let metric = Metric { name: "seen".into(), bounds: Vec::new() };
+        let mut total = Total::of(&metric);
+        total.add(f64::MAX);
+        total.add(f64::MAX);
+        let mut all: Totals = [("seen".to_owned(), total.clone())].into();
+        merge(&mut all, &[("seen".to_owned(), total)].into());
+        let text = serde_json::to_string(&all).unwrap();
+        assert_eq!(serde_json::from_str::<Totals>(&text).unwrap(), all, "{text}");
+    }
 
     #[test]
     fn values_fall_into_the_first_bucket_that_holds_them() {

@@ -73,6 +73,7 @@ pub(super) const PARTS: [Part; 6] = [
             "--bin=tidemill",
             "--test=codecs",
             "--test=decoders",
+            "--test=fencing",
             "--test=components",
             "--test=bodies",
             "--test=uploads",
@@ -252,9 +253,10 @@ fn kills(prove: &mut Prove, log: &Path, until: Instant) -> Result<(), Failure> {
 }
 
 /// What is fuzzed, as tests of the workspace.
-const FUZZED: [&[&str]; 6] = [
+const FUZZED: [&[&str]; 7] = [
     &["--test", "codecs"],
     &["--test", "decoders"],
+    &["--test", "fencing"],
     &["--test", "components"],
     &["--bin", "tidemill", "fuzz"],
     &["--test", "bodies"],

@@ -7,6 +7,7 @@ use super::CALL_DEADLINE;
 use super::budget::{Identity, Warden};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::time::Instant;
@@ -108,7 +109,9 @@ impl Enricher {
             subjects,
             &mut out,
             |e, words, part, out| {
-                e.read_requests(words, part.len()).map(|answers| out.extend(answers.into_iter().map(Ok)))
+                let answers = read_requests(words, part.len(), e.lookups.len())?;
+                out.extend(answers.into_iter().map(Ok));
+                Ok(())
             },
             Err,
         )?;
@@ -125,7 +128,10 @@ impl Enricher {
             Call::Apply,
             subjects,
             &mut out,
-            |e, words, part, out| e.read_verdicts(words, part).map(|verdicts| out.extend(verdicts)),
+            |e, words, part, out| {
+                let fields: Vec<&str> = part.iter().map(|s| s.fields).collect();
+                read_verdicts(words, &fields, &e.reasons).map(|verdicts| out.extend(verdicts))
+            },
             Verdict::Fault,
         )?;
         Ok(out)
@@ -230,62 +236,78 @@ impl Enricher {
         self.writer.section(&self.answers);
         self.writer.section(&self.bytes);
     }
+}
 
-    fn read_requests(&self, words: &[u64], sessions: usize) -> Result<Vec<Vec<Request>>, String> {
-        let malformed = |e: FrameError| format!("the answer is no frame of requests: {e}");
-        let frame = Frame::read(words, Kind::Requests).map_err(malformed)?;
-        let requests: &[rows::Request] = frame.rows(0).map_err(malformed)?;
-        let bytes: &[u8] = frame.rows(1).map_err(malformed)?;
-        let mut out: Vec<Vec<Request>> = (0..sessions).map(|_| Vec::new()).collect();
-        let mut last = 0;
-        for r in requests {
-            if r.session < last {
-                return Err("requests are not in the order of their sessions".into());
-            }
-            last = r.session;
-            let list = out.get_mut(r.session as usize).ok_or("a request is of no session in the frame")?;
-            if self.lookup(r.lookup).is_none() {
-                return Err("a request names no lookup that the plugin declared".into());
-            }
-            let key = r.key.of(bytes).map_err(malformed)?;
-            let key = std::str::from_utf8(key).map_err(|_| "a key is not UTF-8")?;
-            if key.len() > bounds::KEY_BYTES_MAX {
-                return Err(format!("a key has more than {} bytes", bounds::KEY_BYTES_MAX));
-            }
-            if list.len() == REQUESTS_MAX {
-                return Err(format!("more than {REQUESTS_MAX} lookups for one session"));
-            }
-            // Asking for nothing is no lookup.
-            if !key.is_empty() {
-                list.push(Request { lookup: r.lookup, key: key.to_owned() });
-            }
+/// Takes the frame `requests` for so many sessions, from a plugin with so many lookups.
+///
+/// # Errors
+/// If it is not such a frame, or asks for what may not be asked.
+pub(super) fn read_requests(
+    words: &[u64],
+    sessions: usize,
+    lookups: usize,
+) -> Result<Vec<Vec<Request>>, String> {
+    let malformed = |e: FrameError| format!("the answer is no frame of requests: {e}");
+    let frame = Frame::read(words, Kind::Requests).map_err(malformed)?;
+    let requests: &[rows::Request] = frame.rows(0).map_err(malformed)?;
+    let bytes: &[u8] = frame.rows(1).map_err(malformed)?;
+    let mut out: Vec<Vec<Request>> = (0..sessions).map(|_| Vec::new()).collect();
+    let mut last = 0;
+    for r in requests {
+        if r.session < last {
+            return Err("requests are not in the order of their sessions".into());
         }
-        Ok(out)
+        last = r.session;
+        let list = out.get_mut(r.session as usize).ok_or("a request is of no session in the frame")?;
+        if r.lookup as usize >= lookups {
+            return Err("a request names no lookup that the plugin declared".into());
+        }
+        let key = r.key.of(bytes).map_err(malformed)?;
+        let key = std::str::from_utf8(key).map_err(|_| "a key is not UTF-8")?;
+        if key.len() > bounds::KEY_BYTES_MAX {
+            return Err(format!("a key has more than {} bytes", bounds::KEY_BYTES_MAX));
+        }
+        if list.len() == REQUESTS_MAX {
+            return Err(format!("more than {REQUESTS_MAX} lookups for one session"));
+        }
+        // Asking for nothing is no lookup.
+        if !key.is_empty() {
+            list.push(Request { lookup: r.lookup, key: key.to_owned() });
+        }
     }
+    Ok(out)
+}
 
-    fn read_verdicts(&self, words: &[u64], part: &[Subject<'_>]) -> Result<Vec<Verdict>, String> {
-        let malformed = |e: FrameError| format!("the answer is no frame of fields: {e}");
-        let frame = Frame::read(words, Kind::Enriched).map_err(malformed)?;
-        let enriched: &[rows::Enriched] = frame.rows(0).map_err(malformed)?;
-        let _: &[rows::Count] = frame.rows(1).map_err(malformed)?;
-        let bytes: &[u8] = frame.rows(2).map_err(malformed)?;
-        if enriched.len() != part.len() {
-            return Err(malformed(FrameError::Section(0)));
-        }
-        let one = |(e, s): (&rows::Enriched, &Subject<'_>)| match e.code {
-            0 => {
-                let fields = e.fields.of(bytes).map_err(malformed)?;
-                let fields = std::str::from_utf8(fields).map_err(|_| "fields are not UTF-8")?;
-                merge(s.fields, fields).map(Verdict::Fields)
-            }
-            code => usize::try_from(code - 1)
-                .ok()
-                .and_then(|n| self.reasons.get(n))
-                .map(|reason| Verdict::Rejected(reason.clone()))
-                .ok_or_else(|| "a session is rejected for no reason that the plugin declared".into()),
-        };
-        enriched.iter().zip(part).map(one).collect()
+/// Takes the frame `enriched` for sessions with these fields, from a plugin with these reasons.
+///
+/// # Errors
+/// If it is not such a frame, or says what cannot be.
+pub(super) fn read_verdicts(
+    words: &[u64],
+    fields: &[&str],
+    reasons: &[String],
+) -> Result<Vec<Verdict>, String> {
+    let malformed = |e: FrameError| format!("the answer is no frame of fields: {e}");
+    let frame = Frame::read(words, Kind::Enriched).map_err(malformed)?;
+    let enriched: &[rows::Enriched] = frame.rows(0).map_err(malformed)?;
+    let _: &[rows::Count] = frame.rows(1).map_err(malformed)?;
+    let bytes: &[u8] = frame.rows(2).map_err(malformed)?;
+    if enriched.len() != fields.len() {
+        return Err(malformed(FrameError::Section(0)));
     }
+    let one = |(e, old): (&rows::Enriched, &&str)| match e.code {
+        0 => {
+            let new = e.fields.of(bytes).map_err(malformed)?;
+            let new = std::str::from_utf8(new).map_err(|_| "fields are not UTF-8")?;
+            merge(old, new).map(Verdict::Fields)
+        }
+        code => usize::try_from(code - 1)
+            .ok()
+            .and_then(|n| reasons.get(n))
+            .map(|reason| Verdict::Rejected(reason.clone()))
+            .ok_or_else(|| "a session is rejected for no reason that the plugin declared".into()),
+    };
+    enriched.iter().zip(fields).map(one).collect()
 }
 
 fn size(s: &Subject<'_>) -> usize {
@@ -304,15 +326,26 @@ pub(crate) fn merge(old: &str, new: &str) -> Result<String, String> {
     if new.is_empty() || new == "{}" {
         return Ok(old.to_owned());
     }
+    let too_large = |bytes| format!("fields of {bytes} bytes, where {FIELDS_BYTES} are allowed");
+    // Before they are read: that takes memory.
+    if new.len() > FIELDS_BYTES {
+        return Err(too_large(new.len()));
+    }
     let read = |text| -> Result<Members<'_>, String> {
         let text = if str::is_empty(text) { "{}" } else { text };
         serde_json::from_str(text).map_err(|e| format!("fields are no JSON object: {e}"))
     };
     let (mut all, new) = (read(old)?.0, read(new)?.0);
+    let mut places: HashMap<String, usize> = HashMap::with_capacity(all.len() + new.len());
+    for (n, (name, _)) in all.iter().enumerate() {
+        places.entry(name.clone()).or_insert(n);
+    }
     for (name, value) in new {
-        match all.iter_mut().find(|(n, _)| *n == name) {
-            Some(member) => member.1 = value,
-            None => all.push((name, value)),
+        if let Some(member) = places.get(&name).and_then(|n| all.get_mut(*n)) {
+            member.1 = value;
+        } else {
+            places.insert(name.clone(), all.len());
+            all.push((name, value));
         }
     }
     let mut out = String::from("{");
@@ -326,7 +359,7 @@ pub(crate) fn merge(old: &str, new: &str) -> Result<String, String> {
     }
     out.push('}');
     if out.len() > FIELDS_BYTES {
-        return Err(format!("fields of {} bytes, where {FIELDS_BYTES} are allowed", out.len()));
+        return Err(too_large(out.len()));
     }
     Ok(out)
 }

@@ -8,13 +8,14 @@ use std::ops::Range;
 use tidemill_contract::cell::{MISSING_BOOLEAN, MISSING_INTEGER, Text};
 use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
 use tidemill_contract::rows::{self, cause, state_kind, turn_flags};
-use tidemill_engine::bounds::{FIELDS_BYTES, STATE_BYTES};
+use tidemill_engine::bounds::{FIELDS_BYTES, RESULTS_BYTES, STATE_BYTES};
 use tidemill_engine::event::ext::{Value, Values};
 use tidemill_engine::rule::{
     Cause, Closing, Count, END_OF_INPUT, LIMIT, Place, Rejection, Results, Span, StateAt, Timer, TurnResult,
     Turns,
 };
 use tidemill_engine::time::EventTime;
+use tidemill_sandbox::bounds::TIMERS_MAX;
 use tidemill_sandbox::{Field, FieldType, remark};
 
 // What the contract promises to plugins is what the engine holds them to.
@@ -210,6 +211,9 @@ fn take(words: &[u64], batch: &Turns, which: Range<usize>, out: &mut Results) ->
     if answers.len() != which.len() {
         return Err(FrameError::Section(0));
     }
+    if out.bytes.len() + bytes.len() > RESULTS_BYTES {
+        return Err(FrameError::Length);
+    }
     let bytes_at = out.bytes.len() as u32;
     out.bytes.extend_from_slice(bytes);
     let text = |r: rows::Range| r.of(bytes).map(|_| Span { at: bytes_at + r.at, len: r.len });
@@ -241,7 +245,8 @@ fn take(words: &[u64], batch: &Turns, which: Range<usize>, out: &mut Results) ->
                 }
                 state_kind::NONE => Span::default(),
                 _ => {
-                    for t in s.timers.of(timers)? {
+                    // Of too many, one is enough for the engine to refuse them: many rows may name the same many.
+                    for t in s.timers.of(timers)?.iter().take(TIMERS_MAX + 1) {
                         let number = u8::try_from(t.number).map_err(|_| FrameError::Range)?;
                         out.timers.push(Timer { at: EventTime::from_ms(t.at), number });
                     }
@@ -252,7 +257,7 @@ fn take(words: &[u64], batch: &Turns, which: Range<usize>, out: &mut Results) ->
             Ok(StateAt { first, state: bytes_span, timers: Span::between(timers_at, out.timers.len()) })
         };
         let snapshots_at = out.snapshots.len();
-        for s in answer.snapshots.of(snapshots)? {
+        for s in answer.snapshots.of(snapshots)?.iter().take(turn.wanted.len as usize + 1) {
             let s = state(s, out)?;
             out.snapshots.push(s);
         }

@@ -6,6 +6,8 @@
 pub(crate) mod budget;
 pub(crate) mod enrich;
 mod frames;
+#[cfg(test)]
+mod fuzz;
 mod pace;
 pub(crate) mod purity;
 mod rule;

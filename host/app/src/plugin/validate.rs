@@ -135,7 +135,8 @@ impl Validators {
     }
 }
 
-type Verdicts = Vec<((usize, usize), Rejected)>;
+/// Rows that are not accepted: lane, place in the lane, and why.
+pub(super) type Verdicts = Vec<((usize, usize), Rejected)>;
 
 impl Stage {
     /// Judges rows, in calls that are as large as they may be now.
@@ -225,7 +226,11 @@ impl Stage {
     }
 }
 
-fn read(
+/// Takes the frame `verdicts` for some rows.
+///
+/// # Errors
+/// If it is not such a frame, or says what cannot be. Then nothing of it is taken.
+pub(super) fn read(
     words: &[u64],
     part: &[(usize, usize)],
     reasons: &[String],

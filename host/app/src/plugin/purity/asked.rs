@@ -2,17 +2,22 @@
 
 use super::Sample;
 use crate::plugin::CALL_DEADLINE;
+use crate::plugin::enrich::{self, read_requests};
 use crate::plugin::frames::{Column, TurnFrames, push_cells, read_results};
+use std::fmt::{Arguments, Write as _};
 use std::time::Duration;
 use tidemill_contract::frame::{Frame, FrameError, FrameWriter, Kind};
-use tidemill_contract::rows::{Answer, Count, Enriched, Range, Request, Session, Verdict, answer};
+use tidemill_contract::rows::{Answer, Count, Enriched, Range, Session, Verdict, answer};
+use tidemill_engine::bounds::{FIELDS_BYTES, STATE_BYTES};
 use tidemill_engine::rule::{Closing, Input, Results, Span, StateAt, Turn, TurnResult, Turns};
 use tidemill_engine::time::EventTime;
-use tidemill_sandbox::{Fault, FaultKind, Instance, Malformed, Plugin, World};
+use tidemill_sandbox::{Fault, FaultKind, Instance, Malformed, Plugin, World, remark};
 
 /// For one sample: four times what a call has later, since an answer that is only slow still tells something. A call of
 /// several has as much for each, so that what is answered in time alone is answered in time together.
 const SAMPLE_DEADLINE: Duration = CALL_DEADLINE.saturating_mul(4);
+/// Bytes of an answer, spelt out: a sample has a handful of events, each with a state and a session of 64 KiB at most.
+const SPELT_BYTES_MAX: usize = 8 << 20;
 /// So few samples need no more memory together than a call may have.
 const PART_MIN: usize = 4;
 
@@ -34,6 +39,28 @@ impl From<FrameError> for NoAnswer {
     fn from(e: FrameError) -> NoAnswer {
         NoAnswer::Unreadable(format!("the answer cannot be read: {e}"))
     }
+}
+
+impl From<String> for NoAnswer {
+    fn from(why: String) -> NoAnswer {
+        NoAnswer::Unreadable(why)
+    }
+}
+
+/// An answer as text. A frame may name the same bytes any number of times, so it has an end.
+#[derive(Default)]
+struct Spelt(String);
+
+impl Spelt {
+    fn say(&mut self, more: Arguments<'_>) -> Result<(), NoAnswer> {
+        // Text takes everything.
+        let _ = self.0.write_fmt(more);
+        if self.0.len() > SPELT_BYTES_MAX { Err(too_long()) } else { Ok(()) }
+    }
+}
+
+fn too_long() -> NoAnswer {
+    NoAnswer::Unreadable("the answer is far longer than such a question needs".into())
 }
 
 fn deadline(samples: usize) -> Duration {
@@ -105,8 +132,7 @@ impl Asked {
         let words = self.instance.fold(frame, deadline(sample.len()))?;
         let mut results = Results::default();
         read_results(words, &turns, 0..sample.len(), &mut results)?;
-        let answers = results.turns.iter().map(|r| plain(r, &results)).collect::<Option<Vec<_>>>();
-        answers.ok_or(NoAnswer::from(FrameError::Range))
+        results.turns.iter().map(|r| plain(r, &results)).collect()
     }
 
     fn validate(&mut self, sample: &[&Sample]) -> Result<Vec<String>, NoAnswer> {
@@ -134,12 +160,12 @@ impl Asked {
         if verdicts.len() != of.len() {
             return Err(FrameError::Section(0).into());
         }
-        let mut answers = vec![String::new(); sample.len()];
+        let mut answers: Vec<Spelt> = sample.iter().map(|_| Spelt::default()).collect();
         for (event, (verdict, n)) in verdicts.iter().zip(&of).enumerate() {
-            let message = String::from_utf8_lossy(verdict.message.of(said)?);
-            answers[*n] += &format!("{} {message:?} {:?}; ", verdict.code, counted(counts, event));
+            let message = remark(verdict.message.of(said)?);
+            answers[*n].say(format_args!("{} {message:?} {:?}; ", verdict.code, counted(counts, event)))?;
         }
-        Ok(answers)
+        Ok(answers.into_iter().map(|spelt| spelt.0).collect())
     }
 
     /// What it asks for, then what it makes of rows that are made up for that, or are not there.
@@ -147,14 +173,9 @@ impl Asked {
         let deadline = deadline(sample.len());
         let mut asked = SessionFrames::default();
         sample.iter().for_each(|s| asked.session(s, &[]));
+        let lookups = self.instance.plugin().component().description().lookups.len();
         let words = self.instance.requests(asked.end(), deadline)?;
-        let frame = Frame::read(words, Kind::Requests)?;
-        let (requests, bytes): (&[Request], &[u8]) = (frame.rows(0)?, frame.rows(1)?);
-        let mut wanted: Vec<Wanted> = vec![Vec::new(); sample.len()];
-        for r in requests {
-            let list = wanted.get_mut(r.session as usize).ok_or(FrameError::Range)?;
-            list.push((r.lookup, r.key.of(bytes)?.to_vec()));
-        }
+        let wanted = read_requests(words, sample.len(), lookups)?;
         let mut answered = SessionFrames::default();
         sample.iter().zip(&wanted).for_each(|(s, wanted)| answered.session(s, wanted));
         let words = self.instance.apply(answered.end(), deadline)?;
@@ -164,17 +185,20 @@ impl Asked {
         if enriched.len() != sample.len() {
             return Err(FrameError::Section(0).into());
         }
-        let answer = |(n, (e, wanted)): (usize, (&Enriched, &Wanted))| {
-            let asks: Vec<_> = wanted.iter().map(|(l, key)| (l, String::from_utf8_lossy(key))).collect();
-            let fields = String::from_utf8_lossy(e.fields.of(bytes)?);
-            Ok(format!("asks {asks:?}; {} {fields} {:?}", e.code, counted(counts, n)))
+        let answer = |(n, (e, wanted)): (usize, (&Enriched, &Vec<enrich::Request>))| {
+            let mut spelt = Spelt::default();
+            spelt.say(format_args!("asks {wanted:?}; "))?;
+            let fields = e.fields.of(bytes)?;
+            if fields.len() > FIELDS_BYTES {
+                return Err(too_long());
+            }
+            let fields = String::from_utf8_lossy(fields);
+            spelt.say(format_args!("{} {fields} {:?}", e.code, counted(counts, n)))?;
+            Ok(spelt.0)
         };
         enriched.iter().zip(&wanted).enumerate().map(answer).collect()
     }
 }
-
-/// Of one session: lookups and the keys that they are asked for.
-type Wanted = Vec<(u32, Vec<u8>)>;
 
 /// What was counted at a row.
 fn counted(counts: &[Count], row: usize) -> Vec<(u64, f64)> {
@@ -192,7 +216,7 @@ struct SessionFrames {
 
 impl SessionFrames {
     /// A session, with what was found for what it asked for: a row, none, or no answer, as the key decides.
-    fn session(&mut self, s: &Sample, wanted: &[(u32, Vec<u8>)]) {
+    fn session(&mut self, s: &Sample, wanted: &[enrich::Request]) {
         let bytes = &mut self.bytes;
         let mut put = |more: &[u8]| {
             let at = bytes.len();
@@ -200,8 +224,8 @@ impl SessionFrames {
             Range::between(at, bytes.len())
         };
         let first = self.answers.len();
-        for (n, (lookup, key)) in wanted.iter().enumerate() {
-            let chance = key.iter().fold(n, |sum, b| sum.wrapping_add(usize::from(*b)));
+        for (n, enrich::Request { lookup, key }) in wanted.iter().enumerate() {
+            let chance = key.bytes().fold(n, |sum, b| sum.wrapping_add(usize::from(b)));
             let (status, row) = match chance % 4 {
                 0 => (answer::NOT_FOUND, Range::default()),
                 1 => (answer::FAILED, Range::default()),
@@ -210,7 +234,7 @@ impl SessionFrames {
                     put(format!("{{\"name\":\"row {chance}\",\"segment\":\"s{c}\",\"n\":{c}}}").as_bytes()),
                 ),
             };
-            self.answers.push(Answer { lookup: *lookup, status, key: put(key), row });
+            self.answers.push(Answer { lookup: *lookup, status, key: put(key.as_bytes()), row });
         }
         let times = || s.events.iter().map(|(time, _)| time.ms());
         self.sessions.push(Session {
@@ -267,31 +291,74 @@ fn turns(sample: &[&Sample]) -> Turns {
     t
 }
 
-/// An answer with all that it points to; `None` if it points nowhere.
-fn plain(r: &TurnResult, all: &Results) -> Option<String> {
-    let text = |s: Span| Some(String::from_utf8_lossy(all.bytes.get(s.range())?).into_owned());
-    let state = |s: &StateAt| {
-        Some(format!(
-            "{:?} {:?} {:?}",
-            s.first,
-            all.bytes.get(s.state.range())?,
-            all.timers.get(s.timers.range())?
-        ))
+/// An answer with all that it points to.
+///
+/// # Errors
+/// If it points nowhere, or says more than anybody would.
+fn plain(r: &TurnResult, all: &Results) -> Result<String, NoAnswer> {
+    let bytes = |s: Span, most: usize| match all.bytes.get(s.range()) {
+        None => Err(NoAnswer::from(FrameError::Range)),
+        Some(bytes) if bytes.len() > most => Err(too_long()),
+        Some(bytes) => Ok(bytes),
     };
-    let mut out = String::new();
-    for c in all.closings.get(r.closings.range())? {
+    let text = |s: Span| bytes(s, FIELDS_BYTES).map(String::from_utf8_lossy);
+    let mut out = Spelt::default();
+    for c in part(&all.closings, r.closings)? {
         let Closing { cause, discarded, first, last, reason, fields } = *c;
-        out += &format!("{cause:?} {discarded} {first:?} {last:?} {reason} {}; ", text(fields)?);
+        out.say(format_args!("{cause:?} {discarded} {first:?} {last:?} {reason} {}; ", text(fields)?))?;
     }
-    for x in all.rejections.get(r.rejections.range())? {
-        out += &format!("rejected {} {}; ", x.input, x.reason);
+    for x in part(&all.rejections, r.rejections)? {
+        out.say(format_args!("rejected {} {}; ", x.input, x.reason))?;
     }
-    for c in all.counts.get(r.counts.range())? {
-        out += &format!("counted {:?} {:?} {} {}; ", c.input, c.at, c.metric, c.value);
+    for c in part(&all.counts, r.counts)? {
+        out.say(format_args!("counted {:?} {:?} {} {}; ", c.input, c.at, c.metric, c.value))?;
     }
-    for s in all.snapshots.get(r.snapshots.range())? {
-        out += &format!("after {}; ", state(s)?);
+    let mut state = |when: &str, s: &StateAt| {
+        let (state, timers) = (bytes(s.state, STATE_BYTES)?, part(&all.timers, s.timers)?);
+        out.say(format_args!("{when} {:?} {state:?} {timers:?}; ", s.first))
+    };
+    for s in part(&all.snapshots, r.snapshots)? {
+        state("after", s)?;
     }
-    out += &format!("end {} {}", state(&r.end)?, text(r.open_fields)?);
-    Some(out)
+    state("end", &r.end)?;
+    out.say(format_args!("{}", text(r.open_fields)?))?;
+    Ok(out.0)
+}
+
+fn part<T>(of: &[T], which: Span) -> Result<&[T], NoAnswer> {
+    of.get(which.range()).ok_or(NoAnswer::from(FrameError::Range))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidemill_engine::rule::{Cause, Place};
+
+    #[test]
+    fn an_answer_that_names_the_same_bytes_for_ever_is_unreadable() {
+        let fields = Span { at: 0, len: FIELDS_BYTES as u32 };
+        let closing = Closing {
+            cause: Cause::Input(0),
+            discarded: false,
+            first: Place::Carried,
+            last: Place::Carried,
+            reason: 0,
+            fields,
+        };
+        let many = 1_000;
+        let all = Results {
+            closings: vec![closing; many],
+            bytes: vec![b' '; FIELDS_BYTES + 1],
+            ..Results::default()
+        };
+        let of = |closings: usize| TurnResult {
+            fault: None,
+            closings: Span::between(0, closings),
+            ..TurnResult::failed(tidemill_engine::rule::Fault::unknown(""))
+        };
+        assert!(plain(&of(3), &all).is_ok());
+        assert!(matches!(plain(&of(many), &all), Err(NoAnswer::Unreadable(_))));
+        let state = TurnResult { open_fields: Span { at: 0, len: fields.len + 1 }, ..of(0) };
+        assert!(matches!(plain(&state, &all), Err(NoAnswer::Unreadable(_))));
+    }
 }
