@@ -448,8 +448,8 @@ fn postgres_sinks() {
     );
     check_postgres(
         &format!("{url}\n[sink.b]\nkind = \"postgres\"\n{url}\ntable = \"sessions\""),
-        "warning: 13:7 sink.b: no pipeline writes to the sink `b`
-         13:7 sink.b.path: the sinks `out` and `b` write to the same place (give each its own)",
+        "13:7 sink.b.path: the sinks `out` and `b` write to the same place (give each its own)
+         warning: 13:7 sink.b: no pipeline writes to the sink `b`",
     );
     let both = SMALL
         .replace("kind = \"file\"\npath = \"out.jsonl\"", &format!("kind = \"postgres\"\n{url}"))

@@ -86,7 +86,7 @@ const MOVES: &[Moves] = &[
         h.progress.meters.sink("sessions").waiting_bytes.store(9, Relaxed);
     }),
     ("tidemill_sink_available", "sink=\"sessions\"", |_, h| {
-        h.progress.meters.sink("sessions").is_away("refused");
+        drop(h.progress.meters.sink("sessions"));
     }),
     ("tidemill_sink_tries_total", "sink=\"sessions\"", |_, h| {
         h.progress.meters.sink("sessions").tries.fetch_add(1, Relaxed);
@@ -199,6 +199,18 @@ fn each_metric_is_moved_by_what_it_counts() {
         let others = value(&text, name, &["pipeline=\"orders\"", label]).unwrap_or(0.0);
         assert!(others == 0.0, "{name} {label} of another pipeline: {others}");
     }
+}
+
+#[test]
+fn a_sink_that_is_away_is_not_available_until_it_is_back() {
+    let s = site();
+    let meter = s.admin.control.pipelines()[0].progress.meters.sink("sessions");
+    let available = || value(&s.metrics(), "tidemill_sink_available", &["sink=\"sessions\""]);
+    assert_eq!(available(), Some(1.0));
+    meter.is_away("refused");
+    assert_eq!(available(), Some(0.0));
+    assert!(meter.is_here().is_some());
+    assert_eq!(available(), Some(1.0));
 }
 
 /// Bug family: a name that somebody adds and nobody ever sees move.
