@@ -276,6 +276,10 @@ impl Truth {
         assert!(!file_is_held, "two have the file");
         assert!(!self.is_ahead(resend), "a sink is ahead of the log");
         assert!(self.table.epoch.is_some(), "the table has no cursor, and nobody was told");
+        if !resend {
+            // All sinks were heard: whatever was to be given up, this is where it goes on.
+            self.going_back_to = None;
+        }
     }
 
     /// Everything was delivered: readers see what was read, and nothing else.
