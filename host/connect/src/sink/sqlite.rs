@@ -171,6 +171,18 @@ impl SqliteSink {
         Ok(epoch.flatten().map(|e| e.max(0) as u64))
     }
 
+    /// The newest epoch that rows show, where the cursor is gone. A table that has none of our rows shows nothing.
+    fn newest_row(&self, db: &Connection) -> rusqlite::Result<Option<u64>> {
+        if kind_of(db, &self.table)?.is_none()
+            || check_columns(db, &self.path, &self.table, self.busy_wait).is_err()
+        {
+            return Ok(None);
+        }
+        let sql = format!("SELECT max(epoch) FROM {} WHERE pipeline = ?1", quoted(&self.table));
+        let newest: Option<i64> = db.query_row(&sql, [&self.pipeline], |r| r.get(0))?;
+        Ok(newest.map(|e| e.max(0) as u64))
+    }
+
     /// The table's own cursor beside the store's. The table's is written only together with rows, so it may lie
     /// behind the epoch that the store knows, but not behind the last one that brought rows.
     fn against(&self, own: u64, stored: Option<Cursor>) -> Result<Cursor, ConnectError> {
@@ -253,7 +265,10 @@ impl Sink for SqliteSink {
         // Not read-only: after a crash the write-ahead log may have to be taken in first.
         let db = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(err)?;
         db.busy_timeout(self.busy_wait).map_err(err)?;
-        self.own_epoch(&db).map_err(err)
+        match self.own_epoch(&db).map_err(err)? {
+            None => self.newest_row(&db).map_err(err),
+            own => Ok(own),
+        }
     }
 
     fn probe(&self, stored: Option<Cursor>) -> Result<(), ConnectError> {
