@@ -171,6 +171,12 @@ impl Problems {
         self.list.push(Problem { severity, at, key: key.to_owned(), message, help });
     }
 
+    /// The places that are pointed at.
+    #[cfg(test)]
+    pub(super) fn spots(&self) -> impl Iterator<Item = Spot> {
+        self.list.iter().filter_map(|p| p.at)
+    }
+
     /// True if nothing was found, not even a warning.
     pub(crate) fn is_empty(&self) -> bool {
         self.list.is_empty()

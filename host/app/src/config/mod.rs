@@ -7,6 +7,8 @@
 
 mod cycle;
 mod diagnose;
+#[cfg(test)]
+mod fuzz;
 mod listener;
 pub(crate) mod lookup;
 mod pipeline;

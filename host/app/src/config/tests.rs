@@ -4,10 +4,10 @@ use super::plan::Generator;
 use super::*;
 use tidemill_engine::outbox::{Stage, Stages};
 
-const NOW_MS: i64 = 1_750_000_000_000;
+pub(super) const NOW_MS: i64 = 1_750_000_000_000;
 
 /// The file of DESIGN 8, as it stands there.
-const DESIGN: &str = r#"
+pub(super) const DESIGN: &str = r#"
 [server]
 listen   = "127.0.0.1:7300"          # admin API, status page, /metrics; beyond loopback only with [server.tls] or insecure = true
 data_dir = "./.tidemill"             # epoch segments, plugins, ingest log
@@ -47,7 +47,7 @@ path = "dead.jsonl"
 "#;
 
 /// A source, a pipeline and a sink that are right; tests replace one line.
-const SMALL: &str = r#"[source.web]
+pub(super) const SMALL: &str = r#"[source.web]
 kind = "stdin"
 format = "json"
 key = "user"

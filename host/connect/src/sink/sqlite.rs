@@ -151,6 +151,17 @@ impl SqliteSink {
         Ok(epoch.flatten().map(|e| e.max(0) as u64))
     }
 
+    /// The newest epoch that rows show, where the cursor is gone. A table that has none of our rows shows nothing.
+    fn newest_row(&self, db: &Connection) -> rusqlite::Result<Option<u64>> {
+        let Owner { table, pipeline, .. } = &self.owner;
+        if kind_of(db, table)?.is_none() || check_columns(db, &self.path, table, self.busy_wait).is_err() {
+            return Ok(None);
+        }
+        let sql = format!("SELECT max(epoch) FROM {} WHERE pipeline = ?1", quoted(table));
+        let newest: Option<i64> = db.query_row(&sql, [pipeline], |r| r.get(0))?;
+        Ok(newest.map(|e| e.max(0) as u64))
+    }
+
     /// One epoch in one transaction, whatever the cursor says.
     fn apply(&mut self, outbox: &Outbox<'_>) -> Result<(), ConnectError> {
         let (path, wait, owner) = (&self.path, self.busy_wait, &self.owner);
@@ -214,7 +225,10 @@ impl Sink for SqliteSink {
         // Not read-only: after a crash the write-ahead log may have to be taken in first.
         let db = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(err)?;
         db.busy_timeout(self.busy_wait).map_err(err)?;
-        self.own_epoch(&db).map_err(err)
+        match self.own_epoch(&db).map_err(err)? {
+            None => self.newest_row(&db).map_err(err),
+            own => Ok(own),
+        }
     }
 
     fn probe(&self, stored: Option<Cursor>) -> Result<(), ConnectError> {

@@ -163,6 +163,8 @@ struct Machine {
     /// How a reader sees the table.
     db: Connection,
     was_refused: bool,
+    /// The last start was, since the log is not what was committed.
+    was_sent_away: bool,
     _folder: tempfile::TempDir,
 }
 
@@ -193,6 +195,7 @@ impl StateMachineTest for Machine {
             truth: Truth::default(),
             db,
             was_refused: false,
+            was_sent_away: false,
             _folder: folder,
         }
     }
@@ -221,7 +224,8 @@ impl Machine {
         match what {
             Move::Start => self.start(false),
             Move::StartAndResend => {
-                if !self.needs_resending() {
+                // A cursor that is lost shows nothing of what is to be taken back: that comes first.
+                if !self.needs_resending() || self.truth.going_back_to.is_some() {
                     return false;
                 }
                 self.start(true);
@@ -311,6 +315,7 @@ impl Machine {
             Ok(p) => {
                 assert!(self.living.is_none(), "two have the claim");
                 self.truth.allows(resend, held);
+                self.was_sent_away = false;
                 self.living = Some(p);
             }
             Err(_) if self.disk.is_off() => {}
@@ -325,6 +330,7 @@ impl Machine {
                 self.truth.explains(&why, resend, held);
                 disk.kill();
                 self.was_refused = true;
+                self.was_sent_away = why.is_damage();
             }
         }
     }
@@ -502,15 +508,16 @@ impl Machine {
         self.haunting.clear();
         self.die(0);
         for _ in 0..3 {
-            if self.living.is_none() {
-                self.start(self.needs_resending());
+            if self.living.is_some() {
+                break;
             }
             match self.truth.going_back_to {
-                Some(to) if self.living.is_none() => {
+                Some(to) if self.needs_resending() || self.was_sent_away => {
                     self.go_back_to(|_| Some(to));
                 }
                 _ => {}
             }
+            self.start(self.needs_resending());
         }
         let p = self.living.as_mut().expect("it cannot be started any more");
         p.read(20, &mut self.truth);

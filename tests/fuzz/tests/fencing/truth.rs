@@ -254,7 +254,9 @@ impl Truth {
 
     /// Whether a sink holds an epoch that the log has not.
     fn is_ahead(&self, resend: bool) -> bool {
-        let table = if resend { 0 } else { self.table.epoch.unwrap_or(0) };
+        // Without a cursor the rows show it.
+        let rows = || self.table.rows.values().map(|r| r.revision.epoch).max();
+        let table = if resend { None } else { self.table.epoch.or_else(rows) }.unwrap_or(0);
         let file = self.lines.last().map_or(0, |l| l.revision.epoch);
         table.max(file) > self.last()
     }
@@ -276,6 +278,10 @@ impl Truth {
         assert!(!file_is_held, "two have the file");
         assert!(!self.is_ahead(resend), "a sink is ahead of the log");
         assert!(self.table.epoch.is_some(), "the table has no cursor, and nobody was told");
+        if !resend {
+            // All sinks were heard: whatever was to be given up, this is where it goes on.
+            self.going_back_to = None;
+        }
     }
 
     /// Everything was delivered: readers see what was read, and nothing else.

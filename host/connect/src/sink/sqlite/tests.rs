@@ -119,6 +119,20 @@ fn what_came_after_a_cut_is_retracted_until_it_comes_again() {
 }
 
 #[test]
+fn rows_are_a_witness_where_the_cursor_is_lost() {
+    let dir = TempDir::new().unwrap();
+    let mut s = opened(&dir, 1);
+    exec(&dir, "DELETE FROM tidemill_cursor");
+    assert_eq!(s.witness().unwrap(), None, "no rows");
+    s.open(1, None).unwrap();
+    put(&mut s, 1, 2, &[(2, Stage::Early, 2)]);
+    put(&mut s, 1, 4, &[(1, Stage::Final, 1)]);
+    exec(&dir, "DELETE FROM tidemill_cursor");
+    assert_eq!(s.witness().unwrap(), Some(4));
+    assert_eq!(sink_of(&dir, "q").witness().unwrap(), None, "another's rows");
+}
+
+#[test]
 fn the_guard_compares_incarnation_before_epoch() {
     let dir = TempDir::new().unwrap();
     let mut s = opened(&dir, 2);
