@@ -178,7 +178,8 @@ impl<'a> Input<'a> {
             }
             // A negative count has the length of its items behind it, for whoever does not want to look into them.
             let end = if count < 0 {
-                let n = self.length()?;
+                let of_block = |w: Wrong| Wrong { what: format!("the items of a block: {}", w.what), ..w };
+                let n = self.length().map_err(of_block)?;
                 Some(self.at + n)
             } else {
                 None

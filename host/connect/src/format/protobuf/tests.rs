@@ -211,6 +211,9 @@ fn editions_say_presence_by_their_features() {
 #[test]
 fn of_several_occurrences_the_last_counts_and_messages_are_merged() {
     reads("proto3", &["int32"], &[0x28, 1, 0x28, 2], "2");
+    // What has no presence and is zero is absent, though it was written.
+    reads("proto3", &["inner"], &[0x8a, 1, 6, 8, 1, 0x1a, 0, 8, 0], "{}");
+    reads("proto2", &["inner"], &[0x8a, 1, 4, 8, 0, 0x1a, 0], "{\"x\":0,\"s\":\"\"}");
     // inner {x: 1, r: [1]} and inner {r: [-1], s: "s"}
     let twice = [0x8a, 1, 4, 8, 1, 0x10, 2, 0x8a, 1, 5, 0x10, 1, 0x1a, 1, b's'];
     let paths = ["/inner/x", "/inner/r/0", "/inner/r/1", "/inner/s", "inner", "/inner/r"];

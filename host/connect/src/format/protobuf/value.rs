@@ -68,6 +68,15 @@ pub(super) fn packed(kind: Type) -> Option<Packed> {
     }
 }
 
+/// Whether a scalar is that of a field that is absent.
+fn is_zero(wire: Wire) -> bool {
+    match wire {
+        Wire::Varint(n) | Wire::Fixed64(n) => n == 0,
+        Wire::Fixed32(n) => n == 0,
+        Wire::Bytes(place) | Wire::Group(place) => place.at == place.end,
+    }
+}
+
 /// The bytes of a message; of none if it is no message.
 fn body(wire: Wire) -> Place {
     match wire {
@@ -277,6 +286,10 @@ impl<'a> Values<'a> {
         for group in found.chunk_by(|a, b| a.0 == b.0) {
             let field = &fields[group[0].0];
             let wires: Vec<Wire> = group.iter().map(|(_, wire)| *wire).collect();
+            // Written or not, it is the same where there is no presence.
+            if !field.has_presence && !field.is_repeated && wires.last().copied().is_some_and(is_zero) {
+                continue;
+            }
             if !std::mem::take(&mut is_first) {
                 to.push(b',');
             }
