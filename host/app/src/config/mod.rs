@@ -14,6 +14,7 @@ pub(crate) mod plan;
 mod probe;
 mod raw;
 mod references;
+pub(crate) mod schema;
 mod sink;
 mod source;
 

@@ -226,9 +226,6 @@ fn protobuf_at(message: &DynamicMessage, path: &str) -> Value {
     protobuf_json(&at)
 }
 
-/// The tag of the map with other wire types than its own.
-const OTHER_MAPS: [u8; 4] = [6 << 3, 6 << 3 | 1, 6 << 3 | 3, 6 << 3 | 5];
-
 #[test]
 fn protobuf_messages() {
     const PATHS: [&str; 15] = [
@@ -274,7 +271,7 @@ fn protobuf_messages() {
         let found = decoder.borrow_mut().decode(&record, &mut out);
         // It is stricter: it looks into all fields, and takes none of another wire type.
         // But where a map's entry is of another wire type it reads a length all the same, as nobody else does.
-        let is_clear = !record.iter().any(|b| OTHER_MAPS.contains(b));
+        let is_clear = !record.iter().any(|b| b >> 3 == 6 && b & 7 != 2);
         if let Ok(naive) = DynamicMessage::decode(descriptor.clone(), &record[..])
             && is_clear
         {
