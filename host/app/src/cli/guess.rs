@@ -83,7 +83,7 @@ pub(super) fn format(first: &[u8]) -> Option<Format> {
 pub(super) fn fields(format: Format, head: &[Vec<u8>]) -> Vec<(String, String)> {
     let line = |i: usize| head.get(i).map(|l| String::from_utf8_lossy(l).into_owned()).unwrap_or_default();
     let separator = match format {
-        Format::Combined => return Vec::new(),
+        Format::Combined | Format::Avro | Format::Protobuf => return Vec::new(),
         Format::Json => {
             let object: serde_json::Map<String, serde_json::Value> =
                 serde_json::from_str(&line(0)).unwrap_or_default();

@@ -5,14 +5,13 @@ use std::path::Path;
 use tidemill_connect::ConnectError;
 use tidemill_connect::format::time::{TimeError, TimeParser};
 use tidemill_connect::format::{Decoder, Slots};
-use tidemill_connect::source::file::FilePartition;
-use tidemill_connect::source::{Block, Partition as _, Read};
+use tidemill_connect::source::{Block, Read};
 use tidemill_engine::key::KeyForm;
 use tidemill_engine::outbox::hex;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::config::{KeySpec, Source};
-use crate::run::ingest::{decoder, framing, time_parser};
+use crate::run::ingest::{decoder, open_file, time_parser};
 use crate::run::layout::{Id, Layout, missing_message};
 
 /// More records with one id than this are not listed: the id is none.
@@ -64,7 +63,7 @@ impl Scanner {
             KeySpec::Together(_) => KeyForm::Together,
         };
         Ok(Scanner {
-            decoder: decoder(source.format, &layout.wanted),
+            decoder: decoder(source, &layout.wanted)?,
             clock: time_parser(source)?,
             slots: Slots::default(),
             form: if source.key_hmac.is_some() { KeyForm::Hashed } else { plain },
@@ -137,8 +136,7 @@ pub(super) fn scan(
     found: &mut Vec<Found>,
 ) -> Result<(), ConnectError> {
     let mut scanner = Scanner::new(source).map_err(ConnectError::Config)?;
-    let (framing, has_header) = framing(source.format);
-    let mut file = FilePartition::open(path, framing, has_header, 0, false)?;
+    let mut file = open_file(source, path, 0)?;
     let mut block = Block::default();
     let mut header_taken = false;
     loop {
@@ -152,6 +150,7 @@ pub(super) fn scan(
                 scanner.decoder.header(header).map_err(|m| ConnectError::Failed(m.message))?;
             }
         }
+        scanner.decoder.prepare(&mut block.spans.iter().map(|s| block.record(*s)))?;
         scanner.search(&block, target, found);
         let passed = match target {
             Target::Offset(offset) => block.next_offset > *offset,

@@ -17,6 +17,7 @@ pub(crate) mod postgres;
 mod probe;
 mod raw;
 mod references;
+pub(crate) mod schema;
 mod sink;
 mod source;
 

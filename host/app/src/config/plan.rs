@@ -16,6 +16,7 @@ use tidemill_engine::outbox::{Stage, Stages};
 use super::diagnose::{Problems, Spot};
 use super::lookup::Lookup;
 use super::postgres::Server as PostgresServer;
+use super::schema::Schema;
 use crate::tls::TlsFiles;
 
 /// A whole config file, checked.
@@ -73,6 +74,8 @@ pub(crate) struct Source {
     pub(crate) kind: SourceKind,
     /// How a record is written.
     pub(crate) format: Format,
+    /// What that takes besides.
+    pub(crate) schema: Schema,
     /// Whose sessions these are.
     pub(crate) key: KeySpec,
     /// Secret of HMAC-SHA-256 over the key; none: the key stays as it is.
@@ -194,6 +197,10 @@ pub(crate) enum Format {
     Tsv,
     /// Combined log format of web servers.
     Combined,
+    /// Values of Avro's schemas.
+    Avro,
+    /// Messages of Protobuf.
+    Protobuf,
 }
 
 impl Format {
@@ -204,6 +211,8 @@ impl Format {
             Format::Csv => "csv",
             Format::Tsv => "tsv",
             Format::Combined => "combined",
+            Format::Avro => "avro",
+            Format::Protobuf => "protobuf",
         }
     }
 }

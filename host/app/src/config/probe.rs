@@ -2,7 +2,7 @@
 
 use super::diagnose::{Problems, Spot, nearest};
 use super::plan::{Plan, SourceKind};
-use super::{cycle, lookup};
+use super::{cycle, lookup, schema};
 use crate::tls::TlsFiles;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +25,7 @@ impl Plan {
                 probe_pattern(pattern, *at, &format!("source.{}.path", source.name), similar, p);
             }
         }
+        self.sources.iter().for_each(|source| schema::probe(source, p));
         for lookup in &self.lookups {
             lookup::probe(lookup, similar, p);
         }

@@ -8,6 +8,7 @@ use super::plan::{
     TimeUnit,
 };
 use super::raw::{self, Field, Section, Value};
+use super::schema::{self, SCHEMA_ONLY, Schema};
 use super::{duration, last};
 use std::collections::BTreeMap;
 
@@ -52,6 +53,8 @@ pub(super) fn check_source(
     let generated = matches!(kind, Some(SourceKind::Generator(_)));
     let posted = matches!(kind, Some(SourceKind::Http(_)));
     let format = check_format(&mut s, generated, posted, p);
+    let schema = schema::check(&mut s, format, p);
+    check_kind_of_schema(&s, kind.as_ref(), schema.as_ref(), p);
     let combined = format == Some(Format::Combined);
     let key = check_key(&mut s, generated, combined, p);
     let key_hmac = check_secret(&mut s, p);
@@ -64,12 +67,13 @@ pub(super) fn check_source(
     let far_future_ms = check_far_future(&mut s, kind.as_ref(), now_ms, p);
     let dedup_ms = duration(&mut s, "dedup", if posted { DEDUP_MS } else { 0 }, p);
     let fields = check_fields(&mut s, combined, p);
-    s.finish(&SOURCE_ONLY, p);
+    s.finish(&[&SOURCE_ONLY[..], &SCHEMA_ONLY].concat(), p);
     Some(Source {
         name,
         at,
         kind: kind?,
         format: format?,
+        schema: schema?,
         key: key?,
         key_hmac,
         time: time?,
@@ -192,14 +196,20 @@ fn check_format(s: &mut Section<'_>, generated: bool, posted: bool, p: &mut Prob
         Some(f) => f,
         None => {
             return s
-                .need("format", "write `format = \"json\"`, \"csv\", \"tsv\" or \"combined\"", p)
+                .need(
+                    "format",
+                    "write `format = \"json\"`, \"csv\", \"tsv\", \"combined\", \"avro\" or \"protobuf\"",
+                    p,
+                )
                 .and(None);
         }
     };
-    match field.word(&["json", "csv", "tsv", "combined"], &["avro", "protobuf"], p)? {
+    match field.word(&["json", "csv", "tsv", "combined", "avro", "protobuf"], &[], p)? {
         "json" => Some(Format::Json),
         "csv" => Some(Format::Csv),
         "tsv" => Some(Format::Tsv),
+        "avro" => Some(Format::Avro),
+        "protobuf" => Some(Format::Protobuf),
         _ => Some(Format::Combined),
     }
     .filter(|format| {
@@ -210,6 +220,28 @@ fn check_format(s: &mut Section<'_>, generated: bool, posted: bool, p: &mut Prob
         }
         fits
     })
+}
+
+/// Where records are no lines, their bytes must say where they end.
+fn check_kind_of_schema(
+    s: &Section<'_>,
+    kind: Option<&SourceKind>,
+    schema: Option<&Schema>,
+    p: &mut Problems,
+) {
+    let key = raw::join(&s.path, "format");
+    match (kind, schema) {
+        (_, None | Some(Schema::None)) | (None, _) => {}
+        (Some(SourceKind::File { follow: true, .. }), Some(schema)) if schema.in_files() => {
+            let help = "leave `follow` out".to_owned();
+            p.error(s.at, &key, "container files of Avro cannot be followed".to_owned(), help);
+        }
+        (Some(SourceKind::File { .. }), _) => {}
+        (Some(other), _) => {
+            let message = format!("records with a schema come in files, not by kind = \"{}\"", other.name());
+            p.error(s.at, &key, message, None);
+        }
+    }
 }
 
 /// A field of a record; of combined logs the names are known.

@@ -242,8 +242,28 @@ fn wrong_sources() {
     );
     check(
         r#"format = "json""#,
+        r#"format = "avor""#,
+        "3:10 source.web.format: `source.web.format` cannot be `avor` (did you mean \"avro\"?)",
+    );
+    check(
+        r#"format = "json""#,
+        "format = \"json\"\nschema = \"a.avsc\"",
+        "4:1 source.web.schema: `schema` means nothing here: only format = \"avro\" has it",
+    );
+    check(
+        r#"format = "json""#,
         r#"format = "avro""#,
-        "3:10 source.web.format: `avro` is not in this build yet (this build has `json`, `csv`, `tsv` or `combined`)",
+        "1:9 source.web.format: records with a schema come in files, not by kind = \"stdin\"",
+    );
+    check(
+        r#"format = "json""#,
+        "format = \"avro\"\nregistry = { url = \"http://r\", password = \"x\" }",
+        "1:9 source.web.format: records with a schema come in files, not by kind = \"stdin\"\n4:32 source.web.registry.password: `password` means nothing here: it goes with a `user`",
+    );
+    check(
+        r#"format = "json""#,
+        "format = \"protobuf\"\ndescriptors = \"a.binpb\"",
+        "1:9 source.web.message: `source.web.message` is missing (write `message = \"shop.Click\"`: its name with the package)",
     );
     check(
         r#"key = "user""#,

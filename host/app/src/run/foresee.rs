@@ -4,11 +4,11 @@
 //! world may change.
 
 use super::RunError;
-use super::ingest::framing;
+use super::ingest::open_file;
 use super::pipeline::{all_sinks, of_another_state};
 use crate::config::plan::{self, Pipeline, Plan, SourceKind};
 use crate::meta::Meta;
-use tidemill_connect::source::file::{self, FilePartition};
+use tidemill_connect::source::file;
 
 /// What would be refused: key path, and why.
 pub(crate) fn foresee(
@@ -48,12 +48,12 @@ fn shorter(plan: &Plan, source: usize, meta: &Meta) -> Option<RunError> {
     let source = &plan.sources[source];
     let SourceKind::File { pattern, follow: false, .. } = &source.kind else { return None };
     let stored = &meta.sources.iter().find(|s| s.name == source.name)?.partitions;
-    let (how, has_header) = framing(source.format);
     let files = file::list(pattern).unwrap_or_default();
     files.iter().find_map(|path| {
         let same = |identity| file::same_file(identity, path).unwrap_or(false);
         let known = stored.iter().rfind(|p| same(&p.identity))?;
-        let opened = FilePartition::open(path, how, has_header, known.offset, false);
-        opened.err().map(|e| RunError::of(&format!("source `{}`", source.name), e))
+        open_file(source, path, known.offset)
+            .err()
+            .map(|e| RunError::of(&format!("source `{}`", source.name), e))
     })
 }

@@ -4,15 +4,23 @@
 
 use super::layout::{Id, Layout, missing_message};
 use crate::config::plan::{Format, Source, TimeForm, TimeUnit};
+use crate::config::schema::{self, Schema, Written};
 use crate::plugin::validate::Validators;
 use crate::schedule::Declared;
 use std::collections::BTreeMap;
+use std::path::Path;
+use tidemill_connect::ConnectError;
+use tidemill_connect::format::avro::AvroDecoder;
+use tidemill_connect::format::avro::registry::{Folder, Registry, Schemas};
 use tidemill_connect::format::combined::CombinedDecoder;
 use tidemill_connect::format::json::JsonDecoder;
+use tidemill_connect::format::protobuf::ProtobufDecoder;
 use tidemill_connect::format::separated::SeparatedDecoder;
 use tidemill_connect::format::time::{self, TimeError, TimeParser, TimeSpec};
 use tidemill_connect::format::{Decoder, Kind, Malformed, Slots};
-use tidemill_connect::source::{Block, Framing};
+use tidemill_connect::source::container::ContainerPartition;
+use tidemill_connect::source::file::FilePartition;
+use tidemill_connect::source::{Block, Framing, Partition};
 use tidemill_engine::dedup::Dedup;
 use tidemill_engine::event::{Position, RowHead, Rows, ext};
 use tidemill_engine::key::{key_group, key_hash, push_part};
@@ -114,20 +122,60 @@ pub(crate) struct Ingest {
 /// How the records of a format stand in the bytes, and whether a header comes first.
 pub(crate) fn framing(format: Format) -> (Framing, bool) {
     match format {
+        // Of container files their own way, which needs none.
+        Format::Avro | Format::Protobuf => (Framing::Delimited, false),
         Format::Json | Format::Combined => (Framing::Lines, false),
         Format::Csv => (Framing::Csv, true),
         Format::Tsv => (Framing::Lines, true),
     }
 }
 
-/// Decodes the wanted fields of a format.
-pub(crate) fn decoder(format: Format, wanted: &[String]) -> Box<dyn Decoder> {
-    match format {
-        Format::Json => Box::new(JsonDecoder::new(wanted)),
+/// Opens a file of a source that ends, to be read from a position on.
+pub(crate) fn open_file(
+    source: &Source,
+    path: &Path,
+    offset: u64,
+) -> Result<Box<dyn Partition>, ConnectError> {
+    if source.schema.in_files() {
+        return Ok(Box::new(ContainerPartition::open(path, offset)?));
+    }
+    let (how, has_header) = framing(source.format);
+    Ok(Box::new(FilePartition::open(path, how, has_header, offset, false)?))
+}
+
+/// Decodes the wanted fields of a source's format.
+///
+/// # Errors
+/// What is wrong with the schemas that it names.
+pub(crate) fn decoder(source: &Source, wanted: &[String]) -> Result<Box<dyn Decoder>, String> {
+    match &source.schema {
+        Schema::Avro(avro) => return avro_decoder(avro, wanted),
+        Schema::Protobuf(b) => {
+            let set = schema::descriptors(&b.descriptors.0)?;
+            return Ok(Box::new(ProtobufDecoder::new(wanted, set, &b.message.0, b.framed)?));
+        }
+        Schema::None => {}
+    }
+    Ok(match source.format {
         Format::Csv => Box::new(SeparatedDecoder::csv(wanted)),
         Format::Tsv => Box::new(SeparatedDecoder::tsv(wanted)),
         Format::Combined => Box::new(CombinedDecoder::new(wanted)),
-    }
+        // The two with a schema are dealt with.
+        Format::Json | Format::Avro | Format::Protobuf => Box::new(JsonDecoder::new(wanted)),
+    })
+}
+
+fn avro_decoder(avro: &schema::Avro, wanted: &[String]) -> Result<Box<dyn Decoder>, String> {
+    let reader = avro.reader.as_ref().map(|(path, _)| schema::reader(path)).transpose()?;
+    let schemas: Box<dyn Schemas> = match &avro.from {
+        Written::Files => return Ok(Box::new(AvroDecoder::of_files(wanted, reader))),
+        Written::Folder(folder, _) => Box::new(Folder::new(folder.clone())),
+        Written::Registry { url, login } => {
+            let login = login.as_ref().map(|(user, password)| (user.as_str(), password.reveal()));
+            Box::new(Registry::new(url, login).map_err(|e| e.to_string())?)
+        }
+    };
+    Ok(Box::new(AvroDecoder::framed(wanted, reader, schemas)))
 }
 
 /// Reads event times as the source writes them.
@@ -173,7 +221,7 @@ impl Ingest {
             source: source.name.clone(),
             partition: partition.to_owned(),
             numbers,
-            decoder: decoder(source.format, &layout.wanted),
+            decoder: decoder(source, &layout.wanted)?,
             clock: time_parser(source)?,
             slots: Slots::default(),
             layout,
@@ -193,12 +241,20 @@ impl Ingest {
     pub(crate) fn put_fields(&mut self, source: &Source, fields: &[Declared]) -> Result<(), String> {
         let mut layout = Layout::new(source);
         self.fields = fields.iter().map(|f| (layout.slot(source, &f.name), f.clone())).collect();
-        self.decoder = decoder(source.format, &layout.wanted);
+        self.decoder = decoder(source, &layout.wanted)?;
         self.layout = layout;
         match &self.header {
             Some(header) => self.decoder.header(header).map_err(|m| m.message),
             None => Ok(()),
         }
+    }
+
+    /// Gets hold of what the block's records need to be decoded: before [`Self::take`] and [`Self::first_time`].
+    ///
+    /// # Errors
+    /// `Failed`: it cannot be had now.
+    pub(crate) fn prepare(&mut self, block: &Block) -> Result<(), ConnectError> {
+        self.decoder.prepare(&mut block.spans.iter().filter(|s| !s.is_cut()).map(|s| block.record(*s)))
     }
 
     /// Takes the partition's header record.

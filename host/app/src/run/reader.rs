@@ -16,6 +16,7 @@ use super::{Job, RunError};
 use crate::clock::now_ms;
 use crate::config::plan::{Early, EndOfInput, Pipeline, Source};
 use crate::control::{Again, Operation, States, Told};
+use crate::journal::Level;
 use crate::meta::{Counters, Decision, Entry, Meta, PartitionMeta, SourceMeta};
 use crate::meters::{Activity, Laps};
 use crate::plugin::budget::{Budget, Warden};
@@ -27,6 +28,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tidemill_connect::ConnectError;
 use tidemill_connect::source::{Block, Read};
 use tidemill_engine::event::Rows;
 use tidemill_engine::key::KeyForm;
@@ -404,6 +406,10 @@ impl<'a> Reader<'a> {
             self.close_one_too_many();
             self.open(p)?;
         }
+        if let Some(block) = self.parts[p].held.take() {
+            self.blocks.push(block);
+            return self.prepare(p);
+        }
         let mut block = self.spare_block();
         let Some(b) = Arc::get_mut(&mut block) else { return Ok(Read::Pending) };
         b.clear();
@@ -415,7 +421,42 @@ impl<'a> Reader<'a> {
         let source = part.source;
         self.blocks.push(block);
         let read = read.map_err(|e| self.failed(source, e))?;
-        if read == Read::Pending { self.look_for_rotation(p) } else { Ok(read) }
+        match read {
+            Read::Data => self.prepare(p),
+            Read::Pending => self.look_for_rotation(p),
+            Read::End => Ok(read),
+        }
+    }
+
+    /// Gets hold of what the block that was read last needs to be decoded. Whoever has it may be away: then the block waits,
+    /// and its partition is not idle.
+    fn prepare(&mut self, p: usize) -> Result<Read, RunError> {
+        let part = &mut self.parts[p];
+        let (Some(block), Some(ingest)) = (self.blocks.last(), &mut part.ingest) else {
+            return Ok(Read::Data);
+        };
+        match ingest.prepare(block) {
+            Ok(()) => {
+                if std::mem::take(&mut part.waits) {
+                    let text = format!("source `{}` goes on", part.source_name);
+                    self.job.progress.tell(Level::Info, &text);
+                }
+                Ok(Read::Data)
+            }
+            Err(ConnectError::Failed(why)) => {
+                if !std::mem::replace(&mut part.waits, true) {
+                    let text = format!("source `{}` waits: {why}", part.source_name);
+                    self.job.progress.tell(Level::Warn, &text);
+                }
+                part.held = self.blocks.pop();
+                self.watermarks.observe(part.key, EventTime::BEGINNING, now_ms());
+                Ok(Read::Pending)
+            }
+            Err(e) => {
+                let source = part.source;
+                Err(self.failed(source, e))
+            }
+        }
     }
 
     /// A block that no lane holds any more; it ends up last in `blocks`.

@@ -6,7 +6,7 @@
 //!   `\ud800` on its own is found only in member names and declared strings.
 //! - Of several members with one name the last wins, with all that is below it.
 //! - Stack use does not depend on the record: serde_json skips values iteratively, and we descend only along
-//!   declared paths, at most [`POINTER_LEVELS_MAX`] deep.
+//!   declared paths, at most [`POINTER_LEVELS_MAX`](super::paths::POINTER_LEVELS_MAX) deep.
 //! - A declared text, number or boolean costs no allocation; slots point into the record. Only text with
 //!   `\u` escapes and values nested twice make serde_json allocate.
 //! - A record is first read quickly (`scan`). What that does not take is read by serde_json alone, which says
@@ -14,103 +14,14 @@
 
 mod scan;
 
+use super::paths::{Child, Paths};
 use super::{Decoder, Kind, Malformed, Slots};
 use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 
-/// The most levels a JSON pointer may have. Each costs a stack frame and a second scan of the value it enters.
-pub const POINTER_LEVELS_MAX: usize = 100;
-
 const REASON: &str = "malformed_json";
-
-/// The place of one declared path, or a place on the way to one.
-#[derive(Default, Debug)]
-struct Node {
-    /// The slots that take the value standing here (a path may be wanted twice).
-    slots: Vec<usize>,
-    /// Where the paths go on.
-    children: Vec<Child>,
-    /// The slots of all nodes below: emptied when a later duplicate replaces the value.
-    below: Vec<usize>,
-}
-
-#[derive(Debug)]
-struct Child {
-    /// The member's name.
-    name: String,
-    /// The same token read as an array index; none for member names that are no index.
-    index: Option<usize>,
-    /// In [`Paths::nodes`].
-    node: usize,
-}
-
-/// All declared paths as a trie; node 0 is the root. An arena, so that dropping it does not recurse.
-#[derive(Debug)]
-struct Paths {
-    nodes: Vec<Node>,
-}
-
-impl Paths {
-    fn new(wanted: &[String]) -> Self {
-        let mut paths = Self { nodes: vec![Node::default()] };
-        for (slot, path) in wanted.iter().enumerate() {
-            // A path that cannot be read names nothing; whoever checks the config reports it.
-            let Ok(tokens) = tokens(path) else { continue };
-            let mut node = 0;
-            for token in tokens {
-                paths.nodes[node].below.push(slot);
-                node = paths.child(node, token);
-            }
-            paths.nodes[node].slots.push(slot);
-        }
-        paths
-    }
-
-    fn child(&mut self, node: usize, name: String) -> usize {
-        if let Some(child) = self.nodes[node].children.iter().find(|c| c.name == name) {
-            return child.node;
-        }
-        let new = self.nodes.len();
-        let canonical = name == "0" || !name.starts_with('0');
-        let digits = name.bytes().all(|b| b.is_ascii_digit());
-        let index = if canonical && digits { name.parse().ok() } else { None };
-        self.nodes[node].children.push(Child { name, index, node: new });
-        self.nodes.push(Node::default());
-        new
-    }
-}
-
-/// The tokens of a path: itself if it is a member name, the unescaped parts if it is a JSON pointer (RFC 6901).
-fn tokens(path: &str) -> Result<Vec<String>, String> {
-    let Some(pointer) = path.strip_prefix('/') else { return Ok(vec![path.to_owned()]) };
-    let mut tokens = Vec::new();
-    for part in pointer.split('/') {
-        if tokens.len() == POINTER_LEVELS_MAX {
-            return Err(format!("a JSON pointer has at most {POINTER_LEVELS_MAX} levels"));
-        }
-        let mut token = String::with_capacity(part.len());
-        let mut rest = part;
-        while let Some(tilde) = rest.find('~') {
-            token.push_str(&rest[..tilde]);
-            token.push(match rest.as_bytes().get(tilde + 1) {
-                Some(b'0') => '~',
-                Some(b'1') => '/',
-                _ => return Err("in a JSON pointer `~` is written ~0, and `/` in a name ~1".to_owned()),
-            });
-            rest = &rest[tilde + 2..];
-        }
-        token.push_str(rest);
-        tokens.push(token);
-    }
-    Ok(tokens)
-}
-
-/// Whether a path is one that [`JsonDecoder`] can look for; the error says what is wrong with it.
-pub fn check_path(path: &str) -> Result<(), String> {
-    tokens(path).map(|_| ())
-}
 
 /// Decodes JSON records. See the module's invariants.
 #[derive(Debug)]
@@ -122,8 +33,8 @@ pub struct JsonDecoder {
 }
 
 impl JsonDecoder {
-    /// For these paths: a member name, or a JSON pointer if it begins with `/`. A path that [`check_path`]
-    /// refuses is never found.
+    /// For these paths: a member name, or a JSON pointer if it begins with `/`. A path that
+    /// [`check_path`](super::paths::check_path) refuses is never found.
     #[must_use]
     pub fn new(wanted: &[String]) -> Self {
         Self { paths: Paths::new(wanted), wanted: wanted.len(), text: Vec::new() }
@@ -344,6 +255,7 @@ impl Visitor<'_> for Key<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::paths::{POINTER_LEVELS_MAX, check_path};
     use super::*;
     use proptest::prelude::*;
 

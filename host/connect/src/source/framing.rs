@@ -8,6 +8,8 @@
 //! - `Block::next_offset` is always the start of a record (or the end): resuming there gives exactly the
 //!   records that follow. So a record that is too long leaves only when its end is known.
 //! - Memory is bounded by [`RECORD_BYTES_MAX`] plus some chunks, whatever the bytes are.
+//! - Lines are found again after anything. Where lengths stand between the records nothing can be: a record that is cut off,
+//!   or says that it is longer than any, is an error.
 //! - An error of the source is given after every whole record before it, and at every later call.
 
 use super::{Block, Framing, Read, Span};
@@ -168,7 +170,7 @@ impl Framer {
         let mut found = Read::Data;
         loop {
             self.scan(block);
-            if self.ended {
+            if self.ended && self.failed.is_none() {
                 self.last_record(block);
             }
             self.settle(block);
@@ -221,6 +223,7 @@ impl Framer {
         match self.framing {
             Framing::Lines => self.scan_lines(block),
             Framing::Csv => self.scan_csv(block),
+            Framing::Delimited => self.scan_delimited(block),
         }
     }
 
@@ -268,9 +271,42 @@ impl Framer {
         self.scanned = at;
     }
 
+    /// An unfinished record is looked at again with each chunk, from its length on.
+    fn scan_delimited(&mut self, block: &mut Block) {
+        let Block { bytes, spans, .. } = block;
+        let mut start = self.start;
+        while let Some((prefix, length)) = prefix(&bytes[start..]) {
+            if length > self.record_max as u64 {
+                let at = self.base + start as u64;
+                let why = format!(
+                    "the record at byte {at} says that it has {length} bytes, and none has more than {}",
+                    self.record_max
+                );
+                self.failed = Some((io::ErrorKind::InvalidData, why));
+                break;
+            }
+            let (at, len) = (start + prefix, length as usize);
+            if at + len > bytes.len() {
+                break;
+            }
+            let offset = self.base + start as u64;
+            spans.push(Span { at: at as u32, len: len as u32, offset, size: length });
+            start = at + len;
+        }
+        (self.start, self.scanned) = (start, bytes.len());
+    }
+
     /// The source has ended: what is left is a record without a line end.
     fn last_record(&mut self, block: &mut Block) {
         let len = block.bytes.len();
+        if self.framing == Framing::Delimited {
+            if len > self.start {
+                let at = self.base + self.start as u64;
+                let why = format!("the record at byte {at} is cut off");
+                self.failed = Some((io::ErrorKind::UnexpectedEof, why));
+            }
+            return;
+        }
         if len > self.start {
             let offset = self.base + self.start as u64;
             let size = (len - self.start) as u64 + self.dropped.unwrap_or(0);
@@ -293,7 +329,8 @@ impl Framer {
             self.header_wanted = false;
         }
         // The same mark before a first record, which keeps its place.
-        if let Some(first) = block.spans.first_mut().filter(|s| s.offset == 0)
+        let is_text = self.framing != Framing::Delimited;
+        if let Some(first) = block.spans.first_mut().filter(|s| is_text && s.offset == 0)
             && block.bytes[first.at as usize..].starts_with(BYTE_ORDER_MARK)
         {
             let mark = BYTE_ORDER_MARK.len() as u32;
@@ -320,6 +357,10 @@ impl Framer {
             self.base += self.start as u64;
             self.scanned -= self.start;
             self.start = 0;
+        }
+        // Longer ones are refused by their length.
+        if self.framing == Framing::Delimited {
+            return;
         }
         // One byte more may be the line end of a record of just this length.
         if self.dropped.is_some() || block.bytes.len() > self.record_max + 1 {
@@ -356,6 +397,22 @@ fn push_line(bytes: &[u8], spans: &mut Vec<Span>, start: usize, end: usize, max:
         let size = (stop - start) as u64;
         spans.push(Span { at: start as u32, len: len as u32, offset: base + start as u64, size });
     }
+}
+
+/// The length that bytes begin with, and how many bytes say it; none if they end inside of it. One that never ends is longer
+/// than any record.
+fn prefix(bytes: &[u8]) -> Option<(usize, u64)> {
+    let mut length = 0_u64;
+    for (i, b) in bytes.iter().enumerate() {
+        if i == 9 {
+            return Some((i, u64::MAX));
+        }
+        length |= u64::from(b & 0x7f) << (7 * i);
+        if *b < 0x80 {
+            return Some((i + 1, length));
+        }
+    }
+    None
 }
 
 fn push(block: &mut Block, at: usize, len: usize, offset: u64, size: u64) {

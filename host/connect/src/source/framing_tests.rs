@@ -216,3 +216,75 @@ proptest! {
         }
     }
 }
+
+/// Records with their lengths before them.
+fn delimited(records: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for record in records {
+        let mut length = record.len();
+        while length >= 0x80 {
+            bytes.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        bytes.push(length as u8);
+        bytes.extend(record);
+    }
+    bytes
+}
+
+/// What is read before an error, and the error.
+fn failing(framer: &mut Framer, bytes: &[u8]) -> (Vec<Record>, String) {
+    let (mut reader, mut block, mut records) = (Cursor::new(bytes), Block::default(), Vec::new());
+    loop {
+        match framer.read_from(&mut block, &mut reader) {
+            Ok(Read::Data) => {
+                records.extend(block.spans.iter().map(|s| (s.offset, block.record(*s).to_vec(), s.size)));
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(e) => {
+                let again = framer.read_from(&mut block, &mut reader).unwrap_err();
+                assert_eq!((again.to_string(), block.spans.len()), (e.to_string(), 0));
+                return (records, e.to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn records_that_are_cut_off_or_too_long_end_a_delimited_stream() {
+    let framer = |chunk| Framer::new(Framing::Delimited, 0).with_sizes(chunk, 300);
+    let good = delimited(&[vec![b'a'; 200], vec![], b"\xef\xbb\xbf\n".to_vec()]);
+    for chunk in [1, 2, 7, 1 << 16] {
+        let (records, nexts) = drain(&mut framer(chunk), &good);
+        let offsets: Vec<(u64, usize)> = records.iter().map(|r| (r.0, r.1.len())).collect();
+        assert_eq!((offsets, nexts.last()), (vec![(0, 200), (202, 0), (203, 4)], Some(&208)));
+        let cut = failing(&mut framer(chunk), &good[..206]);
+        assert_eq!((cut.0.len(), cut.1.as_str()), (2, "the record at byte 203 is cut off"));
+        let long = failing(&mut framer(chunk), &[good.clone(), delimited(&[vec![0; 301]])].concat());
+        assert_eq!(long.0.len(), 3);
+        assert_eq!(long.1, "the record at byte 208 says that it has 301 bytes, and none has more than 300");
+        let endless = failing(&mut framer(chunk), &[0xff; 20]);
+        assert!(endless.1.contains("says that it has"), "{}", endless.1);
+        let half = failing(&mut framer(chunk), &[0xff; 3]);
+        assert_eq!(half.1, "the record at byte 0 is cut off");
+    }
+}
+
+proptest! {
+    /// Bug family: a record that depends on how its bytes came, a position where reading cannot go on.
+    #[test]
+    fn delimited_records_come_back(
+        records in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..8),
+        chunk in 1..300_usize,
+    ) {
+        let bytes = delimited(&records);
+        let (found, nexts) = drain(&mut Framer::new(Framing::Delimited, 0).with_sizes(chunk, 1 << 10), &bytes);
+        prop_assert_eq!(found.iter().map(|r| r.1.clone()).collect::<Vec<_>>(), records);
+        for next in nexts {
+            let rest = &bytes[next as usize..];
+            let (again, _) = drain(&mut Framer::new(Framing::Delimited, next).with_sizes(chunk, 1 << 10), rest);
+            let after: Vec<Record> = found.iter().filter(|r| r.0 >= next).cloned().collect();
+            prop_assert_eq!(again, after);
+        }
+    }
+}

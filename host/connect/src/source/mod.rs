@@ -1,6 +1,7 @@
 //! Where records come from: blocks of whole records with their offsets.
 
 pub mod compression;
+pub mod container;
 pub mod file;
 pub mod framing;
 pub mod generator;
@@ -62,6 +63,8 @@ pub enum Framing {
     Lines,
     /// CSV: a line end inside quotes belongs to the record.
     Csv,
+    /// Before each record its length in bytes, as Protobuf writes numbers; any bytes may be in it.
+    Delimited,
 }
 
 /// What a read found.

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod binary;
 mod naive;
 
 use naive::{Cut, Value};
@@ -24,7 +25,7 @@ use tidemill_connect::source::{Block, Framing, Read};
 use tidemill_fuzz::edit::{Edit, edit, edited, words};
 use tidemill_fuzz::{Targets, Verdict};
 
-const TARGETS: Targets = Targets(7);
+const TARGETS: Targets = Targets(9);
 
 fn names(list: &[&str]) -> Vec<String> {
     list.iter().map(|n| (*n).to_owned()).collect()

@@ -9,6 +9,7 @@ use crate::run::ingest::{Ingest, framing};
 use std::path::Path;
 use std::sync::Arc;
 use tidemill_connect::ConnectError;
+use tidemill_connect::source::container::ContainerPartition;
 use tidemill_connect::source::file::{self, FilePartition};
 use tidemill_connect::source::generator::{GeneratorPartition, GeneratorSpec};
 use tidemill_connect::source::ingest_log::IngestPartition;
@@ -26,6 +27,7 @@ const POSTED: &str = "ingest log";
 /// An open partition.
 pub(super) enum Reading {
     File(FilePartition),
+    Container(Box<ContainerPartition>),
     Stdin(StdinPartition),
     Generator(Box<GeneratorPartition>),
     Posted(IngestPartition),
@@ -35,6 +37,7 @@ impl Reading {
     pub(super) fn partition(&mut self) -> &mut dyn Partition {
         match self {
             Reading::File(p) => p,
+            Reading::Container(p) => p.as_mut(),
             Reading::Stdin(p) => p,
             Reading::Generator(p) => p.as_mut(),
             Reading::Posted(p) => p,
@@ -45,6 +48,7 @@ impl Reading {
     pub(super) fn bytes_taken(&self) -> Option<u64> {
         match self {
             Reading::File(p) => Some(p.bytes_taken()),
+            Reading::Container(p) => Some(p.bytes_taken()),
             Reading::Stdin(_) | Reading::Generator(_) | Reading::Posted(_) => None,
         }
     }
@@ -65,6 +69,10 @@ pub(super) struct Part {
     pub(super) looked_at_ms: i64,
     /// When records last came, by the host's clock; before the first, when the partition was listed.
     pub(super) grew_at_ms: i64,
+    /// A block that was read and cannot be decoded yet.
+    pub(super) held: Option<Arc<Block>>,
+    /// It has been said that one waits.
+    pub(super) waits: bool,
     /// When a followed file was first seen to have been renamed.
     pub(super) renamed_at_ms: Option<i64>,
     /// Bytes of the file that are read, as they stand there.
@@ -176,6 +184,8 @@ impl Reader<'_> {
             ingest: None,
             looked_at_ms: now,
             grew_at_ms: now,
+            held: None,
+            waits: false,
             renamed_at_ms: None,
             bytes_taken: 0,
         });
@@ -199,7 +209,13 @@ impl Reader<'_> {
                 while found.is_none() {
                     block.clear();
                     match r.partition().read(&mut block) {
-                        Ok(Read::Data) => found = ingest.first_time(&block),
+                        Ok(Read::Data) => {
+                            let source = part.source;
+                            if let Err(e) = ingest.prepare(&block) {
+                                return Err(self.failed(source, e));
+                            }
+                            found = ingest.first_time(&block);
+                        }
                         Ok(_) => break,
                         // The same error comes again when the file is read, after what precedes it.
                         Err(_) => break,
@@ -220,6 +236,10 @@ impl Reader<'_> {
         let source = &self.job.plan.sources[part.source];
         let (how, has_header) = framing(source.format);
         let reading = match &source.kind {
+            SourceKind::File { .. } if source.schema.in_files() => {
+                ContainerPartition::open(&part.identity.path, part.offset)
+                    .map(|p| Reading::Container(Box::new(p)))
+            }
             SourceKind::File { follow, .. } => {
                 FilePartition::open(&part.identity.path, how, has_header, part.offset, *follow)
                     .map(Reading::File)
@@ -280,13 +300,16 @@ impl Reader<'_> {
     pub(super) fn close_one_too_many(&mut self) {
         let (parts, opened) = (&self.parts, &mut self.opened);
         opened.retain(|p| parts[*p].reading.is_some());
-        let open = opened.iter().filter(|p| matches!(&parts[**p].reading, Some(Reading::File(_))));
+        let open = opened
+            .iter()
+            .filter(|p| matches!(&parts[**p].reading, Some(Reading::File(_) | Reading::Container(_))));
         if open.clone().count() < OPEN_FILES_MAX {
             return;
         }
         let max = |p: &&usize| self.watermarks.get(parts[**p].key).map(|t| t.max);
         if let Some(furthest) = open.max_by_key(max).copied() {
             self.parts[furthest].reading = None;
+            self.parts[furthest].held = None;
             self.parts[furthest].ingest = None;
         }
     }
