@@ -1,6 +1,8 @@
 //! Where revisions and dead letters go.
 
 pub mod jsonl;
+#[cfg(feature = "services")]
+pub mod kafka;
 mod line;
 pub mod sqlite;
 pub mod stdout;
