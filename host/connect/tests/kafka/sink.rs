@@ -246,9 +246,11 @@ fn a_sink_that_is_throttled_sends_each_revision_once() {
     let digits: String =
         (0..12_000_u64).map(|i| format!("{:x}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
     let fields = format!("{{\"digits\":\"{digits}\"}}");
+    let begun = Instant::now();
     for epoch in 1..=8 {
         deliver_in_the_end(&mut sink, 1, epoch, &rows(epoch as u8, 1, &fields));
     }
+    assert!(begun.elapsed() > Duration::from_secs(1), "the broker did not throttle");
     let seen = read_committed(&broker, &topic);
     let expected: Vec<(String, String)> = (1..=8).map(|e| (format!("{e:02}"), format!("1/{e}"))).collect();
     assert_eq!(revisions(&seen), expected);

@@ -56,16 +56,16 @@ fn reading_starts_where_the_group_stands_or_not_at_all() {
     produce_texts(broker, &topic, 0, &["a", "b", "c"]);
     let source = connect(broker, &topic);
     let p = only(&source);
-    let nowhere = source.starts(&[p.clone()], Start::Committed).unwrap_err();
+    let nowhere = source.starts(std::slice::from_ref(&p), Start::Committed).unwrap_err();
     assert!(matches!(nowhere, ConnectError::Config(_)), "{nowhere}");
     assert!(nowhere.to_string().contains(&format!("group `group-of-{topic}`")), "{nowhere}");
 
     source.commit(&[(&p, 2)]);
     let begun = Instant::now();
-    let mut found = source.starts(&[p.clone()], Start::Committed);
+    let mut found = source.starts(std::slice::from_ref(&p), Start::Committed);
     while found.is_err() {
         assert!(begun.elapsed() < DEADLINE, "{found:?}, {:?}", source.uncommitted());
-        found = source.starts(&[p.clone()], Start::Committed);
+        found = source.starts(std::slice::from_ref(&p), Start::Committed);
     }
     assert_eq!(found.unwrap(), [2]);
     let mut partition = source.open(&p, 2).unwrap();
@@ -169,7 +169,7 @@ fn a_position_that_the_topic_no_longer_holds_is_an_error() {
     let source = connect(broker, &topic);
     let p = only(&source);
     admin.delete_before(&topic, 2);
-    assert_eq!(source.starts(&[p.clone()], Start::Earliest).unwrap(), [2]);
+    assert_eq!(source.starts(std::slice::from_ref(&p), Start::Earliest).unwrap(), [2]);
     let deleted = source.open(&p, 1).err().unwrap();
     assert!(matches!(deleted, ConnectError::Conflict(_)), "{deleted}");
     let told = deleted.to_string();
