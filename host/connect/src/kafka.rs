@@ -28,7 +28,7 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 /// A broker that is back is found again within a second: librdkafka's own 10 s would look like an outage that goes on.
 const RECONNECT_MS_MAX: &str = "1000";
 /// Between two questions of the same kind.
-const PACE: Duration = Duration::from_millis(50);
+pub(crate) const PACE: Duration = Duration::from_millis(50);
 /// Events looked at in a row: a source that is read must not be held up by a cluster that complains.
 pub(crate) const EVENTS_MAX: usize = 32;
 /// The longest name that Kafka gives a topic.
@@ -169,7 +169,16 @@ impl Cluster {
         consumer: &BaseConsumer<Notes>,
         topic: &str,
     ) -> Result<Vec<i32>, ConnectError> {
-        let failed = |e: &KafkaError| self.asking_failed(consumer, &format!("looking up topic `{topic}`"), e);
+        let failed = |e: &KafkaError| {
+            let failure = self.asking_failed(consumer, &format!("looking up topic `{topic}`"), e);
+            match failure {
+                // A broker that wants TLS or a log-in hangs up without a word.
+                ConnectError::Unavailable(why) => {
+                    ConnectError::Unavailable(format!("{why}; is it up, and does it want TLS or a log-in?"))
+                }
+                failure => failure,
+            }
+        };
         let mut asked = consumer.fetch_metadata(Some(topic), FIRST_PATIENCE.min(self.patience));
         if asked.is_err() {
             // A refused password is known long before the answer is given up.
@@ -339,7 +348,7 @@ fn whose_move(code: Code) -> Move {
 }
 
 /// What an error says, without the names that librdkafka gives its codes.
-fn reason(e: &KafkaError) -> String {
+pub(crate) fn reason(e: &KafkaError) -> String {
     match e {
         KafkaError::Transaction(e) => e.string(),
         // Not the value: it may be a secret.
@@ -388,7 +397,8 @@ impl Notes {
 
     fn cause(&self) -> Option<(Code, String)> {
         let said = self.said();
-        said.undelivered.clone().filter(|(code, _)| !is_vague(*code)).or_else(|| said.event.clone())
+        let event = said.event.clone().filter(|(code, _)| *code != Code::AllBrokersDown);
+        said.undelivered.clone().filter(|(code, _)| !is_vague(*code)).or(event)
     }
 
     /// Whether a message of the transaction at hand was not taken.
@@ -412,8 +422,8 @@ impl Notes {
         self.said().uncommitted.take()
     }
 
-    pub(crate) fn note_uncommitted(&self, e: &KafkaError) {
-        self.said().uncommitted = Some(reason(e));
+    pub(crate) fn note_uncommitted(&self, why: String) {
+        self.said().uncommitted = Some(why);
     }
 }
 
@@ -441,7 +451,7 @@ impl ConsumerContext for Notes {
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
         let of_one = || offsets.elements().iter().find_map(|e| e.error().err());
         if let Some(e) = result.err().or_else(of_one) {
-            self.note_uncommitted(&e);
+            self.note_uncommitted(reason(&e));
         }
     }
 }

@@ -15,7 +15,7 @@
 use super::framing::RECORD_BYTES_MAX;
 use super::{Block, Partition, Read, Span};
 use crate::ConnectError;
-use crate::kafka::{Cluster, Notes, check_topic, hear};
+use crate::kafka::{Cluster, Notes, PACE, check_topic, hear, reason};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -93,6 +93,21 @@ struct Shared {
     cluster_id: String,
     consumer: Arc<BaseConsumer<Notes>>,
     bell: Arc<Bell>,
+}
+
+impl Drop for Shared {
+    /// Closing a consumer waits for commits under way, and with a cluster that cannot be reached that has no end. What they
+    /// would say is of no consequence, so somebody else waits; the process does not wait for him.
+    fn drop(&mut self) {
+        let consumer = self.consumer.clone();
+        // Without a thread it is closed here.
+        let _ = std::thread::Builder::new().name("kafka-close".into()).spawn(move || {
+            // Closed by whoever is last.
+            while Arc::strong_count(&consumer) > 1 {
+                std::thread::sleep(PACE);
+            }
+        });
+    }
 }
 
 /// Rung by librdkafka's threads when a queue that was empty has something.
@@ -217,9 +232,14 @@ impl KafkaSource {
         if positions.is_empty() {
             return;
         }
+        hear(&self.0.consumer);
+        if let Some(trouble) = self.trouble() {
+            // It would wait for the cluster, and whoever lets go of the source would wait with it.
+            return self.0.consumer.context().note_uncommitted(trouble);
+        }
         let sent = list(positions).and_then(|l| self.0.consumer.commit(&l, CommitMode::Async));
         if let Err(e) = sent {
-            self.0.consumer.context().note_uncommitted(&e);
+            self.0.consumer.context().note_uncommitted(reason(&e));
         }
     }
 

@@ -56,6 +56,7 @@ fn a_cluster_that_wants_a_login_is_not_waited_for_without_one() {
     let e = source(cluster(broker.login()), &topic).err().unwrap();
     // Brokers close the connection without a word; so it may be a broker that restarts.
     assert!(matches!(e, ConnectError::Unavailable(_)) && e.to_string().contains(&broker.login()), "{e}");
+    assert!(e.to_string().contains("log-in?"), "{e}");
 }
 
 #[test]

@@ -241,7 +241,7 @@ fn a_sink_that_is_throttled_sends_each_revision_once() {
     let topic = Admin::of(&broker).topic("sessions".into(), 1, &[]);
     let mut sink = sink(&broker, &topic);
     sink.open(1, None).unwrap();
-    broker.throttle("tidemill", 100_000).unwrap();
+    broker.throttle("tidemill", 50_000).unwrap();
     // Digits that do not compress away.
     let digits: String =
         (0..12_000_u64).map(|i| format!("{:x}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
@@ -250,7 +250,7 @@ fn a_sink_that_is_throttled_sends_each_revision_once() {
     for epoch in 1..=8 {
         deliver_in_the_end(&mut sink, 1, epoch, &rows(epoch as u8, 1, &fields));
     }
-    assert!(begun.elapsed() > Duration::from_secs(1), "the broker did not throttle");
+    assert!(begun.elapsed() > Duration::from_secs(6), "{:?}: the broker did not throttle", begun.elapsed());
     let seen = read_committed(&broker, &topic);
     let expected: Vec<(String, String)> = (1..=8).map(|e| (format!("{e:02}"), format!("1/{e}"))).collect();
     assert_eq!(revisions(&seen), expected);
