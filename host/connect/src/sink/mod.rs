@@ -2,6 +2,8 @@
 
 pub mod bounds;
 pub mod jsonl;
+#[cfg(feature = "services")]
+pub mod kafka;
 mod line;
 mod owned;
 #[cfg(feature = "services")]

@@ -6,6 +6,8 @@ pub mod file;
 pub mod framing;
 pub mod generator;
 pub mod ingest_log;
+#[cfg(feature = "services")]
+pub mod kafka;
 pub mod stdin;
 
 use crate::ConnectError;

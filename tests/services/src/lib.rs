@@ -1,0 +1,38 @@
+//! Real services for tests: fetched once, started on free ports of this machine, stopped with the test.
+//!
+//! `kafka` starts a broker, `proxy` stands between a client and a service and is as bad as a test wants it. Shares no code
+//! with the host and knows no client: it is the other side of what is tested.
+//!
+//! Where a service cannot be had (no Java, no artifacts), tests that ask for it say why in one line and pass, unless
+//! `TIDEMILL_REQUIRE_SERVICES=1`. A service that is there and does not start is a failure always.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+
+mod artifacts;
+pub mod kafka;
+pub mod proxy;
+
+/// Why a service is not there.
+#[derive(Debug)]
+pub enum Absent {
+    /// This machine lacks what it needs.
+    Missing(String),
+    /// It has what it needs, and the service did not start.
+    Broken(String),
+}
+
+/// The service, or `None` where the machine lacks what it needs and nobody insists.
+///
+/// # Panics
+/// If the service is broken, or missing while `TIDEMILL_REQUIRE_SERVICES=1`.
+pub fn or_skip<T>(name: &str, started: Result<T, Absent>) -> Option<T> {
+    let required = std::env::var("TIDEMILL_REQUIRE_SERVICES").is_ok_and(|v| v == "1");
+    match started {
+        Ok(service) => Some(service),
+        Err(Absent::Missing(why)) if !required => {
+            eprintln!("skipped: no {name} here: {why}");
+            None
+        }
+        Err(Absent::Missing(why) | Absent::Broken(why)) => panic!("{name}: {why}"),
+    }
+}
