@@ -719,3 +719,64 @@ fn a_lookup_waits_for_a_server_that_is_away() {
         }
     }
 }
+
+/// What passes is encrypted as the config wants it, and a server that cannot show who it is is refused.
+#[test]
+fn what_passes_is_encrypted_as_the_config_wants_it() {
+    let authority = |name: &str| {
+        let mut of = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        of.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        of.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let key = rcgen::KeyPair::generate().unwrap();
+        (of.self_signed(&key).unwrap().pem(), rcgen::Issuer::new(of, key))
+    };
+    let ((ours, issuer), (theirs, _)) = (authority("ours"), authority("theirs"));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let of = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = of.signed_by(&key, &issuer).unwrap().pem();
+    let Some(database) = postgres::database_with_tls(&certificate, &key.serialize_pem()) else { return };
+    let Some(plain) = postgres::database() else { return };
+    let bytes = input(2_000);
+    let (_, rows) = model_of(&bytes);
+    let port = database.server().address().rsplit(':').next().unwrap().to_owned();
+    let run = |database: &Database, address: &str, more: &str| {
+        database.run("DROP TABLE IF EXISTS sessions, tidemill_cursor CASCADE");
+        let case = Case::new();
+        case.put("ours.pem", ours.as_bytes());
+        case.put("theirs.pem", theirs.as_bytes());
+        let more = more.replace("PEM", case.path("").to_str().unwrap());
+        case.put(FILE, &bytes);
+        configure(
+            &case,
+            &config(),
+            &Sinks { url: database.url_of(USER, address), password: PASSWORD, more: &more },
+        );
+        let outcome = case.run();
+        silent(&outcome);
+        if outcome.code == Some(0) {
+            same_table(&more, &rows, &current(&database.table("sessions")));
+        }
+        outcome
+    };
+    let (named, by_number) = (format!("localhost:{port}"), format!("127.0.0.1:{port}"));
+    // Nobody gets in who does not encrypt.
+    let data = database.ask("SHOW hba_file");
+    let hba = std::fs::read_to_string(data.trim()).unwrap();
+    std::fs::write(data.trim(), hba.replace("\nhost ", "\nhostssl ")).unwrap();
+    database.run("SELECT pg_reload_conf()");
+    wait_for("the server to want encryption", SOON, || {
+        let outcome = run(&database, &named, "sslmode = \"disable\"");
+        (outcome.code == Some(4)).then(|| outcome.says("no encryption").code)
+    });
+    for mode in ["sslmode = \"prefer\"", "sslmode = \"require\"", ""] {
+        run(&database, &by_number, mode).exits(0);
+    }
+    run(&database, &named, "sslrootcert = \"PEM/ours.pem\"").exits(0);
+    run(&database, &named, "sslrootcert = \"PEM/theirs.pem\"").exits(4).says("certificate").says(&named);
+    run(&database, &by_number, "sslrootcert = \"PEM/ours.pem\"")
+        .exits(4)
+        .says("certificate")
+        .says(&by_number);
+    run(&database, &named, "sslrootcert = \"PEM/none.pem\"").exits(4).says("none.pem");
+    run(&plain, &plain.server().address(), "sslmode = \"require\"").exits(4).says("TLS");
+}
