@@ -294,7 +294,7 @@ impl Database {
     }
     /// Ends the connections of a user, as an operator does.
     pub fn end_connections_of(&self, user: &str) {
-        self.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{user}' AND pid <> pg_backend_pid()"));
+        self.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{user}' AND datname = current_database() AND pid <> pg_backend_pid()"));
     }
     /// The table as it stands, retracted rows too.
     #[track_caller]
