@@ -5,6 +5,7 @@
 
 use crate::{Stored, report, stored, wait_for};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,7 +79,7 @@ pub fn database() -> Option<Database> {
     }
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     let server = shared.upgrade().unwrap_or_else(|| {
-        let server = Arc::new(Postgres::start(&[]));
+        let server = Arc::new(Postgres::start(&[], &[]));
         *shared = Arc::downgrade(&server);
         server
     });
@@ -88,13 +89,14 @@ pub fn database() -> Option<Database> {
 /// A database in a server that may be stopped; none if there is no Postgres.
 #[must_use]
 pub fn database_alone() -> Option<Database> {
-    (!is_missing()).then(|| Arc::new(Postgres::start(&[])).database())
+    (!is_missing()).then(|| Arc::new(Postgres::start(&[], &[])).database())
 }
 
-/// The same with settings of the server.
+/// The same in a server that encrypts, with this certificate and its key, both PEM.
 #[must_use]
-pub fn database_with(options: &[&str]) -> Option<Database> {
-    (!is_missing()).then(|| Arc::new(Postgres::start(options)).database())
+pub fn database_with_tls(certificate: &str, key: &str) -> Option<Database> {
+    let files = [("server.crt", certificate), ("server.key", key)];
+    (!is_missing()).then(|| Arc::new(Postgres::start(&["ssl=on"], &files)).database())
 }
 
 /// Whether we are root: a server refuses that.
@@ -120,6 +122,14 @@ fn program(name: &str) -> Command {
     command
 }
 
+/// Makes a file or folder that of who may run the server.
+fn give(path: &Path) {
+    if is_root() {
+        let (user, group) = (number(&["-u", "postgres"]), number(&["-g", "postgres"]));
+        std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
+    }
+}
+
 fn succeeds(command: &mut Command) -> String {
     let out = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
@@ -128,16 +138,11 @@ fn succeeds(command: &mut Command) -> String {
 }
 
 impl Postgres {
-    fn start(options: &[&str]) -> Postgres {
+    fn start(options: &[&str], files: &[(&str, &str)]) -> Postgres {
         let dir = tempfile::tempdir().unwrap();
         let secret = dir.path().join("password");
         std::fs::write(&secret, PASSWORD).unwrap();
-        if is_root() {
-            for path in [dir.path(), &secret] {
-                let (user, group) = (number(&["-u", "postgres"]), number(&["-g", "postgres"]));
-                std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
-            }
-        }
+        [dir.path(), &secret].into_iter().for_each(give);
         let mut init = program("initdb");
         init.args([
             "--no-sync",
@@ -148,6 +153,13 @@ impl Postgres {
         ]);
         init.args(["--username", USER, "--pwfile"]).arg(&secret).arg("-D").arg(dir.path().join("data"));
         succeeds(&mut init);
+        for (name, text) in files {
+            let path = dir.path().join("data").join(name);
+            std::fs::write(&path, text).unwrap();
+            // A key that others may read is refused.
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            give(&path);
+        }
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
@@ -282,7 +294,7 @@ impl Database {
     }
     /// Ends the connections of a user, as an operator does.
     pub fn end_connections_of(&self, user: &str) {
-        self.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{user}' AND pid <> pg_backend_pid()"));
+        self.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{user}' AND datname = current_database() AND pid <> pg_backend_pid()"));
     }
     /// The table as it stands, retracted rows too.
     #[track_caller]
