@@ -60,6 +60,10 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
         &mut cargo(&["clippy", LOCKED, ALL, FEATURES, "--all-targets", PROFILE, "--", "-D", "warnings"]),
     )?;
     list.step(
+        "lints, as it is built without services",
+        &mut cargo(&["clippy", LOCKED, ALL, PROFILE, "--", "-D", "warnings"]),
+    )?;
+    list.step(
         "the binary under test, and the tests",
         &mut cargo(&["build", LOCKED, ALL, FEATURES, "--all-targets", PROFILE]),
     )?;

@@ -30,9 +30,6 @@ pub enum ConnectError {
     /// The service or file failed while in use.
     #[error("{0}")]
     Failed(String),
-    /// The service cannot be reached or is busy: the same may work later.
-    #[error("{0}")]
-    Unavailable(String),
     /// Storage failed; the process must stop and recover.
     #[error("{0}")]
     Storage(String),
