@@ -356,7 +356,7 @@ impl SessionRule for Parrot {
 /// Everything that an answer points to is there.
 fn points_inside(r: &TurnResult, out: &Results) {
     let state = |s: &StateAt| {
-        assert!(s.state.range().end <= out.bytes.len() && s.timers.range().end <= out.timers.len())
+        assert!(s.state.range().end <= out.bytes.len() && s.timers.range().end <= out.timers.len());
     };
     out.closings[r.closings.range()].iter().for_each(|c| assert!(c.fields.range().end <= out.bytes.len()));
     out.snapshots[r.snapshots.range()].iter().for_each(state);

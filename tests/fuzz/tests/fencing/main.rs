@@ -220,6 +220,7 @@ impl StateMachineTest for Machine {
 
 impl Machine {
     /// Whether it took place.
+    #[expect(clippy::needless_pass_by_value, reason = "a move is made once")]
     fn makes(&mut self, what: Move) -> bool {
         match what {
             Move::Start => self.start(false),

@@ -227,11 +227,11 @@ impl Process {
         let imaged = image.as_ref().map(|groups| (groups.start / IMAGE_GROUPS) as usize);
         let changed = std::mem::take(&mut self.changed);
         let mut content = Content { states: vec![Vec::new()], ..Content::default() };
-        for key in 0..KEYS {
-            if changed[key] {
+        for (key, changed) in changed.into_iter().enumerate() {
+            if changed {
                 encode_row(key, self.counts[key], &mut content.rows);
             }
-            if changed[key] || imaged == Some(key) {
+            if changed || imaged == Some(key) {
                 content.states[0].push(key as u8);
                 content.states[0].extend_from_slice(&self.counts[key].to_le_bytes());
             }
