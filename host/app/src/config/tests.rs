@@ -186,7 +186,7 @@ fn several_problems_are_reported_at_once_with_their_lines() {
 1 | [source.web]
   |         ^^^
   |
-  = help: write `format = "json"`, "csv", "tsv" or "combined"
+  = help: write `format = "json"`, "csv", "tsv", "combined", "avro" or "protobuf"
 
 error: unknown key `source.web.fromat`
  --> t.toml:3:1
