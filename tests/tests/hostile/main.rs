@@ -405,7 +405,8 @@ fn what_is_no_plugin_of_ours_is_refused() {
     let hostile = bytes("hostile-sessions");
     refused("a static counter", &hostile, "memory = \"static\"", "no pure function");
     refused("depends on the batch", &hostile, "memory = \"place\"", "no pure function");
-    refused("fails in company", &hostile, "memory = \"company\"", "in one call with others it does not");
+    // On a busy machine all keys but one may be too slow alone, and its company is then what is made up.
+    refused("fails in company", &hostile, "memory = \"company\"", "it answers alone in a new instance, and");
     let idle = text::sessionizer(text::FRAME_VERSION, &text::answers_calls_of(12));
     refused("answers in company alone", &idle, "", "it fails alone in a new instance");
     let other = text::describing("plugin_fault");
