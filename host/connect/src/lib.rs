@@ -3,7 +3,7 @@
 
 mod backoff;
 pub mod format;
-#[cfg(feature = "services")]
+#[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod lookup;
 #[cfg(feature = "services")]

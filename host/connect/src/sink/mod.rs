@@ -2,7 +2,7 @@
 
 pub mod bounds;
 pub mod jsonl;
-#[cfg(feature = "services")]
+#[cfg(feature = "kafka")]
 pub mod kafka;
 mod line;
 mod owned;

@@ -6,7 +6,7 @@ pub mod file;
 pub mod framing;
 pub mod generator;
 pub mod ingest_log;
-#[cfg(feature = "services")]
+#[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod stdin;
 
