@@ -134,7 +134,7 @@ fn a_field_that_the_config_makes_no_use_of_is_not_looked_for() {
 /// that came in time. With lateness, sessions that were final are corrected on the way.
 #[test]
 fn beyond_disorder_late_lines_are_letters_and_the_rest_is_exact() {
-    let shop = Shop { seed: 12, events: 60_000, users: 800, step_ms: 200, invalid_every: 0 };
+    let shop = Shop { seed: 12, events: 240_000, users: 800, step_ms: 200, invalid_every: 0 };
     for seed in 0..env_number("TIDEMILL_SEEDS", 2) {
         for (lateness_ms, session) in [0, 15_000].into_iter().flat_map(|l| Session::GAPS.map(|s| (l, s))) {
             let what = format!("seed {seed}, lateness {lateness_ms} ms, {session:?}");
