@@ -125,19 +125,7 @@ fn going_back_takes_back_what_the_sinks_have() {
     let s = status(&case);
     assert!(s["decisions"][0]["what"].as_str().unwrap().contains("was given up"), "{s}");
 
-    // The input ends where it was read up to: rows that only the abandoned branch had must not come back.
-    let offset = s["partitions"][0]["offset"].as_u64().unwrap();
-    let all = std::fs::read(case.path(FILE)).unwrap();
-    assert!(0 < offset && offset < all.len() as u64);
-    std::fs::write(case.path(FILE), &all[..offset as usize]).unwrap();
-    case.run().exits(0);
-    let short = Case::new();
-    short.put(FILE, &all[..offset as usize]);
-    short.configure(&config());
-    short.run().exits(0);
-    let expected = current(&short.table());
-    same_table("gone back, SQLite", &expected, &current(&case.table()));
-    same_table("gone back, JSON lines", &expected, &current(&latest(case.lines("rows.jsonl"))));
+    let all = runs_on_as_if_the_rest_had_never_been(&case, &s);
 
     // And on from there as if nothing had been.
     std::fs::write(case.path(FILE), &all).unwrap();
@@ -236,7 +224,14 @@ fn going_back_is_finished_by_the_next_run() {
     assert!(code == 6 && said.contains("in use"), "{code}: {said}");
     drop(file);
     assert!(case.table().iter().any(|s| s.revision.1 == newest), "the table was asked first");
-    let offset = status(&case)["partitions"][0]["offset"].as_u64().unwrap();
+    runs_on_as_if_the_rest_had_never_been(&case, &status(&case));
+}
+
+/// After going back: the input ends where it was read up to, so rows that only the abandoned branch had must not come back. The
+/// whole input.
+#[track_caller]
+fn runs_on_as_if_the_rest_had_never_been(case: &Case, status: &Value) -> Vec<u8> {
+    let offset = status["partitions"][0]["offset"].as_u64().unwrap();
     let all = std::fs::read(case.path(FILE)).unwrap();
     assert!(0 < offset && offset < all.len() as u64);
     std::fs::write(case.path(FILE), &all[..offset as usize]).unwrap();
@@ -246,6 +241,7 @@ fn going_back_is_finished_by_the_next_run() {
     short.configure(&config());
     short.run().exits(0);
     let expected = current(&short.table());
-    same_table("SQLite", &expected, &current(&case.table()));
-    same_table("JSON lines", &expected, &current(&latest(case.lines("rows.jsonl"))));
+    same_table("gone back, SQLite", &expected, &current(&case.table()));
+    same_table("gone back, JSON lines", &expected, &current(&latest(case.lines("rows.jsonl"))));
+    all
 }

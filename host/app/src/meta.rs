@@ -41,11 +41,8 @@ pub(crate) struct Meta {
     pub(crate) images: Vec<u64>,
     /// What humans have decided about this log, the latest last.
     pub(crate) decisions: Vec<Decision>,
-    /// Sinks have taken back what epochs after this one had sent: all that may still change is to be sent again.
-    pub(crate) tell_again: bool,
-    /// With `tell_again`: nothing that a later epoch than this one had sent may stay in a sink. One that could not take it back
-    /// then does so when it is opened.
-    #[serde(default)]
+    /// Somebody went back to this epoch: sinks take back what later ones had sent, those that could not be asked then when they are
+    /// opened, and all that may still change is to be sent again.
     pub(crate) back_to: Option<u64>,
     /// Since the pipeline's first start.
     pub(crate) counters: Counters,
@@ -91,7 +88,6 @@ impl Meta {
             outbox_epoch: 0,
             images: vec![0; IMAGE_BLOCKS],
             decisions: Vec::new(),
-            tell_again: false,
             back_to: None,
             counters: Counters::default(),
             live_keys: 0,

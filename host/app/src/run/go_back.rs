@@ -155,9 +155,8 @@ impl<'a> GoBack<'a> {
         let surplus = meta.decisions.len().saturating_sub(DECISIONS_MAX);
         meta.decisions.drain(..surplus);
         // What an earlier cut has left in a sink goes too.
-        let left = meta.back_to.filter(|_| meta.tell_again);
-        let back_to = left.map_or(to, |earlier| earlier.min(to));
-        (meta.tell_again, meta.back_to) = (true, Some(back_to));
+        let back_to = meta.back_to.map_or(to, |earlier| earlier.min(to));
+        meta.back_to = Some(back_to);
         let text = super::commit::meta_text(&meta)?;
         let (mut log, _) =
             EpochLog::open(Arc::new(OsDisk), &self.dir, self.plan.server.segment_bytes, &[], |_, _| Ok(()))?;

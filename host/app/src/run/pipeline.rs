@@ -249,7 +249,7 @@ fn asked(stop: &AtomicBool) -> bool {
 fn open_sinks(job: Job<'_>, r: &Recovered) -> Result<Vec<Opened>, RunError> {
     let Job { plan, pipeline, options, incarnation, progress, stop, .. } = job;
     let fingerprint = plan::fingerprint(pipeline, plan);
-    let back_to = r.meta.as_ref().filter(|m| m.tell_again).and_then(|m| m.back_to);
+    let back_to = r.meta.as_ref().and_then(|m| m.back_to);
     let mut opened = Vec::new();
     for (name, mut sink) in all_sinks(plan, pipeline) {
         let patience = Patience::with(&name, progress);
@@ -388,7 +388,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
     put_versions(&mut r.lanes, &start.schedule, &stages, progress)?;
     if let Some(m) = &r.meta {
         r.lanes.iter_mut().for_each(|l| l.loaded(m.watermark));
-        if m.tell_again {
+        if m.back_to.is_some() {
             r.lanes.iter_mut().for_each(Lane::tell_again);
         }
     }

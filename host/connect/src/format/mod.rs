@@ -3,6 +3,8 @@
 pub mod avro;
 pub mod combined;
 pub mod json;
+#[cfg(test)]
+mod leads_to;
 pub mod paths;
 pub mod protobuf;
 pub mod separated;

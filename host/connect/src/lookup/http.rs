@@ -13,7 +13,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
+use ureq::config::ConfigBuilder;
 use ureq::http::{HeaderName, HeaderValue};
+use ureq::typestate::AgentScope;
 
 /// What may stand in a path or query as it is (RFC 3986, unreserved).
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -73,6 +75,16 @@ pub fn header_problem(name: &str, value: &str) -> Option<&'static str> {
     }
 }
 
+/// A client that asks the very service that is named, and leaves it to the caller what a status means.
+pub(crate) fn client() -> ConfigBuilder<AgentScope> {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .proxy(None)
+        .user_agent(concat!("tidemill/", env!("CARGO_PKG_VERSION")))
+}
+
 impl HttpProvider {
     /// A provider for a URL. `rows` is a JSON pointer, empty for the whole answer.
     ///
@@ -94,12 +106,7 @@ impl HttpProvider {
             Ok((name, HeaderValue::from_str(value).map_err(|_| wrong())?))
         };
         let headers = headers.iter().map(header).collect::<Result<_, ConnectError>>()?;
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .proxy(None)
-            .user_agent(concat!("tidemill/", env!("CARGO_PKG_VERSION")))
+        let agent = client()
             .max_idle_connections(connections_max)
             .max_idle_connections_per_host(connections_max)
             .build()

@@ -43,7 +43,6 @@ pub(crate) struct Meta {
     pub(crate) cursors: BTreeMap<String, Cursor>,
     images: Vec<u64>,
     outbox_epoch: u64,
-    tell_again: bool,
     back_to: Option<u64>,
 }
 
@@ -197,7 +196,7 @@ impl Process {
         assert!(needs.is_whole(recovery.first_epoch), "the log begins with epoch {}", recovery.first_epoch);
         let outlets = open_sinks(places, incarnation, &log, &found, resend, truth)?;
         // Whoever went back has had rows taken back: they are told again.
-        let again = found.meta.as_ref().is_some_and(|m| m.tell_again);
+        let again = found.meta.as_ref().is_some_and(|m| m.back_to.is_some());
         Ok(Process {
             disk: disk.clone(),
             _claim: claim,
@@ -243,7 +242,6 @@ impl Process {
             cursors: self.outlets.iter().map(|o| (o.name.to_owned(), o.cursor)).collect(),
             images: self.needs.images.clone(),
             outbox_epoch: self.needs.outbox_epoch,
-            tell_again: false,
             back_to: None,
         };
         let revision = Revision { incarnation: self.incarnation, epoch };
@@ -394,7 +392,7 @@ pub(crate) fn go_back(
     truth.cuts(there);
     EpochLog::cut_after(disk, &dir, &at)?;
     let back_to = meta.back_to.map_or(to, |earlier| earlier.min(to));
-    (meta.tell_again, meta.back_to) = (true, Some(back_to));
+    meta.back_to = Some(back_to);
     let text = meta.text();
     let (mut log, _) = EpochLog::open(shared, &dir, SEGMENT_BYTES, &[], |_, _| Ok(()))?;
     let sections = [(Kind::Meta, text.as_slice())];

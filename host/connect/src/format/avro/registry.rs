@@ -5,6 +5,7 @@
 
 use super::schema::{SCHEMA_BYTES_MAX, Schema};
 use crate::ConnectError;
+use crate::lookup::http;
 use base64::Engine as _;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -71,7 +72,7 @@ pub struct Registry {
 /// What is wrong with the URL of a registry, if anything.
 #[must_use]
 pub fn url_problem(url: &str) -> Option<&'static str> {
-    crate::lookup::http::url_problem(url, crate::lookup::http::Method::Post)
+    http::url_problem(url, http::Method::Post)
 }
 
 /// An answer, and whether there was any.
@@ -88,15 +89,7 @@ impl Registry {
         }
         let encoded =
             |(name, password)| base64::engine::general_purpose::STANDARD.encode(format!("{name}:{password}"));
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .proxy(None)
-            .user_agent(concat!("tidemill/", env!("CARGO_PKG_VERSION")))
-            .timeout_global(Some(REQUEST_MAX))
-            .build()
-            .new_agent();
+        let agent = http::client().timeout_global(Some(REQUEST_MAX)).build().new_agent();
         Ok(Registry {
             url: url.trim_end_matches('/').to_owned(),
             authorization: login.map(|l| format!("Basic {}", encoded(l))),

@@ -3,6 +3,7 @@
 use super::registry::Schemas;
 use super::*;
 use crate::format::Kind;
+use crate::format::leads_to::{check_all, pointers};
 use apache_avro::types::Value as Avro;
 use apache_avro::writer::datum::GenericDatumWriter;
 use proptest::prelude::*;
@@ -517,49 +518,6 @@ fn float(is_finite: bool, text: &str) -> Value {
     if is_finite { serde_json::from_str(text).unwrap() } else { json!(text.replace("inf", "Infinity")) }
 }
 
-fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
-    if !at.is_empty() {
-        all.push(at.to_owned());
-    }
-    match value {
-        Value::Object(object) => {
-            for (key, value) in object {
-                pointers(value, &format!("{at}/{}", key.replace('~', "~0").replace('/', "~1")), all);
-            }
-        }
-        Value::Array(items) => {
-            items.iter().enumerate().for_each(|(i, v)| pointers(v, &format!("{at}/{i}"), all));
-        }
-        _ => {}
-    }
-}
-
-/// Every pointer into a value, and what it leads to.
-fn check_all(decoder: &mut AvroDecoder, paths: &[String], record: &[u8], expected: &Value) {
-    let mut out = Slots::default();
-    decoder.decode(record, &mut out).unwrap_or_else(|e| panic!("{}: {expected}", e.message));
-    for (i, path) in paths.iter().enumerate() {
-        let text = std::str::from_utf8(out.get(i, record)).unwrap();
-        let (kind, want) = (out.kind(i), expected.pointer(path).unwrap());
-        match want {
-            Value::Null => assert_eq!(kind, Kind::Missing, "{path}"),
-            Value::String(s) if s.is_empty() => assert_eq!(kind, Kind::Missing, "{path}"),
-            Value::String(s) => assert_eq!((kind, text), (Kind::Text, s.as_str()), "{path}"),
-            other => {
-                let kinds = match other {
-                    Value::Bool(_) => Kind::Bool,
-                    Value::Number(_) => Kind::Number,
-                    _ => Kind::Structure,
-                };
-                assert_eq!(kind, kinds, "{path}");
-                let read: Value =
-                    serde_json::from_str(text).unwrap_or_else(|e| panic!("{path}: {e}: {text}"));
-                assert_eq!(&read, other, "{path}");
-            }
-        }
-    }
-}
-
 fn written(schema: &Value, value: Avro) -> Vec<u8> {
     let schema = apache_avro::Schema::parse_str(&schema.to_string()).unwrap();
     GenericDatumWriter::builder(&schema).build().unwrap().write_value_to_vec(value).unwrap()
@@ -620,13 +578,11 @@ proptest! {
         name_all(&mut writer, &mut 0);
         let (avro, expected) = any_value(&writer, &mut rng);
         let record = written(&writer, avro);
-        let mut all = Vec::new();
-        pointers(&expected, "", &mut all);
+        let all = pointers(&expected);
         let mut decoder = AvroDecoder::bare(&all, &schema(&writer), None).unwrap();
         check_all(&mut decoder, &all, &record, &expected);
         let (reader, evolved) = evolve(&writer, &expected, &mut rng);
-        let mut all = Vec::new();
-        pointers(&evolved, "", &mut all);
+        let all = pointers(&evolved);
         let mut decoder = AvroDecoder::bare(&all, &schema(&writer), Some(schema(&reader))).unwrap();
         check_all(&mut decoder, &all, &record, &evolved);
         // One of them alone is the same as all together.

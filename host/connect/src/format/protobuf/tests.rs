@@ -1,6 +1,7 @@
 //! Golden bytes by the rules of the format, and what `prost-reflect` writes, read again.
 
 use super::*;
+use crate::format::leads_to::{check_all, pointers};
 use proptest::prelude::*;
 use prost_reflect::prost::Message as _;
 use prost_reflect::prost_types::field_descriptor_proto::{Label, Type as T};
@@ -527,47 +528,6 @@ fn any_pb(
     }
 }
 
-fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
-    if !at.is_empty() {
-        all.push(at.to_owned());
-    }
-    match value {
-        Value::Object(object) => {
-            for (key, value) in object {
-                pointers(value, &format!("{at}/{}", key.replace('~', "~0").replace('/', "~1")), all);
-            }
-        }
-        Value::Array(items) => {
-            items.iter().enumerate().for_each(|(i, v)| pointers(v, &format!("{at}/{i}"), all));
-        }
-        _ => {}
-    }
-}
-
-fn check_all(set: &Arc<Descriptors>, paths: &[String], record: &[u8], expected: &Value) {
-    let mut decoder = ProtobufDecoder::new(paths, set.clone(), "t.All", false).unwrap();
-    let mut out = Slots::default();
-    decoder.decode(record, &mut out).unwrap_or_else(|e| panic!("{}: {expected}", e.message));
-    for (i, path) in paths.iter().enumerate() {
-        let text = std::str::from_utf8(out.get(i, record)).unwrap();
-        match (out.kind(i), expected.pointer(path).unwrap()) {
-            (kind, Value::String(s)) if s.is_empty() => assert_eq!(kind, Kind::Missing, "{path}"),
-            (kind, Value::String(s)) => assert_eq!((kind, text), (Kind::Text, s.as_str()), "{path}"),
-            (kind, other) => {
-                let kinds = match other {
-                    Value::Bool(_) => Kind::Bool,
-                    Value::Number(_) => Kind::Number,
-                    _ => Kind::Structure,
-                };
-                assert_eq!(kind, kinds, "{path}");
-                let read: Value =
-                    serde_json::from_str(text).unwrap_or_else(|e| panic!("{path}: {e}: {text}"));
-                assert_eq!(&read, other, "{path}");
-            }
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -580,13 +540,13 @@ proptest! {
         let mut rng = fastrand::Rng::with_seed(seed);
         let (message, expected) = any_message(&pool, "t.All", 3, &mut rng);
         let record = message.encode_to_vec();
-        let mut all = Vec::new();
-        pointers(&expected, "", &mut all);
+        let all = pointers(&expected);
         let set = of_files(&files);
-        check_all(&set, &all, &record, &expected);
+        let decoder = |paths: &[String]| ProtobufDecoder::new(paths, set.clone(), "t.All", false).unwrap();
+        check_all(&mut decoder(&all), &all, &record, &expected);
         if !all.is_empty() {
-            let one = all[rng.usize(..all.len())].clone();
-            check_all(&set, &[one], &record, &expected);
+            let one = [all[rng.usize(..all.len())].clone()];
+            check_all(&mut decoder(&one), &one, &record, &expected);
         }
     }
 
