@@ -24,8 +24,12 @@ fn block(records: &[Vec<u8>]) -> Block {
     block
 }
 
-/// Events in sessions, and dead letters by reason.
+/// Events in sessions, and dead letters by reason, where every time is accepted.
 fn sessions_of(records: &[Vec<u8>]) -> (u64, BTreeMap<String, u64>) {
+    sessions_by(Judge { frontier: EventTime::BEGINNING, far_future: EventTime::INFINITY }, records)
+}
+
+fn sessions_by(judge: Judge, records: &[Vec<u8>]) -> (u64, BTreeMap<String, u64>) {
     let text = "[server]\n[source.s]\nkind = \"stdin\"\nformat = \"json\"\nkey = \"k\"\n\
                 time = { field = \"t\", unit = \"s\" }\n[pipeline.p]\nfrom = [\"s\"]\n\
                 session = { plugin = \"builtin:gap\", config = { gap = \"30s\" } }\nto = [\"out\"]\n\
@@ -33,7 +37,6 @@ fn sessions_of(records: &[Vec<u8>]) -> (u64, BTreeMap<String, u64>) {
     let plan = crate::config::parse(text, std::path::Path::new("p.toml"), 0).unwrap();
     let mut ingest = Ingest::new(&plan.sources[0], "p", (0, 0), &[], 1).unwrap();
     let (block, mut intake, mut letters) = (block(records), Intake::new(1), Letters::default());
-    let judge = Judge { frontier: EventTime::BEGINNING, far_future: EventTime::INFINITY };
     ingest.take(&block, judge, &mut Validators::default(), &mut intake, &mut letters).unwrap();
     let config = LaneConfig {
         pipeline: "p".into(),
@@ -56,6 +59,18 @@ fn sessions_of(records: &[Vec<u8>]) -> (u64, BTreeMap<String, u64>) {
     let epoch = lane.barrier(end).unwrap();
     let outbox = Outbox::new(1, 1, &epoch.rows, b"");
     (outbox.sessions(Stages::ALL).map(|(_, row)| row.events).sum(), letters.by_reason)
+}
+
+/// Both bounds are times that are still accepted.
+#[test]
+fn an_event_at_the_frontier_is_in_time_and_so_is_one_at_the_far_future() {
+    let at = |s: i64| EventTime::from_ms(s * 1_000);
+    let judge = Judge { frontier: at(100), far_future: at(200) };
+    let records: Vec<Vec<u8>> =
+        [99, 100, 150, 200, 201].iter().map(|t| format!("{{\"k\":\"a\",\"t\":{t}}}").into_bytes()).collect();
+    let (events, dead) = sessions_by(judge, &records);
+    assert_eq!(events, 3);
+    assert_eq!(dead, BTreeMap::from([("late".to_owned(), 1), ("far_future".to_owned(), 1)]));
 }
 
 /// The published suite (TIDEMILL_TRIALS holds json-test-suite/JSONTestSuite.tar.xz), each file as a value of one record among
