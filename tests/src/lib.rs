@@ -2,7 +2,7 @@
 //!
 //! This file is the harness: it finds or builds the binary, runs, kills and reads what came out. `config` writes configs,
 //! `model` says what must come out and `component` does where the rule is a plugin, `traffic` makes input, `trials` finds the
-//! real logs, `plugins` builds components, `service` is what they look things up in, `postgres` a server and `proxy` what may stand
+//! real logs, `plugins` builds components, `service` is what they look things up in, `postgres` and `kafka` servers and `proxy` what may stand
 //! before it.
 //!
 //! `TIDEMILL_BIN` names a binary; without it `cargo build -p tidemill --profile trial` makes one, once a process.
@@ -16,6 +16,7 @@ mod config;
 pub mod disk;
 pub mod faults;
 pub mod images;
+pub mod kafka;
 pub mod model;
 pub mod plugins;
 pub mod postgres;

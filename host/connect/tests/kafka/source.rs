@@ -6,7 +6,8 @@ use crate::world::{
 };
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tidemill_connect::ConnectError;
-use tidemill_connect::source::kafka::{KafkaIdentity, KafkaSource, KafkaSpec, Start};
+use tidemill_connect::source::KafkaIdentity;
+use tidemill_connect::source::kafka::{KafkaSource, KafkaSpec, Start};
 use tidemill_connect::source::{Block, Partition as _, Read};
 use tidemill_services::kafka::broker;
 

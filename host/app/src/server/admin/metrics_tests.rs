@@ -89,10 +89,10 @@ const MOVES: &[Moves] = &[
         drop(h.progress.meters.sink("sessions"));
     }),
     ("tidemill_sink_tries_total", "sink=\"sessions\"", |_, h| {
-        h.progress.meters.sink("sessions").tries.fetch_add(1, Relaxed);
+        h.progress.meters.sink("sessions").service.tries.fetch_add(1, Relaxed);
     }),
     ("tidemill_sink_tries_in_vain_total", "sink=\"sessions\"", |_, h| {
-        h.progress.meters.sink("sessions").is_away("refused");
+        h.progress.meters.sink("sessions").service.is_away("refused");
     }),
     ("tidemill_plugin_metric_total", "metric=\"coupons\"", |m, _| total(m, "coupons", Vec::new()).add(1.0)),
     ("tidemill_plugin_observations_count", "metric=\"pages\"", |m, _| {
