@@ -18,6 +18,8 @@ use tidemill_services::kafka::Broker;
 
 /// How long anything may take that a test asks the broker for.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// For who wants to see what is in open transactions, too.
+const UNCOMMITTED: &str = "read_uncommitted";
 
 /// The broker that the tests of a process share; none where it cannot be had. It ends with the process.
 #[must_use]
@@ -112,10 +114,20 @@ pub fn produce<'a>(broker: &Broker, topic: &str, partition: i32, values: impl In
 /// The values of all committed records, partition by partition in their order, with those of their keys.
 #[must_use]
 pub fn read_committed(broker: &Broker, topic: &str, partitions: i32) -> Vec<(Option<String>, String)> {
+    read(broker, topic, partitions, "read_committed")
+}
+
+/// How many records were written that are not committed, and never will be once all transactions have ended.
+#[must_use]
+pub fn aborted(broker: &Broker, topic: &str, partitions: i32) -> usize {
+    read(broker, topic, partitions, UNCOMMITTED).len() - read_committed(broker, topic, partitions).len()
+}
+
+fn read(broker: &Broker, topic: &str, partitions: i32, level: &str) -> Vec<(Option<String>, String)> {
     let reader: BaseConsumer = settings(broker)
         .set("group.id", "reader")
         .set("enable.auto.commit", "false")
-        .set("isolation.level", "read_committed")
+        .set("isolation.level", level)
         .set("enable.partition.eof", "true")
         .create()
         .unwrap();
@@ -145,8 +157,11 @@ pub fn read_committed(broker: &Broker, topic: &str, partitions: i32) -> Vec<(Opt
 /// The offset behind the last record of a partition, be it committed or not.
 #[must_use]
 pub fn end(broker: &Broker, topic: &str, partition: i32) -> i64 {
-    let reader: BaseConsumer = settings(broker).create().unwrap();
-    reader.fetch_watermarks(topic, partition, DEADLINE).unwrap().1
+    uncommitted(broker).fetch_watermarks(topic, partition, DEADLINE).unwrap().1
+}
+
+fn uncommitted(broker: &Broker) -> BaseConsumer {
+    settings(broker).set("isolation.level", UNCOMMITTED).create().unwrap()
 }
 
 /// A look at how far a topic is, again and again.
@@ -160,7 +175,7 @@ impl Ends {
     /// Of a topic.
     #[must_use]
     pub fn of(broker: &Broker, topic: &str, partitions: i32) -> Ends {
-        Ends { reader: settings(broker).create().unwrap(), topic: topic.into(), partitions }
+        Ends { reader: uncommitted(broker), topic: topic.into(), partitions }
     }
     /// How many records and marks of transactions it has, be they committed or not.
     #[must_use]

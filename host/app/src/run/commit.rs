@@ -127,6 +127,7 @@ impl Committer<'_> {
                 }
             }
             self.last = Some(self.commit(sealed, parts)?);
+            self.topics.iter_mut().for_each(|t| t.show(&self.progress));
         }
         self.resolve_the_rest()?;
         Ok(self.ended())
@@ -252,7 +253,7 @@ impl Committer<'_> {
                 self.inlets.has_read(self.pipeline, &s.name, p.offset)?;
             }
         }
-        self.topics.iter_mut().for_each(|t| t.show(&meta.sources, &self.progress));
+        self.topics.iter_mut().for_each(|t| t.is_durable(&meta.sources));
         if let Some(e) = &mut self.enrichment {
             e.begin(revision, at.len, unresolved);
         }

@@ -92,6 +92,7 @@ impl Reached {
             source: self.source.clone(),
             name: of.name.clone(),
             topics: topics.topics.clone(),
+            due: Vec::new(),
             at: None,
             trouble: None,
         }
@@ -193,28 +194,34 @@ pub(crate) struct Shown {
     source: KafkaSource,
     name: String,
     topics: Vec<String>,
+    /// What is durable and was not shown yet.
+    due: Vec<(KafkaIdentity, u64)>,
     at: Option<Instant>,
     /// Why it could not be shown last.
     trouble: Option<String>,
 }
 
 impl Shown {
-    /// An epoch is durable. Nothing depends on what becomes of this.
-    pub(crate) fn show(&mut self, sources: &[SourceMeta], progress: &Progress) {
-        if self.at.is_some_and(|at| at.elapsed() < SHOWN_EVERY) {
+    /// An epoch is durable.
+    pub(crate) fn is_durable(&mut self, sources: &[SourceMeta]) {
+        let Some(of_source) = sources.iter().find(|s| s.name == self.name) else { return };
+        let read = of_source.partitions.iter().filter_map(|p| Some((p.identity.topic()?, p.offset)));
+        let read = read.filter(|(i, _)| self.topics.contains(&i.topic));
+        self.due = read.map(|(i, offset)| (i.clone(), offset)).collect();
+    }
+
+    /// Shows what is due, now and then. Nothing depends on what becomes of it.
+    pub(crate) fn show(&mut self, progress: &Progress) {
+        if self.due.is_empty() || self.at.is_some_and(|at| at.elapsed() < SHOWN_EVERY) {
             return;
         }
         self.at = Some(Instant::now());
-        let Some(of_source) = sources.iter().find(|s| s.name == self.name) else { return };
-        let read = of_source.partitions.iter().filter_map(|p| Some((p.identity.topic()?, p.offset)));
-        let positions: Vec<_> = read.filter(|(i, _)| self.topics.contains(&i.topic)).collect();
-        self.source.commit(&positions);
+        let due = std::mem::take(&mut self.due);
+        self.source.commit(&due.iter().map(|(i, offset)| (i, *offset)).collect::<Vec<_>>());
         let trouble = self.source.uncommitted();
         if let Some(why) = trouble.as_ref().filter(|_| trouble != self.trouble) {
-            progress.keep(
-                Level::Warn,
-                &format!("source `{}`: its group does not show how far it is: {why}", self.name),
-            );
+            let text = format!("source `{}`: its group does not show how far it is: {why}", self.name);
+            progress.keep(Level::Warn, &text);
         }
         self.trouble = trouble.or(self.trouble.take());
     }

@@ -63,7 +63,10 @@ impl Reached {
 pub(crate) struct Shown(TopicPartition);
 
 impl Shown {
-    pub(crate) fn show(&mut self, _: &[SourceMeta], _: &Progress) {
+    pub(crate) fn is_durable(&mut self, _: &[SourceMeta]) {
+        match self.0 {}
+    }
+    pub(crate) fn show(&mut self, _: &Progress) {
         match self.0 {}
     }
 }
