@@ -406,6 +406,10 @@ fn a_partition_that_is_added_is_read_from_its_first_record() {
     kafka::widen(broker, &topic, 3);
     kafka::produce(broker, &topic, 2, clicks.0[2].iter().map(String::as_bytes));
     hears(&mut process, &format!("source `web` has a new partition, {topic}/2"));
+    // Once it is durable where reading began, the next start goes on there.
+    wait_for("the partition to be in an epoch", SOON, || {
+        command(&case, &["status"]).said.contains(&format!("{topic}/2")).then_some(())
+    });
     process.kill();
     let process = case.start(&[], &[]);
     for (p, part) in two.0.iter().enumerate() {
