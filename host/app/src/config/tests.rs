@@ -227,8 +227,8 @@ warning: no pipeline writes to the sink `out`
 fn wrong_sources() {
     check(
         r#"kind = "stdin""#,
-        r#"kind = "kafka""#,
-        "2:8 source.web.kind: `kafka` is not in this build yet (this build has `file`, `stdin`, `http` or `generator`)",
+        r#"kind = "pubsub""#,
+        "2:8 source.web.kind: `pubsub` is not in this build yet (this build has `file`, `stdin`, `http`, `generator` or `kafka`)",
     );
     check(
         r#"kind = "stdin""#,
@@ -253,12 +253,12 @@ fn wrong_sources() {
     check(
         r#"format = "json""#,
         r#"format = "avro""#,
-        "1:9 source.web.format: records with a schema come in files, not by kind = \"stdin\"",
+        "1:9 source.web.format: records with a schema come in files and topics, not by kind = \"stdin\"",
     );
     check(
         r#"format = "json""#,
         "format = \"avro\"\nregistry = { url = \"http://r\", password = \"x\" }",
-        "1:9 source.web.format: records with a schema come in files, not by kind = \"stdin\"\n4:32 source.web.registry.password: `password` means nothing here: it goes with a `user`",
+        "1:9 source.web.format: records with a schema come in files and topics, not by kind = \"stdin\"\n4:32 source.web.registry.password: `password` means nothing here: it goes with a `user`",
     );
     check(
         r#"format = "json""#,
@@ -528,7 +528,7 @@ fn topics_of_kafka() {
     );
     check_topics(
         &format!("{small}\nstart = \"soon\"\ntimeout = \"1m\"\nlisten = \"127.0.0.1:1\""),
-        "5:9 source.web.start: `source.web.start` cannot be `soon` (write \"earliest\", \"latest\" or \"committed\")
+        "5:9 source.web.start: `source.web.start` cannot be `soon` (write `earliest`, `latest` or `committed`)
          6:11 source.web.timeout: `source.web.timeout` must lie between 100ms and 50s (\"10s\" is usual)
          7:1 source.web.listen: `listen` means nothing here: only kind = \"http\" has it",
     );
@@ -549,17 +549,17 @@ fn topics_of_kafka() {
     );
     check_topics(
         &format!("{small}\nlogin = {{ mechanism = \"PLAIN\", user = \"u\", password = \"hunter2\" }}"),
-        "5:53 source.web.login.password: a password does not belong into this file (write `password = \"${env:KAFKA_PASSWORD}\"` or \"${file:PATH}\")",
+        "5:55 source.web.login.password: a password does not belong into this file (write `password = \"${env:KAFKA_PASSWORD}\"` or \"${file:PATH}\")",
     );
     check_topics(
         &format!(
             "{small}\nlogin = {{ mechanism = \"GSSAPI\", user = \"u\", password = \"${{env:SECRET}}\" }}"
         ),
-        "5:23 source.web.login.mechanism: `GSSAPI` is not in this build yet (this build has \"PLAIN\", \"SCRAM-SHA-256\" or \"SCRAM-SHA-512\")",
+        "5:23 source.web.login.mechanism: `GSSAPI` is not in this build yet (this build has `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`)",
     );
     check_topics(
         &format!("{small}\ncolumns = [\"user\", \"ts\"]"),
-        "1:8 source.web.columns: `columns` means nothing with format = \"json\" (leave it out)",
+        "1:9 source.web.columns: `columns` means nothing with format = \"json\" (leave it out)",
     );
     let csv = SMALL.replace("kind = \"stdin\"", &format!("kind = \"kafka\"\n{small}"));
     let csv = csv.replace("format = \"json\"", "format = \"csv\"");
@@ -598,8 +598,8 @@ fn sinks_of_kafka() {
     );
     of(
         &format!("{keys}\n[sink.b]\nkind = \"kafka\"\n{keys}"),
-        "13:7 sink.b.path: the sinks `out` and `b` write to the same place (give each its own)
-         warning: 13:7 sink.b: no pipeline writes to the sink `b`",
+        "14:7 sink.b.path: the sinks `out` and `b` write to the same place (give each its own)
+         warning: 14:7 sink.b: no pipeline writes to the sink `b`",
     );
     let both = SMALL
         .replace("kind = \"file\"\npath = \"out.jsonl\"", &format!("kind = \"kafka\"\n{keys}"))

@@ -204,7 +204,7 @@ fn each_metric_is_moved_by_what_it_counts() {
 #[test]
 fn a_sink_that_is_away_is_not_available_until_it_is_back() {
     let s = site();
-    let meter = s.admin.control.pipelines()[0].progress.meters.sink("sessions");
+    let meter = &s.admin.control.pipelines()[0].progress.meters.sink("sessions").service;
     let available = || value(&s.metrics(), "tidemill_sink_available", &["sink=\"sessions\""]);
     assert_eq!(available(), Some(1.0));
     meter.is_away("refused");
