@@ -157,7 +157,7 @@ path = "{rows}"
         );
         match self.out {
             None => {
-                text.push_str(&format!("[sink.dead]\nkind = \"file\"\npath = \"{}\"\n", at("dead.jsonl")))
+                text.push_str(&format!("[sink.dead]\nkind = \"file\"\npath = \"{}\"\n", at("dead.jsonl")));
             }
             Some((topic, letters)) => {
                 for (sink, topic) in [("topic", topic), ("letters", letters)] {

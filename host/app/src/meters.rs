@@ -229,6 +229,7 @@ impl Meters {
     }
 
     /// The meter of the service that a source reads from.
+    #[cfg(feature = "services")]
     pub(crate) fn source(&self, name: &str) -> Arc<ServiceMeter> {
         let mut all = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(name.to_owned()).or_default().clone()

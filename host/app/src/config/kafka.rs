@@ -40,6 +40,7 @@ pub(crate) struct Topics {
 }
 
 /// Where a topic is begun that nothing is known of.
+#[cfg_attr(not(feature = "services"), allow(dead_code, reason = "without a client no topic is begun"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begin {
     /// With the first record that is kept.
@@ -50,15 +51,6 @@ pub(crate) enum Begin {
     Committed,
     /// With the first record that was written then or later, ms since the Unix epoch.
     At(i64),
-}
-
-impl Topics {
-    /// The group that a pipeline shows its positions in.
-    pub(crate) fn group_of(&self, pipeline: &str, source: &str) -> String {
-        self.group
-            .as_ref()
-            .map_or_else(|| format!("tidemill-{pipeline}.{source}"), |(group, _)| group.clone())
-    }
 }
 
 /// Notes that this build cannot speak to it; false if it can.
@@ -78,7 +70,7 @@ pub(super) fn check_source(s: &mut Section<'_>, _: &mut Problems) -> Option<Topi
 }
 
 #[cfg(not(feature = "services"))]
-pub(super) fn check_sink(s: &mut Section<'_>, _: &mut Problems) -> Option<super::plan::SinkKind> {
+pub(super) fn check_sink(s: &mut Section<'_>, _: &mut Problems) -> Option<(Cluster, String, usize)> {
     s.forgive(&["brokers", "topic", "tls", "login", "timeout", "message_bytes_max"]);
     None
 }
@@ -88,7 +80,6 @@ pub(super) use self::with_client::{check_sink, check_source};
 
 #[cfg(feature = "services")]
 mod with_client {
-    use super::super::plan::SinkKind;
     use super::super::raw::Value;
     use super::super::source::instant_ms;
     use super::{Begin, Cluster, Field, Problems, Section, Topics};
@@ -123,8 +114,11 @@ mod with_client {
         Some(Topics { cluster: cluster?, topics: topics?, at, group, start: start?, columns })
     }
 
-    /// Reads the keys of a sink.
-    pub(in super::super) fn check_sink(s: &mut Section<'_>, p: &mut Problems) -> Option<SinkKind> {
+    /// Reads the keys of a sink: where, its topic, and the bytes of a message.
+    pub(in super::super) fn check_sink(
+        s: &mut Section<'_>,
+        p: &mut Problems,
+    ) -> Option<(Cluster, String, usize)> {
         let cluster = check_cluster(s, p);
         let topic = s.need("topic", "write `topic = \"sessions\"`", p).and_then(|f| check_name(&f, p));
         let message_bytes_max = match s.get("message_bytes_max") {
@@ -139,7 +133,7 @@ mod with_client {
                 usize::try_from(bytes).ok()?
             }
         };
-        Some(SinkKind::Kafka { cluster: cluster?, topic: topic?, message_bytes_max })
+        Some((cluster?, topic?, message_bytes_max))
     }
 
     fn check_cluster(s: &mut Section<'_>, p: &mut Problems) -> Option<Cluster> {

@@ -46,7 +46,14 @@ pub(super) fn check_sink(mut s: Section<'_>, p: &mut Problems) -> Option<Sink> {
     let kind = match word {
         Some("stdout") => Some(SinkKind::Stdout),
         Some("postgres") => check_postgres(&mut s, p),
-        Some("kafka") => kafka::check_sink(&mut s, p),
+        Some("kafka") => {
+            let checked = kafka::check_sink(&mut s, p);
+            checked.map(|(cluster, topic, message_bytes_max)| SinkKind::Kafka {
+                cluster,
+                topic,
+                message_bytes_max,
+            })
+        }
         Some(kind) => {
             let example = if kind == "sqlite" {
                 "write `path = \"sessions.db\"`"

@@ -100,10 +100,12 @@ impl Reached {
 }
 
 fn spec(topics: &Topics, pipeline: &str, source: &str) -> KafkaSpec {
+    let named = topics.group.as_ref().map(|(group, _)| group.clone());
     KafkaSpec {
         cluster: topics.cluster.clone(),
         topics: topics.topics.clone(),
-        group: topics.group_of(pipeline, source),
+        // In one group only one pipeline can show how far it is.
+        group: named.unwrap_or_else(|| format!("tidemill-{pipeline}.{source}")),
     }
 }
 
