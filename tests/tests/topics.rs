@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tidemill_services::kafka::{Broker, PASSWORD, USER};
 use tidemill_tests::kafka::{self, Ends};
 use tidemill_tests::model::{self, Format, Gap, Row, Source, Unit};
@@ -360,14 +360,22 @@ fn a_broker_that_dies_in_the_middle_is_waited_for() {
     let ends = Ends::of(broker, &sessions, 1);
     let mut process = case.start(&[], &[]);
     wait_for("rows", SOON, || (ends.sum() > 100).then_some(()));
+    let quiet = Quiet::new(broker);
+    let patient = quiet.case.start(&[], &[]);
+    quiet.event(broker, 0);
     broker.stop();
+    let stopped = Instant::now();
     hears(&mut process, "source `web` is unavailable");
     let status = wait_for("the status to show it", SOON, || {
         let status = command(&case, &["status"]);
         status.said.contains("away       source `web`").then_some(status)
     });
     status.says(&broker.plain());
+    // A cluster that is away is no silence either.
+    wait_for("some time to pass", SOON, || (stopped.elapsed() > Quiet::SILENCE).then_some(()));
     broker.start_again().unwrap();
+    quiet.event(broker, 1);
+    drop(patient);
     hears(&mut process, "source `web` is back after");
     clicks.piece(1, 2).produce(broker, &topic);
     until_certain(&case, process, rows.len());
@@ -463,6 +471,82 @@ fn a_log_in_that_is_refused_is_the_configs_fault_and_shows_no_password() {
     let outcome = until_certain(&case, case.start(&[], &[]), rows.len());
     assert!(!outcome.said.contains(PASSWORD), "{}", outcome.said);
     same("logged in", &clicks, &case);
+}
+
+#[test]
+fn with_tls_the_authority_that_is_named_is_trusted_and_no_other() {
+    let Some((broker, _shared)) = shared() else { return };
+    let clicks = Clicks::new(2_000, 1).ended();
+    let (rows, _) = clicks.model();
+    let topic = kafka::topic(broker, "clicks", 1);
+    let (sessions, letters) = (kafka::topic(broker, "sessions", 1), kafka::topic(broker, "letters", 1));
+    clicks.produce(broker, &topic);
+    let tls = format!("tls = {{ authorities = \"{}\" }}", broker.certificate().display());
+    let of = |out| Setup { brokers: broker.tls(), out, ..Setup::of(broker, &topic) };
+    let case = Setup { source: "tls = true", ..of(None) }.case();
+    case.start(&[], &[]).outcome(SOON).exits(4).says(&broker.tls()).says("certificate");
+    // To all of it: the source, and both sinks.
+    let out = Some((sessions.as_str(), letters.as_str()));
+    let case = Setup { to: r#""sessions", "topic""#, ..of(out) }.case();
+    edit(&case, "timeout = \"5s\"", &format!("timeout = \"5s\"\n{tls}"));
+    until_certain(&case, case.start(&[], &[]), rows.len());
+    same_table("by TLS", &rows, &but_the_last(&case.table()));
+    let stored = kafka::read_committed(broker, &sessions, 1);
+    let stored: Vec<Stored> = stored.iter().map(|(_, l)| tidemill_tests::stored(l)).collect();
+    same_table("by TLS, the topic", &rows, &but_the_last(&latest(stored)));
+}
+
+/// Events that are further apart than they may be out of order, with a long silence of the host between: it must not be taken
+/// for one of the visitors, after which the later event would come too late.
+struct Quiet {
+    case: Case,
+    topic: String,
+}
+
+impl Quiet {
+    /// Longer than it takes to pause or to stop, and shorter than [`Quiet::SILENCE`].
+    const IDLE: &str = "4s";
+    const SILENCE: Duration = Duration::from_secs(6);
+
+    fn new(broker: &Broker) -> Quiet {
+        let topic = kafka::topic(broker, "quiet", 1);
+        let case = Setup::of(broker, &topic).case();
+        edit(&case, "disorder = \"10s\"", "disorder = \"0s\"");
+        edit(&case, "idle = \"1h\"", &format!("idle = \"{}\"", Quiet::IDLE));
+        edit(&case, "[server]", "[server]\nlisten = \"127.0.0.1:0\"");
+        Quiet { case, topic }
+    }
+
+    /// Writes the `n`th event and waits until it is in a row.
+    fn event(&self, broker: &Broker, n: i64) {
+        let line = format!(r#"{{"id":"{n}","user":"u{n}","ts":{}}}"#, START_MS + 100 * n);
+        kafka::produce(broker, &self.topic, 0, [line.as_bytes()]);
+        self.is_read(n);
+    }
+
+    fn is_read(&self, n: i64) {
+        wait_for("the event in a row, or a dead letter", SOON, || {
+            let is_there = self.case.has_table() && self.case.table().len() == n as usize + 1;
+            assert_eq!(self.case.letters().len(), 0, "it came too late: {:?}", self.case.letters());
+            is_there.then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_pause_is_no_silence() {
+    let Some((broker, _shared)) = shared() else { return };
+    let quiet = Quiet::new(broker);
+    let process = quiet.case.start(&[], &[]);
+    quiet.event(broker, 0);
+    command(&quiet.case, &["pause", "visits"]).exits(0);
+    let line = format!(r#"{{"id":"1","user":"u1","ts":{}}}"#, START_MS + 100);
+    kafka::produce(broker, &quiet.topic, 0, [line.as_bytes()]);
+    let begun = Instant::now();
+    wait_for("some time to pass", SOON, || (begun.elapsed() > Quiet::SILENCE).then_some(()));
+    command(&quiet.case, &["resume", "visits"]).exits(0);
+    quiet.is_read(1);
+    drop(process);
 }
 
 #[test]
