@@ -2,8 +2,8 @@
 //!
 //! This file is the harness: it finds or builds the binary, runs, kills and reads what came out. `config` writes configs,
 //! `model` says what must come out and `component` does where the rule is a plugin, `traffic` makes input, `trials` finds the
-//! real logs, `plugins` builds components, `service` is what they look things up in, `postgres` a server and `proxy` what may stand
-//! before it.
+//! real logs, `plugins` builds components, `service` is what they look things up in, `postgres` and `kafka` are servers; what may
+//! stand before one, and Kafka itself, is in `tests/services`.
 //!
 //! `TIDEMILL_BIN` names a binary; without it `cargo build -p tidemill --profile trial` makes one, once a process.
 //! Waiting is always for a condition, with a deadline, never for a time.
@@ -16,10 +16,10 @@ mod config;
 pub mod disk;
 pub mod faults;
 pub mod images;
+pub mod kafka;
 pub mod model;
 pub mod plugins;
 pub mod postgres;
-pub mod proxy;
 pub mod schedule;
 pub mod service;
 pub mod traffic;
@@ -424,7 +424,9 @@ pub fn segments_under(dir: &Path) -> Vec<PathBuf> {
     out
 }
 
-fn stored(line: &str) -> Stored {
+/// A row of a file or topic.
+#[must_use]
+pub fn stored(line: &str) -> Stored {
     let v: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("a line is no JSON: {e}: {line}"));
     let number = |name: &str| v[name].as_i64().unwrap_or_else(|| panic!("no {name} in {line}"));
     let text = |name: &str| v[name].as_str().unwrap_or_else(|| panic!("no {name} in {line}")).to_owned();

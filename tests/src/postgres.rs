@@ -1,7 +1,7 @@
 //! A Postgres of the tests' own: a server in a folder that is gone with it, and databases in it, one a test.
 //!
 //! It is found in `/usr/lib/postgresql` or the path. Where there is none the tests that want one say so and pass, unless
-//! `TIDEMILL_REQUIRE_SERVICES` is 1. A server refuses to run as root; then it runs as the user `postgres`.
+//! `TIDEMILL_REQUIRE_SERVICES` wants it. A server refuses to run as root; then it runs as the user `postgres`.
 
 use crate::{Stored, report, stored, wait_for};
 use std::net::{TcpListener, TcpStream};
@@ -42,10 +42,9 @@ fn is_missing() -> bool {
         if programs().is_some() {
             return false;
         }
-        let required = std::env::var("TIDEMILL_REQUIRE_SERVICES").is_ok_and(|v| v == "1");
         assert!(
-            !required,
-            "TIDEMILL_REQUIRE_SERVICES=1, and there is no Postgres (apt-get install postgresql)"
+            !tidemill_services::is_required("Postgres"),
+            "TIDEMILL_REQUIRE_SERVICES wants it, and there is no Postgres (apt-get install postgresql)"
         );
         report("skipped, there is no Postgres here: everything about it (apt-get install postgresql)");
         true

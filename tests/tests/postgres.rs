@@ -12,10 +12,10 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tidemill_services::proxy::Proxy;
 use tidemill_tests::api::Api;
 use tidemill_tests::model::{self, Format, Gap, Log, Row, Source, Unit};
 use tidemill_tests::postgres::{self, Database, PASSWORD, USER};
-use tidemill_tests::proxy::Proxy;
 use tidemill_tests::traffic::{Shop, delayed, file_of};
 use tidemill_tests::{
     Case, Config, Follower, Outcome, Plugin, Process, RUN_MAX, binary, current, latest, report, same_table,

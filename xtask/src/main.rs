@@ -42,7 +42,7 @@ Options:
 
 Environment:
   TIDEMILL_TRIALS       folder of real logs, for the tests; without it they make up logs of the same quirks
-  TIDEMILL_REQUIRE_SERVICES  1: tests fail where a service that they need is missing, instead of leaving it out
+  TIDEMILL_REQUIRE_SERVICES  1, or names as postgres,kafka: tests fail where such a service is missing, instead of leaving it out
   TIDEMILL_YARDSTICK    folder of the yardstick's source, for bench, and for the tests if it is there
 
 Exit codes: 0 done, 2 usage, 3 a bug was not caught (planted) or a part failed (prove), 130 interrupted, else that of the step that

@@ -1,5 +1,6 @@
 //! The servers that the tests start for themselves: whether they are there, a line each.
 
+use crate::steps::target_dir;
 use std::path::PathBuf;
 
 /// Where Debian and its kin put the programs of a server, which are in nobody's path.
@@ -14,6 +15,29 @@ pub(crate) fn postgres() -> String {
         None => "skipping what needs Postgres: there is no server in /usr/lib/postgresql or the path (apt-get install \
                  postgresql)"
             .to_owned(),
+    }
+}
+
+/// What becomes of the tests that want Kafka.
+pub(crate) fn kafka() -> String {
+    let found = |name: &str| path().into_iter().map(|f| f.join(name)).find(|p| p.is_file());
+    let fetched = std::fs::read_dir(target_dir().join("services")).into_iter().flatten().flatten();
+    let fetched = fetched.map(|e| e.path().join("libs")).find(|l| l.join(".complete").exists());
+    let missing = |what: &str, package: &str| {
+        format!("skipping what needs Kafka: there is no `{what}` in the path (apt-get install {package})")
+    };
+    match (found("java"), found("mvn"), fetched) {
+        (None, ..) => missing("java", "default-jre-headless"),
+        (Some(java), _, Some(libraries)) => {
+            format!("Kafka: the tests start their own, of {}, with {}", libraries.display(), java.display())
+        }
+        (Some(_), None, None) => missing("mvn", "maven"),
+        (Some(java), Some(_), None) => {
+            let java = java.display();
+            format!(
+                "Kafka: the tests start their own with {java}, once Maven has fetched it; if it cannot, they say so"
+            )
+        }
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) struct Meters {
     work_ns: [AtomicU64; Activity::ALL.len()],
     plugins: Mutex<BTreeMap<String, Arc<PluginMeter>>>,
     sinks: Mutex<BTreeMap<String, Arc<SinkMeter>>>,
+    sources: Mutex<BTreeMap<String, Arc<ServiceMeter>>>,
 }
 
 /// What the threads of a pipeline do.
@@ -120,6 +121,13 @@ pub(crate) struct PluginMeter {
 pub(crate) struct SinkMeter {
     /// Bytes that are committed and that it has not confirmed.
     pub(crate) waiting_bytes: Arc<AtomicU64>,
+    /// How its calls go.
+    pub(crate) service: Arc<ServiceMeter>,
+}
+
+/// Of a sink or of what a source reads from: whether it can be used.
+#[derive(Debug, Default)]
+pub(crate) struct ServiceMeter {
     /// How often it was called.
     pub(crate) tries: AtomicU64,
     /// How often it could not be used then.
@@ -127,7 +135,7 @@ pub(crate) struct SinkMeter {
     away: Mutex<Option<Away>>,
 }
 
-/// A sink that cannot be used now.
+/// A service that cannot be used now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Away {
     /// Since when, by the host's clock, ms.
@@ -136,7 +144,7 @@ pub(crate) struct Away {
     pub(crate) why: String,
 }
 
-impl SinkMeter {
+impl ServiceMeter {
     /// A try was in vain.
     pub(crate) fn is_away(&self, why: &str) {
         self.tries_in_vain.fetch_add(1, Ordering::Relaxed);
@@ -183,6 +191,7 @@ impl Meters {
             work_ns: Default::default(),
             plugins: Mutex::default(),
             sinks: Mutex::default(),
+            sources: Mutex::default(),
         }
     }
 
@@ -217,6 +226,18 @@ impl Meters {
     /// Those of all sinks that were called.
     pub(crate) fn sinks(&self) -> BTreeMap<String, Arc<SinkMeter>> {
         self.sinks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The meter of the service that a source reads from.
+    #[cfg(feature = "services")]
+    pub(crate) fn source(&self, name: &str) -> Arc<ServiceMeter> {
+        let mut all = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Those of all sources that read from a service.
+    pub(crate) fn sources(&self) -> BTreeMap<String, Arc<ServiceMeter>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Those of all plugins.

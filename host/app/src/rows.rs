@@ -119,6 +119,13 @@ pub(crate) fn read(sink: &Sink, want: &Want) -> Result<Vec<Row>, RowsError> {
                 Some(format!("`SELECT * FROM {table}`, or of `{table}_current` without what was retracted"));
             return Err(RowsError::Unreadable { message, help });
         }
+        SinkKind::Kafka { cluster, topic, .. } => {
+            let name = &sink.name;
+            let message = format!("sink `{name}` is the topic `{topic}` of Kafka at {}", cluster.address());
+            let help =
+                Some("read it there, committed records only (`isolation.level=read_committed`)".into());
+            return Err(RowsError::Unreadable { message, help });
+        }
         SinkKind::Stdout => {
             let name = &sink.name;
             return Err(unreadable(format!(

@@ -29,6 +29,9 @@ pub(crate) struct PipelineView {
     /// Sinks that cannot be used now, and are tried again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) sinks_away: Vec<SinkAway>,
+    /// Sources whose service cannot be used now, and is tried again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sources_away: Vec<SourceAway>,
     /// Whether it has ever committed anything; if not, nothing follows.
     pub(crate) ran: bool,
     /// What it has committed.
@@ -96,9 +99,9 @@ pub(crate) struct PartitionView {
     pub(crate) source: String,
     /// Its number there.
     pub(crate) partition: usize,
-    /// The file.
+    /// The file, or topic and number.
     pub(crate) path: String,
-    /// Where the next record starts, after decompression.
+    /// Where the next record starts, after decompression; of a topic, its offset.
     pub(crate) offset: u64,
     /// The latest event.
     pub(crate) max_time: Option<String>,
@@ -125,6 +128,17 @@ pub(crate) struct SinkView {
 pub(crate) struct SinkAway {
     /// Its name.
     pub(crate) sink: String,
+    /// Since when.
+    pub(crate) since: Option<String>,
+    /// What the last try said.
+    pub(crate) why: String,
+}
+
+/// A source whose service cannot be used now
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct SourceAway {
+    /// Its name.
+    pub(crate) source: String,
     /// Since when.
     pub(crate) since: Option<String>,
     /// What the last try said.
@@ -205,11 +219,14 @@ impl PipelineView {
         PipelineView { pipeline: pipeline.to_owned(), state: state.to_owned(), ..PipelineView::default() }
     }
 
-    /// With what its sinks are like now.
+    /// With what its sinks and sources are like now.
     pub(crate) fn measured(mut self, meters: &Meters) -> PipelineView {
-        let away = meters.sinks().into_iter().filter_map(|(sink, m)| Some((sink, m.away()?)));
+        let away = meters.sinks().into_iter().filter_map(|(sink, m)| Some((sink, m.service.away()?)));
         self.sinks_away =
             away.map(|(sink, a)| SinkAway { sink, since: instant(a.since_ms), why: a.why }).collect();
+        let away = meters.sources().into_iter().filter_map(|(source, m)| Some((source, m.away()?)));
+        self.sources_away =
+            away.map(|(source, a)| SourceAway { source, since: instant(a.since_ms), why: a.why }).collect();
         self
     }
 
@@ -256,7 +273,7 @@ fn partitions(meta: &Meta) -> Vec<PartitionView> {
         let one = move |(partition, p): (usize, &crate::meta::PartitionMeta)| PartitionView {
             source: name.clone(),
             partition,
-            path: p.identity.path.clone(),
+            path: p.identity.to_string(),
             offset: p.offset,
             max_time: event_instant(p.time.max),
             finished: p.time.finished,

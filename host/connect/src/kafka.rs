@@ -35,7 +35,7 @@ pub(crate) const EVENTS_MAX: usize = 32;
 const TOPIC_CHARS_MAX: usize = 249;
 
 /// How to reach a cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
     /// `host:port`, several with commas between: each that answers tells of all others.
     pub brokers: String,
@@ -48,7 +48,7 @@ pub struct Cluster {
 }
 
 /// Whose certificates are trusted, and which one is shown.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// A PEM file of authorities; `None`: those of this machine.
     pub authorities: Option<PathBuf>,
@@ -59,7 +59,7 @@ pub struct Tls {
 }
 
 /// A name and a password, by SASL.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Login {
     /// How they are shown to a broker.
     pub mechanism: Mechanism,
@@ -108,6 +108,12 @@ impl Cluster {
     #[must_use]
     pub fn new(brokers: impl Into<String>) -> Cluster {
         Cluster { brokers: brokers.into(), tls: None, login: None, patience: PATIENCE }
+    }
+
+    /// Where it is, for messages.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.brokers
     }
 
     /// What every client of it is set to; an error if a file that is named cannot be read, which librdkafka would not name.
@@ -247,7 +253,10 @@ pub(crate) fn hear(consumer: &BaseConsumer<Notes>) {
 }
 
 /// Whether Kafka takes a topic's name; others would not even reach it.
-pub(crate) fn check_topic(topic: &str) -> Result<(), ConnectError> {
+///
+/// # Errors
+/// `Config`, saying what a name is.
+pub fn check_topic(topic: &str) -> Result<(), ConnectError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if !topic.is_empty() && topic.len() <= TOPIC_CHARS_MAX && topic.chars().all(plain) {
         return Ok(());
@@ -377,6 +386,8 @@ pub(crate) struct Notes(Mutex<Said>);
 struct Said {
     /// The last event; one that only a human can mend is not replaced by a consequence of it.
     event: Option<(Code, String)>,
+    /// How many there were.
+    events: u64,
     /// Why the first message of a transaction was not taken.
     undelivered: Option<(Code, String)>,
     /// Why the last commit of positions failed.
@@ -393,6 +404,19 @@ impl Notes {
         let mut said = self.said();
         said.event = None;
         said.undelivered = None;
+    }
+
+    /// How many events there were: for [`Notes::forget_unless_new`].
+    pub(crate) fn events(&self) -> u64 {
+        self.said().events
+    }
+
+    /// All is well again, unless there was an event since there were so many.
+    pub(crate) fn forget_unless_new(&self, events: u64) {
+        let mut said = self.said();
+        if said.events == events {
+            said.event = None;
+        }
     }
 
     fn cause(&self) -> Option<(Code, String)> {
@@ -436,6 +460,7 @@ impl ClientContext for Notes {
     fn error(&self, error: KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
         let mut said = self.said();
+        said.events += 1;
         let replaced = match &said.event {
             // That all are down follows from what was said of each.
             Some((held, _)) => is_decisive(code) || !(is_decisive(*held) || code == Code::AllBrokersDown),
@@ -502,7 +527,12 @@ mod tests {
         let unknown = cluster.failure(&notes, "asking", &KafkaError::MetadataFetch(Code::OffsetOutOfRange));
         assert!(matches!(unknown, ConnectError::Conflict(_)), "{unknown}");
 
-        notes.forget();
+        let before = notes.events();
+        notes.error(KafkaError::Global(Code::AllBrokersDown), "1/1 brokers are down");
+        notes.forget_unless_new(before);
+        assert!(notes.trouble().is_some(), "what was said since is not forgotten");
+        notes.forget_unless_new(notes.events());
+        assert_eq!(notes.trouble(), None);
         assert!(matches!(cluster.failure(&notes, "asking", &timed_out), ConnectError::Unavailable(_)));
     }
 

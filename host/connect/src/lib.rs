@@ -3,7 +3,7 @@
 
 mod backoff;
 pub mod format;
-#[cfg(feature = "kafka")]
+#[cfg(feature = "services")]
 pub mod kafka;
 pub mod lookup;
 #[cfg(feature = "services")]

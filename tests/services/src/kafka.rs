@@ -171,8 +171,7 @@ impl Broker {
     #[must_use]
     pub fn proxy(&self) -> crate::proxy::Proxy {
         let listener = self.proxied.lock().unwrap().take().expect("one proxy a broker");
-        let service = SocketAddr::from(([127, 0, 0, 1], self.ports.behind_proxy));
-        crate::proxy::Proxy::before(listener, service)
+        crate::proxy::Proxy::before(listener, &format!("127.0.0.1:{}", self.ports.behind_proxy))
     }
 
     /// From now on clients of this name may write, and read, so many bytes a second; the broker makes them wait.

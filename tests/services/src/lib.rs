@@ -4,7 +4,7 @@
 //! with the host and knows no client: it is the other side of what is tested.
 //!
 //! Where a service cannot be had (no Java, no artifacts), tests that ask for it say why in one line and pass, unless
-//! `TIDEMILL_REQUIRE_SERVICES=1`. A service that is there and does not start is a failure always.
+//! `TIDEMILL_REQUIRE_SERVICES` wants it. A service that is there and does not start is a failure always.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
@@ -21,12 +21,20 @@ pub enum Absent {
     Broken(String),
 }
 
+/// Whether `TIDEMILL_REQUIRE_SERVICES` wants this service: it is 1 for all, or names those that have to be there, with commas
+/// between.
+#[must_use]
+pub fn is_required(name: &str) -> bool {
+    std::env::var("TIDEMILL_REQUIRE_SERVICES")
+        .is_ok_and(|v| v == "1" || v.split(',').any(|n| n.trim().eq_ignore_ascii_case(name)))
+}
+
 /// The service, or `None` where the machine lacks what it needs and nobody insists.
 ///
 /// # Panics
-/// If the service is broken, or missing while `TIDEMILL_REQUIRE_SERVICES=1`.
+/// If the service is broken, or missing although it [is required](is_required).
 pub fn or_skip<T>(name: &str, started: Result<T, Absent>) -> Option<T> {
-    let required = std::env::var("TIDEMILL_REQUIRE_SERVICES").is_ok_and(|v| v == "1");
+    let required = is_required(name);
     match started {
         Ok(service) => Some(service),
         Err(Absent::Missing(why)) if !required => {

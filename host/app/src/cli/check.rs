@@ -190,6 +190,10 @@ fn source(s: &Source) -> String {
             let follow = if *follow { ", followed" } else { "" };
             format!("{pattern} ({}{follow})", text::counted(files as u64, "file"))
         }
+        SourceKind::Kafka(t) => {
+            let topics = if t.topics.len() == 1 { "topic" } else { "topics" };
+            format!("{topics} {} of Kafka at {}", t.topics.join(", "), t.cluster.address())
+        }
         other => other.name().to_owned(),
     };
     let key = match &s.key {
@@ -231,6 +235,7 @@ fn place(sink: &Sink) -> String {
         SinkKind::Sqlite { path, table } => format!("{} (SQLite, table {table})", path.display()),
         SinkKind::File { path } => format!("{} (JSON lines)", path.display()),
         SinkKind::Postgres { server, table } => format!("{} (table {table})", server.address()),
+        SinkKind::Kafka { cluster, topic, .. } => format!("topic {topic} of Kafka at {}", cluster.address()),
         SinkKind::Stdout => "standard output (JSON lines, at least once)".to_owned(),
     }
 }
@@ -240,9 +245,13 @@ pub(super) fn outputs_json(plan: &Plan, pipeline: &Pipeline) -> Value {
     let one = |role: &str, sink: &Sink| {
         let table = match &sink.kind {
             SinkKind::Sqlite { table, .. } | SinkKind::Postgres { table, .. } => Some(table),
-            SinkKind::File { .. } | SinkKind::Stdout => None,
+            SinkKind::File { .. } | SinkKind::Kafka { .. } | SinkKind::Stdout => None,
         };
-        json!({"role": role, "sink": sink.name, "path": sink.kind.path(), "table": table})
+        let mut shown = json!({"role": role, "sink": sink.name, "path": sink.kind.path(), "table": table});
+        if let SinkKind::Kafka { topic, .. } = &sink.kind {
+            shown["topic"] = json!(topic);
+        }
+        shown
     };
     let sessions = pipeline.to.iter().filter_map(|t| plan.sinks.get(t.sink)).map(|s| one("sessions", s));
     let dead = pipeline.dead.and_then(|i| plan.sinks.get(i)).map(|s| one("dead", s));

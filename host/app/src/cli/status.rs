@@ -163,7 +163,7 @@ fn show(
     for d in &m.decisions {
         writeln!(to, "  decided    {}: {}", text::instant(d.at_ms), d.what)?;
     }
-    let mut partitions = plain_table(&["partition", "file", "next byte", "latest event", ""]);
+    let mut partitions = plain_table(&["partition", "of", "next record at", "latest event", ""]);
     for p in &m.partitions {
         let state = if p.finished {
             "at its end"
@@ -191,16 +191,13 @@ fn show(
     show_lookups(to, m)
 }
 
-/// Sinks that cannot be used now.
+/// Sinks and sources that cannot be used now.
 fn show_away(to: &mut impl Write, view: &PipelineView) -> Result<(), Failure> {
-    for s in &view.sinks_away {
-        writeln!(
-            to,
-            "  away       sink `{}` since {}, tried again: {}",
-            s.sink,
-            shown(s.since.as_ref()),
-            text::foreign(&s.why, 1024)
-        )?;
+    let sinks = view.sinks_away.iter().map(|s| ("sink", &s.sink, &s.since, &s.why));
+    let sources = view.sources_away.iter().map(|s| ("source", &s.source, &s.since, &s.why));
+    for (what, name, since, why) in sinks.chain(sources) {
+        let (since, why) = (shown(since.as_ref()), text::foreign(why, 1024));
+        writeln!(to, "  away       {what} `{name}` since {since}, tried again: {why}")?;
     }
     Ok(())
 }

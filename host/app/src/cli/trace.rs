@@ -258,20 +258,26 @@ impl<'a> World<'a> {
 fn files(source: &Source) -> Vec<PathBuf> {
     match &source.kind {
         SourceKind::File { pattern, .. } => file::list(pattern).unwrap_or_default(),
-        SourceKind::Stdin | SourceKind::Generator(_) | SourceKind::Http(_) => Vec::new(),
+        SourceKind::Stdin | SourceKind::Generator(_) | SourceKind::Http(_) | SourceKind::Kafka(_) => {
+            Vec::new()
+        }
     }
 }
 
 /// Where a stored partition's file is now: it may have been renamed.
 fn file_of(partition: &PartitionMeta, files: &[PathBuf]) -> PathBuf {
-    let last = PathBuf::from(&partition.identity.path);
-    let is_it = |path: &PathBuf| file::same_file(&partition.identity, path).unwrap_or(false);
+    let last = PathBuf::from(partition.identity.to_string());
+    let is_it = |path: &PathBuf| is_file(partition, path);
     if is_it(&last) { last } else { files.iter().find(|p| is_it(p)).cloned().unwrap_or(last) }
 }
 
 /// The number of a file's partition, if a run has given it one.
 fn number_of(path: &Path, stored: &[PartitionMeta]) -> Option<usize> {
-    stored.iter().position(|p| file::same_file(&p.identity, path).unwrap_or(false))
+    stored.iter().position(|p| is_file(p, path))
+}
+
+fn is_file(partition: &PartitionMeta, path: &Path) -> bool {
+    partition.identity.file().is_some_and(|known| file::same_file(known, path).unwrap_or(false))
 }
 
 /// What an id means for a source; none if it cannot be one of its ids.

@@ -1,9 +1,10 @@
-//! A source that would read what the pipelines write: a file named twice, or a pattern that matches an output.
+//! A source that would read what the pipelines write: a file named twice, a pattern that matches an output, or a topic.
 //!
 //! Names are compared as the file system resolves them, and files by their number, so that neither a link nor another
 //! spelling hides one. A file that is not there yet counts: it will be.
 
 use super::diagnose::Problems;
+use super::kafka::Topics;
 use super::plan::{Plan, SinkKind, SourceKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -14,6 +15,9 @@ const BESIDE_A_DATABASE: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 
 pub(super) fn probe(plan: &Plan, p: &mut Problems) {
     for source in &plan.sources {
+        if let SourceKind::Kafka(topics) = &source.kind {
+            probe_topics(plan, &source.name, topics, p);
+        }
         let SourceKind::File { pattern, at, .. } = &source.kind else { continue };
         let files = file::list(pattern).unwrap_or_default();
         let key = format!("source.{}.path", source.name);
@@ -24,6 +28,17 @@ pub(super) fn probe(plan: &Plan, p: &mut Problems) {
                 format!("`{pattern}` takes in {}, which the sink `{}` writes", found.display(), sink.name);
             let help = "narrow the pattern, or have the sink write elsewhere".to_owned();
             p.error(*at, &key, message, help);
+        }
+    }
+}
+
+fn probe_topics(plan: &Plan, source: &str, topics: &Topics, p: &mut Problems) {
+    for sink in &plan.sinks {
+        let SinkKind::Kafka { cluster, topic, .. } = &sink.kind else { continue };
+        if cluster.address() == topics.cluster.address() && topics.topics.contains(topic) {
+            let message = format!("the topic `{topic}` is what the sink `{}` writes", sink.name);
+            let help = "name another topic in one of them".to_owned();
+            p.error(topics.at, &format!("source.{source}.topics"), message, help);
         }
     }
 }

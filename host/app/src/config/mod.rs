@@ -9,6 +9,7 @@ mod cycle;
 mod diagnose;
 #[cfg(test)]
 mod fuzz;
+pub(crate) mod kafka;
 mod listener;
 pub(crate) mod lookup;
 mod pipeline;
@@ -111,6 +112,7 @@ fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
     let pipelines: Vec<Option<Pipeline>> =
         pipelines.into_iter().map(|s| pipeline::check_pipeline(s, &names, &mut uses, p)).collect();
     uses.check(&sources, &sinks, p);
+    uses.check_groups(&sources, p);
     references::unused(&names, &uses, &sources, &sinks, &pipelines, p);
     lookup::unused(&lookups, &pipelines, p);
     references::check_one_file(&sinks, p);

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tidemill_engine::outbox::{Stage, Stages};
 
 use super::diagnose::{Problems, Spot};
+use super::kafka::{Cluster, Topics};
 use super::lookup::Lookup;
 use super::postgres::Server as PostgresServer;
 use super::schema::Schema;
@@ -103,7 +104,7 @@ impl Source {
     pub(crate) fn is_live(&self) -> bool {
         match &self.kind {
             SourceKind::File { follow, .. } => *follow,
-            SourceKind::Stdin | SourceKind::Http(_) => true,
+            SourceKind::Stdin | SourceKind::Http(_) | SourceKind::Kafka(_) => true,
             SourceKind::Generator(g) => g.events.is_none(),
         }
     }
@@ -140,6 +141,8 @@ pub(crate) enum SourceKind {
     Generator(Generator),
     /// Posted by clients.
     Http(Http),
+    /// Topics of Kafka.
+    Kafka(Topics),
 }
 
 impl SourceKind {
@@ -150,6 +153,7 @@ impl SourceKind {
             SourceKind::Stdin => "stdin",
             SourceKind::Generator(_) => "generator",
             SourceKind::Http(_) => "http",
+            SourceKind::Kafka(_) => "kafka",
         }
     }
 }
@@ -505,6 +509,15 @@ pub(crate) enum SinkKind {
         /// The table, with a schema before a dot if need be.
         table: String,
     },
+    /// A topic of Kafka, one message a revision or letter.
+    Kafka {
+        /// Where it is.
+        cluster: Cluster,
+        /// The topic.
+        topic: String,
+        /// Bytes of one message.
+        message_bytes_max: usize,
+    },
     /// JSON lines on standard output.
     Stdout,
 }
@@ -514,7 +527,7 @@ impl SinkKind {
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
             SinkKind::Sqlite { path, .. } | SinkKind::File { path } => Some(path),
-            SinkKind::Postgres { .. } | SinkKind::Stdout => None,
+            SinkKind::Postgres { .. } | SinkKind::Kafka { .. } | SinkKind::Stdout => None,
         }
     }
 
@@ -524,6 +537,8 @@ impl SinkKind {
             SinkKind::File { path } => json!({"kind": "file", "path": path}),
             // Not where it is: a server may move with all that is in it, and its table says itself how far it is.
             SinkKind::Postgres { table, .. } => json!({"kind": "postgres", "table": table}),
+            // Nor here: a topic may be mirrored, and the group that says how far it is with it.
+            SinkKind::Kafka { topic, .. } => json!({"kind": "kafka", "topic": topic}),
             SinkKind::Stdout => json!({"kind": "stdout"}),
         }
     }
@@ -739,9 +754,12 @@ pub(crate) fn moved(stored: &Value, new: &Value, sink: &str) -> Option<String> {
     let place = |facts: &Value| {
         // `./s.db` is `s.db`, but what the file system makes of a path is not asked here.
         let path: PathBuf = facts["path"].as_str().map(plain).unwrap_or_default();
-        (facts["kind"].clone(), path, facts["table"].clone())
+        (facts["kind"].clone(), path, facts["table"].clone(), facts["topic"].clone())
     };
     let shown = |facts: &Value| match (facts["path"].as_str(), facts["table"].as_str()) {
+        _ if facts["topic"].is_string() => {
+            format!("topic {} of Kafka", facts["topic"].as_str().unwrap_or_default())
+        }
         (Some(path), Some(table)) => format!("table {table} of {path}"),
         (Some(path), None) => path.to_owned(),
         (None, Some(table)) => format!("table {table} of a Postgres server"),
@@ -881,10 +899,13 @@ mod tests {
         let of = |sinks: Value| json!({"sinks": sinks, "dead": {"name": "dead", "to": {"kind": "file", "path": "d"}}});
         let file = |path: &str| of(json!({"s": {"kind": "file", "path": path, "stages": ["final"]}}));
         let table = |t: &str| of(json!({"s": {"kind": "sqlite", "path": "a", "table": t}}));
+        let topic = |t: &str| of(json!({"s": {"kind": "kafka", "topic": t}}));
         assert_eq!(moved(&file("a"), &file("./a"), "s"), None);
         assert!(moved(&file("a"), &file("b"), "s").is_some_and(|m| m.contains("--resend s")));
         assert!(moved(&table("t"), &table("u"), "s").is_some_and(|m| m.contains("table u of a")));
         assert!(moved(&file("a"), &table("t"), "s").is_some());
+        assert_eq!(moved(&topic("t"), &topic("t"), "s"), None);
+        assert!(moved(&topic("t"), &topic("u"), "s").is_some_and(|m| m.contains("topic u of Kafka")));
         assert_eq!(moved(&file("a"), &file("a"), "new"), None, "there was none");
         let other = json!({"sinks": {}, "dead": {"name": "dead", "to": {"kind": "file", "path": "e"}}});
         assert!(moved(&file("a"), &other, "dead").is_some());

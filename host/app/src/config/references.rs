@@ -57,16 +57,21 @@ impl Uses {
             let Some(Some(sink)) = sinks.get(u.index) else { continue };
             if u.dead && matches!(sink.kind, SinkKind::Sqlite { .. }) {
                 let message = format!("dead letters cannot go to `{}`: they are JSON lines", sink.name);
-                let help = "use a sink of kind = \"file\", \"postgres\" or \"stdout\"".to_owned();
+                let help = "use a sink of kind = \"file\", \"postgres\", \"kafka\" or \"stdout\"".to_owned();
                 p.error(u.at, &u.path, message, help);
             }
-            // Sessions and letters have other columns.
+            // Sessions and letters have other columns, and a topic is known by the name of the sink that writes to it.
             let other = self.sinks[..n].iter().find(|o| o.index == u.index && o.dead != u.dead);
-            if let (Some(other), SinkKind::Postgres { .. }) = (other, &sink.kind) {
+            let place = match &sink.kind {
+                SinkKind::Postgres { .. } => Some("table"),
+                SinkKind::Kafka { .. } => Some("topic"),
+                SinkKind::Sqlite { .. } | SinkKind::File { .. } | SinkKind::Stdout => None,
+            };
+            if let (Some(other), Some(place)) = (other, place) {
                 let message =
-                    format!("the table of `{}` cannot hold both sessions and dead letters", sink.name);
+                    format!("the {place} of `{}` cannot hold both sessions and dead letters", sink.name);
                 let help =
-                    format!("`{}` writes to it already; give each a sink with its own `table`", other.path);
+                    format!("`{}` writes to it already; give each a sink with its own `{place}`", other.path);
                 p.error(u.at, &u.path, message, help);
             }
             // A file is cut back to one pipeline's cursor after a crash; two would cut each other.
@@ -80,6 +85,27 @@ impl Uses {
                     format!("`{}` writes to it already; give each its own", first.path),
                 );
             }
+        }
+    }
+}
+
+impl Uses {
+    /// In one group only one pipeline can show how far it is.
+    pub(super) fn check_groups(&self, sources: &[Option<Source>], p: &mut Problems) {
+        let mut seen: Vec<(&str, &str, &Use)> = Vec::new();
+        for u in &self.sources {
+            let Some(Some(Source { kind: SourceKind::Kafka(topics), .. })) = sources.get(u.index) else {
+                continue;
+            };
+            let Some((group, at)) = &topics.group else { continue };
+            let address = topics.cluster.address();
+            if let Some((.., first)) = seen.iter().find(|(a, g, _)| (*a, *g) == (address, group)) {
+                let message = format!("the group `{group}` can show the positions of one pipeline only");
+                let help =
+                    format!("`{}` has it already; leave `group` out, and each gets its own", first.path);
+                p.error(*at, &u.path, message, help);
+            }
+            seen.push((address, group, u));
         }
     }
 }
@@ -129,6 +155,9 @@ pub(super) fn check_one_file(sinks: &[Option<Sink>], p: &mut Problems) {
                 same_file(a, b) && s.eq_ignore_ascii_case(t)
             }
             (SinkKind::Postgres { server: a, table: s }, SinkKind::Postgres { server: b, table: t }) => {
+                a.address() == b.address() && s == t
+            }
+            (SinkKind::Kafka { cluster: a, topic: s, .. }, SinkKind::Kafka { cluster: b, topic: t, .. }) => {
                 a.address() == b.address() && s == t
             }
             (a, b) => matches!((a.path(), b.path()), (Some(a), Some(b)) if same_file(a, b)),

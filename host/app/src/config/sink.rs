@@ -3,19 +3,24 @@
 use super::diagnose::Problems;
 use super::plan::{Sink, SinkKind};
 use super::raw::{Field, Section};
-use super::{last, postgres};
+use super::{kafka, last, postgres};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Keys that only some kinds of sink have.
-const SINK_ONLY: [(&str, &str); 7] = [
+const SINK_ONLY: [(&str, &str); 12] = [
     ("path", "only kind = \"sqlite\" and \"file\" have it"),
     ("table", "only kind = \"sqlite\" and \"postgres\" have it"),
     ("url", "only kind = \"postgres\" has it"),
     ("password", "only kind = \"postgres\" has it"),
     ("sslmode", "only kind = \"postgres\" has it"),
     ("sslrootcert", "only kind = \"postgres\" has it"),
-    ("timeout", "only kind = \"postgres\" has it"),
+    ("timeout", "only kind = \"postgres\" and \"kafka\" have it"),
+    ("brokers", "only kind = \"kafka\" has it"),
+    ("topic", "only kind = \"kafka\" has it"),
+    ("tls", "only kind = \"kafka\" has it"),
+    ("login", "only kind = \"kafka\" has it"),
+    ("message_bytes_max", "only kind = \"kafka\" has it"),
 ];
 /// How long one answer of a service may take, ms, by default: a slow statement under load, and no longer than a stop waits.
 const TIMEOUT_MS: i64 = 30_000;
@@ -27,14 +32,28 @@ const TIMEOUT_MS_MAX: i64 = 3_600_000;
 pub(super) fn check_sink(mut s: Section<'_>, p: &mut Problems) -> Option<Sink> {
     let name = last(&s.path).to_owned();
     let at = s.at;
-    let later = ["bigquery", "spanner", "bigtable", "kafka", "pubsub", "http"];
+    let later = ["bigquery", "spanner", "bigtable", "pubsub", "http"];
     let kind = s.need("kind", "write `kind = \"sqlite\"`, \"file\" or \"stdout\"", p);
-    let word = kind.as_ref().and_then(|f| f.word(&["sqlite", "file", "postgres", "stdout"], &later, p));
-    let word = word.filter(|w| *w != "postgres" || !kind.is_some_and(|f| postgres::is_missing(&f, p)));
+    let word =
+        kind.as_ref().and_then(|f| f.word(&["sqlite", "file", "postgres", "kafka", "stdout"], &later, p));
+    let mut missing = |word: &str| match (word, &kind) {
+        ("postgres", Some(f)) => postgres::is_missing(f, p),
+        ("kafka", Some(f)) => kafka::is_missing(f, p),
+        _ => false,
+    };
+    let word = word.filter(|w| !missing(w));
     let mut path_at = at;
     let kind = match word {
         Some("stdout") => Some(SinkKind::Stdout),
         Some("postgres") => check_postgres(&mut s, p),
+        Some("kafka") => {
+            let checked = kafka::check_sink(&mut s, p);
+            checked.map(|(cluster, topic, message_bytes_max)| SinkKind::Kafka {
+                cluster,
+                topic,
+                message_bytes_max,
+            })
+        }
         Some(kind) => {
             let example = if kind == "sqlite" {
                 "write `path = \"sessions.db\"`"

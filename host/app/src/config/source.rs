@@ -9,7 +9,7 @@ use super::plan::{
 };
 use super::raw::{self, Field, Section, Value};
 use super::schema::{self, SCHEMA_ONLY, Schema};
-use super::{duration, last};
+use super::{duration, kafka, last};
 use std::collections::BTreeMap;
 
 /// Where client libraries put an event's id; without either it is the record's position.
@@ -24,7 +24,7 @@ const WRITE_KEY_BYTES_MIN: usize = 16;
 const COMBINED_FIELDS: [&str; 11] =
     ["host", "ident", "user", "time", "method", "url", "protocol", "status", "bytes", "referer", "agent"];
 /// Keys that only some kinds of source have.
-const SOURCE_ONLY: [(&str, &str); 12] = [
+const SOURCE_ONLY: [(&str, &str); 19] = [
     ("path", "only kind = \"file\" has it"),
     ("follow", "only kind = \"file\" has it"),
     ("events", "only kind = \"generator\" has it"),
@@ -32,11 +32,18 @@ const SOURCE_ONLY: [(&str, &str); 12] = [
     ("users", "only kind = \"generator\" has it"),
     ("seed", "only kind = \"generator\" has it"),
     ("stories", "only kind = \"generator\" has it"),
-    ("start", "only kind = \"generator\" has it"),
+    ("start", "only kind = \"generator\" and \"kafka\" have it"),
     ("listen", "only kind = \"http\" has it"),
     ("write_keys", "only kind = \"http\" has it"),
     ("cors", "only kind = \"http\" has it"),
     ("backlog_bytes", "only kind = \"http\" has it"),
+    ("brokers", "only kind = \"kafka\" has it"),
+    ("topics", "only kind = \"kafka\" has it"),
+    ("group", "only kind = \"kafka\" has it"),
+    ("tls", "only kind = \"kafka\" has it"),
+    ("login", "only kind = \"kafka\" has it"),
+    ("timeout", "only kind = \"kafka\" has it"),
+    ("columns", "only kind = \"kafka\" has it"),
 ];
 
 pub(super) fn check_source(
@@ -48,13 +55,16 @@ pub(super) fn check_source(
     let name = last(&s.path).to_owned();
     let at = s.at;
     let kind = s.need("kind", "write `kind = \"file\"`, \"stdin\", \"http\" or \"generator\"", p);
-    let kind = kind.and_then(|f| f.word(&["file", "stdin", "http", "generator"], &["kafka", "pubsub"], p));
-    let kind = check_source_kind(kind, &mut s, server, p);
+    let word =
+        kind.as_ref().and_then(|f| f.word(&["file", "stdin", "http", "generator", "kafka"], &["pubsub"], p));
+    let word = word.filter(|w| *w != "kafka" || !kind.is_some_and(|f| kafka::is_missing(&f, p)));
+    let kind = check_source_kind(word, &mut s, server, p);
     let generated = matches!(kind, Some(SourceKind::Generator(_)));
     let posted = matches!(kind, Some(SourceKind::Http(_)));
     let format = check_format(&mut s, generated, posted, p);
     let schema = schema::check(&mut s, format, p);
     check_kind_of_schema(&s, kind.as_ref(), schema.as_ref(), p);
+    check_columns(&s, kind.as_ref(), format, p);
     let combined = format == Some(Format::Combined);
     let key = check_key(&mut s, generated, combined, p);
     let key_hmac = check_secret(&mut s, p);
@@ -115,6 +125,7 @@ fn check_source_kind(
         "stdin" => Some(SourceKind::Stdin),
         "http" => check_http(s, server, p).map(SourceKind::Http),
         "generator" => Some(SourceKind::Generator(check_generator(s, p))),
+        "kafka" => kafka::check_source(s, p).map(SourceKind::Kafka),
         _ => None,
     }
 }
@@ -174,7 +185,7 @@ fn check_generator(s: &mut Section<'_>, p: &mut Problems) -> Generator {
 }
 
 /// A point in time: text or TOML date by RFC 3339, or milliseconds since the Unix epoch.
-fn instant_ms(f: &Field<'_>, p: &mut Problems) -> Option<i64> {
+pub(super) fn instant_ms(f: &Field<'_>, p: &mut Problems) -> Option<i64> {
     let text = match &f.node.value {
         Value::Int(ms) => return Some(*ms),
         Value::Date(date) => date.as_str(),
@@ -236,10 +247,38 @@ fn check_kind_of_schema(
             let help = "leave `follow` out".to_owned();
             p.error(s.at, &key, "container files of Avro cannot be followed".to_owned(), help);
         }
-        (Some(SourceKind::File { .. }), _) => {}
+        (Some(SourceKind::Kafka(_)), Some(schema)) if schema.in_files() => {
+            let help =
+                "write `registry = \"http://registry:8081\"`, or `schemas` for a folder of them".to_owned();
+            p.error(
+                s.at,
+                &key,
+                "records of a topic name their schemas, and nothing says where those are".to_owned(),
+                help,
+            );
+        }
+        (Some(SourceKind::File { .. } | SourceKind::Kafka(_)), _) => {}
         (Some(other), _) => {
-            let message = format!("records with a schema come in files, not by kind = \"{}\"", other.name());
+            let message =
+                format!("records with a schema come in files and topics, not by kind = \"{}\"", other.name());
             p.error(s.at, &key, message, None);
+        }
+    }
+}
+
+/// Formats with a header have none where each record comes by itself.
+fn check_columns(s: &Section<'_>, kind: Option<&SourceKind>, format: Option<Format>, p: &mut Problems) {
+    let (Some(SourceKind::Kafka(topics)), Some(format)) = (kind, format) else { return };
+    let key = raw::join(&s.path, "columns");
+    match (format, &topics.columns) {
+        (Format::Csv | Format::Tsv, None) => {
+            let help = "write `columns = [\"user\", \"ts\"]`: what a header would say".to_owned();
+            p.error(s.at, &key, "records of a topic have no header".to_owned(), help);
+        }
+        (Format::Csv | Format::Tsv, Some(_)) | (_, None) => {}
+        (other, Some(_)) => {
+            let message = format!("`columns` means nothing with format = \"{}\"", other.name());
+            p.error(s.at, &key, message, "leave it out".to_owned());
         }
     }
 }

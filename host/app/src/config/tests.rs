@@ -227,8 +227,8 @@ warning: no pipeline writes to the sink `out`
 fn wrong_sources() {
     check(
         r#"kind = "stdin""#,
-        r#"kind = "kafka""#,
-        "2:8 source.web.kind: `kafka` is not in this build yet (this build has `file`, `stdin`, `http` or `generator`)",
+        r#"kind = "pubsub""#,
+        "2:8 source.web.kind: `pubsub` is not in this build yet (this build has `file`, `stdin`, `http`, `generator` or `kafka`)",
     );
     check(
         r#"kind = "stdin""#,
@@ -253,12 +253,12 @@ fn wrong_sources() {
     check(
         r#"format = "json""#,
         r#"format = "avro""#,
-        "1:9 source.web.format: records with a schema come in files, not by kind = \"stdin\"",
+        "1:9 source.web.format: records with a schema come in files and topics, not by kind = \"stdin\"",
     );
     check(
         r#"format = "json""#,
         "format = \"avro\"\nregistry = { url = \"http://r\", password = \"x\" }",
-        "1:9 source.web.format: records with a schema come in files, not by kind = \"stdin\"\n4:32 source.web.registry.password: `password` means nothing here: it goes with a `user`",
+        "1:9 source.web.format: records with a schema come in files and topics, not by kind = \"stdin\"\n4:32 source.web.registry.password: `password` means nothing here: it goes with a `user`",
     );
     check(
         r#"format = "json""#,
@@ -497,6 +497,138 @@ fn a_build_without_postgres_says_so() {
     );
 }
 
+/// `SMALL` with a Kafka source of these keys.
+#[cfg(feature = "services")]
+#[track_caller]
+fn check_topics(keys: &str, want: &str) {
+    check("kind = \"stdin\"", &format!("kind = \"kafka\"\n{keys}"), want);
+}
+
+#[cfg(feature = "services")]
+#[test]
+fn topics_of_kafka() {
+    use super::kafka::Begin;
+    let small = "brokers = \"localhost:9092\"\ntopics = \"clicks\"";
+    check_topics(small, "");
+    for (start, begin) in [
+        ("\"earliest\"", Begin::Earliest),
+        ("\"latest\"", Begin::Latest),
+        ("\"committed\"", Begin::Committed),
+        ("\"2026-01-31T00:00:00Z\"", Begin::At(1_769_817_600_000)),
+        ("2026-01-31T00:00:00Z", Begin::At(1_769_817_600_000)),
+        ("1769817600000", Begin::At(1_769_817_600_000)),
+    ] {
+        let keys = format!("kind = \"kafka\"\n{small}\ngroup = \"g\"\nstart = {start}");
+        let plan = parsed(&SMALL.replace("kind = \"stdin\"", &keys)).unwrap();
+        assert!(matches!(&plan.sources[0].kind, SourceKind::Kafka(t) if t.start == begin), "{start}");
+    }
+    check_topics(
+        &format!("{small}\nstart = \"committed\""),
+        "5:9 source.web.start: nobody but this pipeline commits in its own group (write `group = \"..\"`: the group that somebody has read with)",
+    );
+    check_topics(
+        &format!("{small}\nstart = \"soon\"\ntimeout = \"1m\"\nlisten = \"127.0.0.1:1\""),
+        "5:9 source.web.start: `source.web.start` cannot be `soon` (write `earliest`, `latest` or `committed`)
+         6:11 source.web.timeout: `source.web.timeout` must lie between 100ms and 50s (\"10s\" is usual)
+         7:1 source.web.listen: `listen` means nothing here: only kind = \"http\" has it",
+    );
+    check_topics(
+        "brokers = \"kafka\"\ntopics = [\"a b\"]",
+        "3:11 source.web.brokers: `kafka` is no broker (write a host and a port: \"kafka-1:9092\")
+         4:11 source.web.topics: `a b` is no name of a Kafka topic: 1 to 249 letters, digits, dots, dashes and underscores",
+    );
+    check_topics(
+        "brokers = [\"kafka-1:9092\", \"[::1]:9092\"]\ntopics = [\"a\", \"a\"]",
+        "3:11 source.web.brokers: the `brokers` are beyond this machine, where anybody on the way can read along (write `tls = true`, or `tls = { authorities = \"ca.pem\" }` if the authority is your own, or `tls = false` if the network is yours alone)
+         4:16 source.web.topics: `a` stands here twice",
+    );
+    check_topics("brokers = \"kafka-1:9092,kafka-2:9092\"\ntopics = \"a\"\ntls = false", "");
+    check_topics(
+        &format!("{small}\ntls = {{ certificate = \"c.pem\" }}"),
+        "5:1 source.web.tls.key: `source.web.tls.key` is missing (a certificate and its key go together)",
+    );
+    check_topics(
+        &format!("{small}\nlogin = {{ mechanism = \"PLAIN\", user = \"u\", password = \"hunter2\" }}"),
+        "5:55 source.web.login.password: a password does not belong into this file (write `password = \"${env:KAFKA_PASSWORD}\"` or \"${file:PATH}\")",
+    );
+    check_topics(
+        &format!(
+            "{small}\nlogin = {{ mechanism = \"GSSAPI\", user = \"u\", password = \"${{env:SECRET}}\" }}"
+        ),
+        "5:23 source.web.login.mechanism: `GSSAPI` is not in this build yet (this build has `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`)",
+    );
+    check_topics(
+        &format!("{small}\ncolumns = [\"user\", \"ts\"]"),
+        "1:9 source.web.columns: `columns` means nothing with format = \"json\" (leave it out)",
+    );
+    let csv = SMALL.replace("kind = \"stdin\"", &format!("kind = \"kafka\"\n{small}"));
+    let csv = csv.replace("format = \"json\"", "format = \"csv\"");
+    let problems = listed(&parsed(&csv).unwrap_err());
+    assert!(problems.contains("records of a topic have no header (write `columns"), "{problems}");
+    parsed(&csv.replace("topics =", "columns = [\"user\", \"ts\"]\ntopics =")).unwrap();
+    let avro = csv.replace("format = \"csv\"", "format = \"avro\"");
+    let problems = listed(&parsed(&avro).unwrap_err());
+    assert!(problems.contains("records of a topic name their schemas"), "{problems}");
+    parsed(&avro.replace("topics =", "registry = \"http://localhost:8081\"\ntopics =")).unwrap();
+    let more = format!(
+        "kind = \"kafka\"\n{small}\ngroup = \"g\"\nlogin = {{ mechanism = \"PLAIN\", user = \"u\", password = \"${{env:SECRET}}\" }}"
+    );
+    let shared = SMALL.replace("kind = \"stdin\"", &more)
+        + "[pipeline.b]\nfrom = \"web\"\nto = \"more\"\nsession.plugin = \"builtin:gap\"\nsession.config.gap = \"1m\"\n\
+           [sink.more]\nkind = \"stdout\"\n";
+    let problems = listed(&parsed(&shared).unwrap_err());
+    assert!(problems.contains("can show the positions of one pipeline only"), "{problems}");
+    let shown = format!("{:?}", parsed(&shared.replace("group = \"g\"\n", "")).unwrap());
+    assert!(shown.contains("localhost:9092") && !shown.contains("hunter2"), "{shown}");
+}
+
+#[cfg(feature = "services")]
+#[test]
+fn sinks_of_kafka() {
+    let keys = "brokers = \"localhost:9092\"\ntopic = \"sessions\"";
+    let of = |keys: &str, want: &str| {
+        check("kind = \"file\"\npath = \"out.jsonl\"", &format!("kind = \"kafka\"\n{keys}"), want);
+    };
+    of(&format!("{keys}\nmessage_bytes_max = \"8MB\"\ntimeout = \"5s\""), "");
+    of(
+        &format!("{keys}\nmessage_bytes_max = \"1B\"\npath = \"x\"\ntopics = \"y\""),
+        "14:21 sink.out.message_bytes_max: `sink.out.message_bytes_max` must lie between 1kB and 1GB (brokers take 1MB if they are told nothing)
+         15:1 sink.out.path: `path` means nothing here: only kind = \"sqlite\" and \"file\" have it
+         16:1 sink.out.topics: unknown key `sink.out.topics` (did you mean `topic`?)",
+    );
+    of(
+        &format!("{keys}\n[sink.b]\nkind = \"kafka\"\n{keys}"),
+        "14:7 sink.b.path: the sinks `out` and `b` write to the same place (give each its own)
+         warning: 14:7 sink.b: no pipeline writes to the sink `b`",
+    );
+    let both = SMALL
+        .replace("kind = \"file\"\npath = \"out.jsonl\"", &format!("kind = \"kafka\"\n{keys}"))
+        .replace("to = [\"out\"]", "to = [\"out\"]\ndead = \"out\"");
+    let problems = listed(&parsed(&both).unwrap_err());
+    assert!(problems.contains("cannot hold both sessions and dead letters"), "{problems}");
+    let circle = both.replace("\ndead = \"out\"", "").replace(
+        "kind = \"stdin\"",
+        "kind = \"kafka\"\nbrokers = \"localhost:9092\"\ntopics = [\"sessions\"]",
+    );
+    let problems = listed(&parsed(&circle).unwrap().probe());
+    assert!(problems.contains("the topic `sessions` is what the sink `out` writes"), "{problems}");
+}
+
+#[cfg(not(feature = "services"))]
+#[test]
+fn a_build_without_kafka_says_so() {
+    check(
+        "kind = \"file\"\npath = \"out.jsonl\"",
+        "kind = \"kafka\"\nbrokers = \"localhost:9092\"\ntopic = \"t\"",
+        "11:8 sink.out.kind: this build has no Kafka (build it with `--features services`, or use a kind without a service)",
+    );
+    check(
+        "kind = \"stdin\"",
+        "kind = \"kafka\"\nbrokers = \"localhost:9092\"\ntopics = \"t\"\nstart = \"latest\"",
+        "2:8 source.web.kind: this build has no Kafka (build it with `--features services`, or use a kind without a service)",
+    );
+}
+
 /// Every example is a config that can be run.
 #[test]
 fn the_examples_are_right() {
@@ -506,7 +638,8 @@ fn the_examples_are_right() {
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let path = entry.path();
         let is_config = path.extension().is_some_and(|e| e == "toml");
-        let needs_services = path.file_stem().is_some_and(|s| s == "postgres");
+        let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+        let needs_services = ["postgres", "kafka", "http-to-kafka"].contains(&stem);
         if !is_config || (needs_services && !cfg!(feature = "services")) {
             continue;
         }

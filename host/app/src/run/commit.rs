@@ -6,6 +6,7 @@ use super::enrich::Enrichment;
 use super::hot::HotNames;
 use super::inlets::Inlets;
 use super::stop::Stop;
+use super::topics::Shown;
 use crate::clock::now_ms;
 use crate::control::{self, Handle, Told};
 use crate::meta::Meta;
@@ -60,6 +61,8 @@ pub(crate) struct Outlet {
 pub(crate) struct Committer<'a> {
     pub(crate) pipeline: &'a str,
     pub(crate) inlets: &'a Inlets,
+    /// Who is shown how far topics are read.
+    pub(crate) topics: Vec<Shown>,
     pub(crate) log: EpochLog,
     pub(crate) incarnation: u64,
     pub(crate) sealed: Receiver<Sealed>,
@@ -124,6 +127,7 @@ impl Committer<'_> {
                 }
             }
             self.last = Some(self.commit(sealed, parts)?);
+            self.topics.iter_mut().for_each(|t| t.show(&self.progress));
         }
         self.resolve_the_rest()?;
         Ok(self.ended())
@@ -249,6 +253,7 @@ impl Committer<'_> {
                 self.inlets.has_read(self.pipeline, &s.name, p.offset)?;
             }
         }
+        self.topics.iter_mut().for_each(|t| t.is_durable(&meta.sources));
         if let Some(e) = &mut self.enrichment {
             e.begin(revision, at.len, unresolved);
         }

@@ -6,6 +6,7 @@
 use super::RunError;
 use super::ingest::open_file;
 use super::pipeline::{all_sinks, of_another_state};
+use super::topics;
 use crate::config::plan::{self, Pipeline, Plan, SourceKind};
 use crate::meta::Meta;
 use tidemill_connect::source::file;
@@ -34,6 +35,16 @@ pub(crate) fn foresee(
         };
         found.extend(refused.map(|why| (format!("sink.{name}"), why)));
     }
+    for i in &pipeline.from {
+        let source = &plan.sources[*i];
+        if let SourceKind::Kafka(topics) = &source.kind {
+            let known = newest.and_then(|(_, m)| m.sources.iter().find(|s| s.name == source.name));
+            let known = known.into_iter().flat_map(|s| &s.partitions);
+            let stored = known.filter_map(|p| Some((p.identity.topic()?.clone(), p.offset))).collect();
+            let refused = topics::foresee(&pipeline.name, source, topics, &stored);
+            found.extend(refused.map(|(key, e)| (format!("source.{}.{key}", source.name), e.to_string())));
+        }
+    }
     if let Some((_, meta)) = newest {
         for i in &pipeline.from {
             let name = &plan.sources[*i].name;
@@ -50,8 +61,8 @@ fn shorter(plan: &Plan, source: usize, meta: &Meta) -> Option<RunError> {
     let stored = &meta.sources.iter().find(|s| s.name == source.name)?.partitions;
     let files = file::list(pattern).unwrap_or_default();
     files.iter().find_map(|path| {
-        let same = |identity| file::same_file(identity, path).unwrap_or(false);
-        let known = stored.iter().rfind(|p| same(&p.identity))?;
+        let same = |known| file::same_file(known, path).unwrap_or(false);
+        let known = stored.iter().rfind(|p| p.identity.file().is_some_and(same))?;
         open_file(source, path, known.offset)
             .err()
             .map(|e| RunError::of(&format!("source `{}`", source.name), e))

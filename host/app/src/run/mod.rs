@@ -25,6 +25,7 @@ mod reader;
 mod start;
 mod stop;
 mod supervise;
+mod topics;
 
 use self::inlets::Inlets;
 use crate::config::plan::{Pipeline, Plan};

@@ -1,4 +1,4 @@
-//! A sink whose service is away: it is tried again until it is back, or until somebody wants the pipeline to end.
+//! A sink or source whose service is away: it is tried again until it is back, or until somebody wants the pipeline to end.
 //!
 //! Invariants: only what may work later is tried again, and the same call each time; an absence is said once, each new cause of it
 //! too, up to a bound, and its end once; meanwhile `status` and `/metrics` show what the last try said.
@@ -6,7 +6,7 @@
 use super::RunError;
 use crate::clock::now_ms;
 use crate::journal::Level;
-use crate::meters::SinkMeter;
+use crate::meters::ServiceMeter;
 use crate::progress::Progress;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,18 +22,26 @@ const CAUSES_MAX: usize = 8;
 
 /// See the module's documentation.
 pub(super) struct Patience<'a> {
-    sink: &'a str,
-    meter: Arc<SinkMeter>,
+    /// As it is called in messages.
+    who: String,
+    meter: Arc<ServiceMeter>,
     progress: &'a Progress,
 }
 
 impl<'a> Patience<'a> {
     /// With a sink of the pipeline whose progress this is.
-    pub(super) fn with(sink: &'a str, progress: &'a Progress) -> Patience<'a> {
-        Patience { sink, meter: progress.meters.sink(sink), progress }
+    pub(super) fn with(sink: &str, progress: &'a Progress) -> Patience<'a> {
+        let meter = progress.meters.sink(sink).service.clone();
+        Patience { who: format!("sink `{sink}`"), meter, progress }
     }
 
-    /// Calls the sink until it can be used. `None`: it is to stop before that.
+    /// With the service of a source of the pipeline whose progress this is.
+    #[cfg(feature = "services")]
+    pub(super) fn with_source(source: &str, progress: &'a Progress) -> Patience<'a> {
+        Patience { who: format!("source `{source}`"), meter: progress.meters.source(source), progress }
+    }
+
+    /// Calls the service until it can be used. `None`: it is to stop before that.
     ///
     /// # Errors
     /// What would fail in the same way again.
@@ -52,7 +60,7 @@ impl<'a> Patience<'a> {
                     return Ok(Some(done));
                 }
                 Err(ConnectError::Unavailable(why)) => self.say_away(why, &mut causes),
-                Err(e) => return Err(RunError::of(&format!("sink `{}`", self.sink), e)),
+                Err(e) => return Err(RunError::of(&self.who, e)),
             }
             if !wait(backoff.next_wait(), &stop) {
                 return Ok(None);
@@ -63,13 +71,13 @@ impl<'a> Patience<'a> {
     /// The same while the pipeline starts.
     ///
     /// # Errors
-    /// `Stopped` if the process is to end before the sink is there.
+    /// `Stopped` if the process is to end before it is there.
     pub(super) fn at_start<T>(
         &self,
         stop: impl Fn() -> bool,
         call: impl FnMut() -> Result<T, ConnectError>,
     ) -> Result<T, RunError> {
-        let stopped = || RunError::Stopped(format!("sink `{}` was not there yet", self.sink));
+        let stopped = || RunError::Stopped(format!("{} was not there yet", self.who));
         self.until_done(stop, call)?.ok_or_else(stopped)
     }
 
@@ -79,10 +87,8 @@ impl<'a> Patience<'a> {
             return;
         }
         let text = match causes.is_empty() {
-            true => {
-                format!("sink `{}` is unavailable, and is tried again until it is back: {why}", self.sink)
-            }
-            false => format!("sink `{}` is still unavailable: {why}", self.sink),
+            true => format!("{} is unavailable, and is tried again until it is back: {why}", self.who),
+            false => format!("{} is still unavailable: {why}", self.who),
         };
         self.progress.tell(Level::Warn, &text);
         causes.push(why);
@@ -91,7 +97,7 @@ impl<'a> Patience<'a> {
     fn say_back(&self) {
         if let Some(since_ms) = self.meter.is_here() {
             let seconds = now_ms().saturating_sub(since_ms).max(0) / 1000;
-            self.progress.tell(Level::Info, &format!("sink `{}` is back after {seconds} s", self.sink));
+            self.progress.tell(Level::Info, &format!("{} is back after {seconds} s", self.who));
         }
     }
 }
@@ -131,12 +137,12 @@ mod tests {
         let call = || {
             tries.set(tries.get() + 1);
             let why = |n: u32| if n == 3 { "db:1: starting" } else { "db:1: refused" };
-            let before = progress.meters.sink("out").away().map(|a| a.why);
+            let before = progress.meters.sink("out").service.away().map(|a| a.why);
             assert_eq!(before.as_deref(), (tries.get() > 1).then(|| why(tries.get() - 1)));
             if tries.get() < 5 { Err(ConnectError::Unavailable(why(tries.get()).into())) } else { Ok(7) }
         };
         assert_eq!(patience.until_done(|| false, call).unwrap(), Some(7));
-        let meter = progress.meters.sink("out");
+        let meter = &progress.meters.sink("out").service;
         let counts = [&meter.tries, &meter.tries_in_vain].map(|n| n.load(Ordering::Relaxed));
         assert_eq!((counts, meter.away()), ([5, 4], None));
         let said = said(&journal);
@@ -175,6 +181,6 @@ mod tests {
         assert_eq!(done.unwrap(), None);
         assert!(begun.elapsed() < Duration::from_secs(5));
         assert!(matches!(patience.at_start(|| true, away), Err(RunError::Stopped(m)) if m.contains("`out`")));
-        assert!(progress.meters.sink("out").away().is_some(), "it is still away");
+        assert!(progress.meters.sink("out").service.away().is_some(), "it is still away");
     }
 }

@@ -13,6 +13,7 @@ use super::stop::Stop;
 use super::{Job, Outcome, RunError, Summary};
 use crate::clock::now_ms;
 use crate::config::LANES_MAX;
+use crate::config::kafka::Cluster;
 use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::config::postgres::Server as PostgresServer;
 use crate::control::{self, Again, Running};
@@ -31,6 +32,8 @@ use std::time::Duration;
 use tidemill_connect::Cursor;
 use tidemill_connect::sink::Sink;
 use tidemill_connect::sink::jsonl::JsonlSink;
+#[cfg(feature = "services")]
+use tidemill_connect::sink::kafka::{KafkaSink, KafkaTarget};
 #[cfg(feature = "services")]
 use tidemill_connect::sink::postgres::PostgresSink;
 use tidemill_connect::sink::sqlite::SqliteSink;
@@ -124,6 +127,9 @@ fn make_sink(s: &SinkPlan, pipeline: &str, stages: Option<Stages>) -> Box<dyn Si
         }
         (SinkKind::File { path }, None) => Box::new(JsonlSink::letters(path.clone())),
         (SinkKind::Postgres { server, table }, st) => postgres_sink(server, table, pipeline, &s.name, st),
+        (SinkKind::Kafka { cluster, topic, message_bytes_max }, st) => {
+            kafka_sink(cluster, topic, *message_bytes_max, pipeline, &s.name, st)
+        }
         (SinkKind::Stdout, Some(st)) => Box::new(StdoutSink::new(pipeline.to_owned(), st)),
         (SinkKind::Stdout, None) => Box::new(StdoutSink::letters()),
     }
@@ -148,6 +154,28 @@ fn postgres_sink(
 #[cfg(not(feature = "services"))]
 fn postgres_sink(server: &PostgresServer, _: &str, _: &str, _: &str, _: Option<Stages>) -> Box<dyn Sink> {
     match *server {}
+}
+
+#[cfg(feature = "services")]
+fn kafka_sink(
+    cluster: &Cluster,
+    topic: &str,
+    message_bytes_max: usize,
+    pipeline: &str,
+    sink: &str,
+    stages: Option<Stages>,
+) -> Box<dyn Sink> {
+    let target = KafkaTarget { message_bytes_max, ..KafkaTarget::new(cluster.clone(), topic) };
+    let (pipeline, sink) = (pipeline.to_owned(), sink.to_owned());
+    Box::new(match stages {
+        Some(stages) => KafkaSink::sessions(target, pipeline, sink, stages),
+        None => KafkaSink::letters(target, pipeline, sink),
+    })
+}
+
+#[cfg(not(feature = "services"))]
+fn kafka_sink(cluster: &Cluster, _: &str, _: usize, _: &str, _: &str, _: Option<Stages>) -> Box<dyn Sink> {
+    match *cluster {}
 }
 
 pub(super) fn all_sinks(plan: &Plan, pipeline: &Pipeline) -> Vec<(String, Box<dyn Sink>)> {
@@ -507,6 +535,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
         let committer = Committer {
             pipeline: &pipeline.name,
             inlets,
+            topics: reader.shown(),
             log: r.log,
             incarnation,
             sealed,

@@ -12,9 +12,10 @@ use super::enrich::{TRAY_BYTES_FULL, Tray};
 use super::ingest::{Intake, Judge, Letters};
 use super::start::Start;
 use super::stop::Stop;
+use super::topics::{Reached, Shown};
 use super::{Job, RunError};
 use crate::clock::now_ms;
-use crate::config::plan::{Early, EndOfInput, Pipeline, Source};
+use crate::config::plan::{Early, EndOfInput, Pipeline, Source, SourceKind};
 use crate::control::{Again, Operation, States, Told};
 use crate::journal::Level;
 use crate::meta::{Counters, Decision, Entry, Meta, PartitionMeta, SourceMeta};
@@ -55,6 +56,8 @@ const EPOCH_LETTER_BYTES_MAX: u64 = 16 << 20;
 const EPOCH_MIN: Duration = Duration::from_millis(10);
 /// How long to wait when no partition has anything: short beside an epoch, long beside a system call.
 const POLL: Duration = Duration::from_millis(5);
+/// How long at most where a topic says that it has something: commands and the end of the epoch are looked for by then.
+const LISTEN: Duration = Duration::from_millis(50);
 
 /// What goes to a lane.
 pub(crate) enum ToLane {
@@ -142,6 +145,8 @@ pub(crate) struct Reader<'a> {
     opened: Vec<usize>,
     source_names: Vec<String>,
     old_partitions: BTreeMap<u32, Vec<PartitionMeta>>,
+    /// The topics of sources that read some, by the source's place in the plan.
+    topics: BTreeMap<usize, Reached>,
     watermarks: Watermarks,
     /// W of the last epoch that had to be written.
     sealed_watermark: EventTime,
@@ -238,6 +243,7 @@ impl<'a> Reader<'a> {
             part_of: HashMap::new(),
             opened: Vec::new(),
             old_partitions: BTreeMap::new(),
+            topics: BTreeMap::new(),
             watermarks: Watermarks::new(times.collect(), saved, now),
             sealed_watermark: saved,
             source_names,
@@ -276,6 +282,15 @@ impl<'a> Reader<'a> {
         start.entries.iter().for_each(|e| reader.enter(e.clone()));
         reader.look_ahead()?;
         Ok(reader)
+    }
+
+    /// For whoever shows how far topics are read, once that is durable.
+    pub(crate) fn shown(&self) -> Vec<Shown> {
+        let of = |(i, reached): (&usize, &Reached)| match &self.source(*i).0.kind {
+            SourceKind::Kafka(topics) => Some(reached.shown(self.source(*i).0, topics)),
+            _ => None,
+        };
+        self.topics.iter().filter_map(of).collect()
     }
 
     fn source(&self, i: usize) -> (&'a Source, u32) {
@@ -341,15 +356,34 @@ impl<'a> Reader<'a> {
                 return Ok(End::Hangup);
             }
             if self.paused || self.sinks_lag() {
+                self.stand_still();
                 std::thread::sleep(POLL);
                 continue;
             }
+            self.take_new_partitions()?;
             match self.read_some()? {
                 Some(true) => {}
-                Some(false) => std::thread::sleep(POLL),
+                Some(false) => self.wait(),
                 None if self.parts.iter().all(|p| self.is_finished(p.key)) => return Ok(End::InputUsedUp),
                 None => return Ok(End::Hangup),
             }
+        }
+    }
+
+    /// Until something may have come. Of several sources none can be listened to.
+    fn wait(&self) {
+        let only = self.topics.values().next().filter(|_| self.job.pipeline.from.len() == 1);
+        let Some(topics) = only else { return std::thread::sleep(POLL) };
+        let epoch = Duration::from_millis(self.job.plan.server.epoch_ms.unsigned_abs());
+        let left = epoch.saturating_sub(self.epoch_began.elapsed());
+        topics.wait(left.clamp(Duration::from_millis(1), LISTEN));
+    }
+
+    /// Nothing is read: what may wait in a live partition is not silence.
+    fn stand_still(&mut self) {
+        let now = now_ms();
+        for part in self.parts.iter().filter(|p| self.job.plan.sources[p.source].is_live()) {
+            self.watermarks.observe(part.key, EventTime::BEGINNING, now);
         }
     }
 
@@ -423,6 +457,13 @@ impl<'a> Reader<'a> {
         let read = read.map_err(|e| self.failed(source, e))?;
         match read {
             Read::Data => self.prepare(p),
+            Read::Pending if self.topics.contains_key(&source) => {
+                // Nor is it silence if nothing can come.
+                if self.topics.get(&source).is_some_and(Reached::is_in_trouble) {
+                    self.watermarks.observe(self.parts[p].key, EventTime::BEGINNING, now_ms());
+                }
+                Ok(Read::Pending)
+            }
             Read::Pending => self.look_for_rotation(p),
             Read::End => Ok(read),
         }
@@ -555,6 +596,7 @@ impl<'a> Reader<'a> {
     /// Ends the epoch. `Err`: another thread has failed and says why.
     fn barrier(&mut self, at_end: bool) -> Result<(), ()> {
         let now = now_ms();
+        self.note_positions();
         self.epoch_began = Instant::now();
         self.epochs += 1;
         self.epoch_rows = 0;
@@ -608,7 +650,7 @@ impl<'a> Reader<'a> {
                 && let Some(m) = old.get_mut(p.key.1 as usize)
             {
                 m.offset = p.offset;
-                if m.identity.head_len != p.identity.head_len {
+                if m.identity != p.identity {
                     m.identity.clone_from(&p.identity);
                 }
                 if let Some(t) = self.watermarks.get(p.key) {

@@ -2,7 +2,7 @@
 
 pub mod bounds;
 pub mod jsonl;
-#[cfg(feature = "kafka")]
+#[cfg(feature = "services")]
 pub mod kafka;
 mod line;
 mod owned;

@@ -10,7 +10,7 @@
 
 use super::compression::{self, Compression};
 use super::framing::{Framer, Supply, append_from};
-use super::{Block, Framing, Partition, PartitionIdentity, Read};
+use super::{Block, FileIdentity, Framing, Partition, Read};
 use crate::ConnectError;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -142,8 +142,8 @@ impl FilePartition {
 
     /// What identifies the file now: its head grows with it, and with a longer head it is told better from others.
     #[must_use]
-    pub fn identity(&self) -> PartitionIdentity {
-        PartitionIdentity {
+    pub fn identity(&self) -> FileIdentity {
+        FileIdentity {
             path: self.path.display().to_string(),
             device: self.device,
             inode: self.inode,
@@ -243,11 +243,11 @@ fn read_plain(file: &File, bytes: &mut Vec<u8>, max: usize) -> io::Result<usize>
 }
 
 /// What identifies the file at a path now.
-pub fn identity(path: impl AsRef<Path>) -> Result<PartitionIdentity, ConnectError> {
+pub fn identity(path: impl AsRef<Path>) -> Result<FileIdentity, ConnectError> {
     let path = path.as_ref();
     let (file, meta) = open_regular(path)?;
     let head = read_head(&file).map_err(|e| unusable(path, &e))?;
-    Ok(PartitionIdentity {
+    Ok(FileIdentity {
         path: path.display().to_string(),
         device: meta.dev(),
         inode: meta.ino(),
@@ -259,23 +259,23 @@ pub fn identity(path: impl AsRef<Path>) -> Result<PartitionIdentity, ConnectErro
 /// Whether the file at a path is the one that was stored: it has the inode or the path, and begins with the
 /// same bytes. So it may have grown or been renamed, or been copied back to its path, but not been shortened
 /// below its head or replaced.
-pub fn same_file(stored: &PartitionIdentity, path: impl AsRef<Path>) -> Result<bool, ConnectError> {
+pub fn same_file(stored: &FileIdentity, path: impl AsRef<Path>) -> Result<bool, ConnectError> {
     let path = path.as_ref();
     let same_path = stored.path == path.display().to_string();
     is_one(stored, path, |meta| same_path || has_number(stored, meta))
 }
 
 /// Whether the very file that is known stands at a path now, under whatever name it was known.
-pub fn is_at(known: &PartitionIdentity, path: impl AsRef<Path>) -> Result<bool, ConnectError> {
+pub fn is_at(known: &FileIdentity, path: impl AsRef<Path>) -> Result<bool, ConnectError> {
     is_one(known, path.as_ref(), |meta| has_number(known, meta))
 }
 
-fn has_number(known: &PartitionIdentity, meta: &Metadata) -> bool {
+fn has_number(known: &FileIdentity, meta: &Metadata) -> bool {
     (known.device, known.inode) == (meta.dev(), meta.ino())
 }
 
 fn is_one(
-    known: &PartitionIdentity,
+    known: &FileIdentity,
     path: &Path,
     named: impl FnOnce(&Metadata) -> bool,
 ) -> Result<bool, ConnectError> {

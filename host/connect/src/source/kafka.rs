@@ -13,7 +13,7 @@
 //! - Memory: [`QUEUED_KIB`] and one fetch a partition, however far behind it is.
 
 use super::framing::RECORD_BYTES_MAX;
-use super::{Block, Partition, Read, Span};
+use super::{Block, KafkaIdentity, Partition, Read, Span};
 use crate::ConnectError;
 use crate::kafka::{Cluster, Notes, PACE, check_topic, hear, reason};
 use rdkafka::consumer::base_consumer::PartitionQueue;
@@ -21,8 +21,6 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -65,23 +63,6 @@ pub enum Start {
     Timestamp(i64),
     /// Where the group stands, as others have committed it. An error for a partition where it stands nowhere.
     Committed,
-}
-
-/// What a partition is known by across restarts.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-pub struct KafkaIdentity {
-    /// The id that the cluster gave itself: the same address may come to be another cluster.
-    pub cluster: String,
-    /// The topic's name.
-    pub topic: String,
-    /// The partition's number.
-    pub partition: i32,
-}
-
-impl fmt::Display for KafkaIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.topic, self.partition)
-    }
 }
 
 /// The topics of one source. Clones share one consumer.
@@ -176,6 +157,31 @@ impl KafkaSource {
         self.0.partitions()
     }
 
+    /// All partitions that there are now, asked of the cluster; and if there is trouble, each of them of the broker that has it: if
+    /// all answer, the trouble is over, although no record may have come since.
+    ///
+    /// # Errors
+    /// `Unavailable` if somebody does not answer, `Config` if a topic is not there (any more).
+    pub fn look(&self) -> Result<Vec<KafkaIdentity>, ConnectError> {
+        let notes = self.0.consumer.context();
+        let before = notes.events();
+        let found = self.0.partitions()?;
+        if notes.trouble().is_some() {
+            found.iter().try_for_each(|p| self.0.kept(p).map(drop))?;
+            notes.forget_unless_new(before);
+        }
+        Ok(found)
+    }
+
+    /// Whether the topic holds what reading goes on with; changes nothing.
+    ///
+    /// # Errors
+    /// As [`KafkaSource::open`].
+    pub fn probe(&self, identity: &KafkaIdentity, offset: u64) -> Result<(), ConnectError> {
+        self.0.check_cluster(identity)?;
+        self.0.check_kept(identity, offset)
+    }
+
     /// Where reading begins in these partitions.
     ///
     /// # Errors
@@ -194,14 +200,7 @@ impl KafkaSource {
     /// # Errors
     /// `Conflict` if the topic does not hold that offset any more, or not yet.
     pub fn open(&self, identity: &KafkaIdentity, offset: u64) -> Result<KafkaPartition, ConnectError> {
-        if identity.cluster != self.0.cluster_id {
-            return Err(ConnectError::Conflict(format!(
-                "Kafka at {}: is the cluster {}, and {identity} was read from the cluster {}: its offsets mean nothing here. \
-                 Name the brokers of that cluster, give the source another name, or start over with --fresh",
-                self.0.spec.cluster.brokers, self.0.cluster_id, identity.cluster
-            )));
-        }
-        self.0.check_kept(identity, offset)?;
+        self.probe(identity, offset)?;
         let stale = self.0.client_position(identity);
         let consumer = &self.0.consumer;
         let own_queue = consumer.split_partition_queue(&identity.topic, identity.partition);
@@ -295,6 +294,17 @@ impl Shared {
         let asked = self.consumer.fetch_watermarks(&p.topic, p.partition, self.spec.cluster.patience);
         let (low, high) = asked.map_err(|e| self.failed(&format!("asking which offsets {p} holds"), &e))?;
         Ok((low.max(0) as u64, high.max(0) as u64))
+    }
+
+    fn check_cluster(&self, p: &KafkaIdentity) -> Result<(), ConnectError> {
+        if p.cluster == self.cluster_id {
+            return Ok(());
+        }
+        Err(ConnectError::Conflict(format!(
+            "Kafka at {}: is the cluster {}, and {p} was read from the cluster {}: its offsets mean nothing here. \
+             Name the brokers of that cluster, give the source another name, or start over with --fresh",
+            self.spec.cluster.brokers, self.cluster_id, p.cluster
+        )))
     }
 
     fn check_kept(&self, p: &KafkaIdentity, offset: u64) -> Result<(), ConnectError> {

@@ -5,13 +5,15 @@ pub mod container;
 pub mod file;
 pub mod framing;
 pub mod generator;
+mod identity;
 pub mod ingest_log;
-#[cfg(feature = "kafka")]
+#[cfg(feature = "services")]
 pub mod kafka;
 pub mod stdin;
 
+pub use self::identity::{FileIdentity, KafkaIdentity, PartitionIdentity};
+
 use crate::ConnectError;
-use serde::{Deserialize, Serialize};
 
 /// One record of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,21 +80,6 @@ pub enum Read {
     Pending,
     /// No more will come.
     End,
-}
-
-/// What identifies a partition across restarts (SEMANTICS 2).
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct PartitionIdentity {
-    /// Path when last seen; "-" for stdin.
-    pub path: String,
-    /// Device number.
-    pub device: u64,
-    /// Inode number.
-    pub inode: u64,
-    /// Hash of the first bytes of the file (of the file itself, before decompression).
-    pub head_hash: u64,
-    /// How many bytes `head_hash` covers, at most 1024.
-    pub head_len: u64,
 }
 
 /// One partition being read.

@@ -18,7 +18,7 @@ use tidemill_connect::source::{Block, Partition as _, Read};
 use tidemill_services::kafka::{Broker, broker};
 
 /// How long anything may take that a test waits for.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 /// What clients in tests are set to wait: short, for tests of what never answers.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
 

@@ -6,8 +6,8 @@ use crate::clock::now_ms;
 use crate::config::plan::SourceKind;
 use crate::run::RunError;
 use std::path::Path;
-use tidemill_connect::source::Read;
 use tidemill_connect::source::file::{self, Rotation};
+use tidemill_connect::source::{FileIdentity, PartitionIdentity, Read};
 
 /// Between two looks at the directory of a followed file.
 const LOOK_MS: i64 = 200;
@@ -26,7 +26,7 @@ impl Reader<'_> {
             return Ok(Read::Pending);
         }
         part.looked_at_ms = now;
-        let (source, path) = (part.source, part.identity.path.clone());
+        let (source, path) = (part.source, part.name.clone());
         let Some(Reading::File(f)) = &mut part.reading else { return Ok(Read::Pending) };
         let identity = f.identity();
         match f.rotated() {
@@ -34,11 +34,11 @@ impl Reader<'_> {
             Ok(Rotation::Renamed) => self.follow_renamed(p, &path, now)?,
             Ok(Rotation::Truncated) => {
                 self.end_part(p);
-                self.add_file(source, Path::new(&path), now)?;
+                self.add_file(source, Path::new(&*path), now)?;
             }
             Err(e) => return Err(self.failed(source, e)),
         }
-        self.parts[p].identity = identity;
+        self.parts[p].identity = PartitionIdentity::File(identity);
         if let SourceKind::File { pattern, .. } = &self.job.plan.sources[source].kind {
             self.look_for_new_files(source, pattern, now)?;
         }
@@ -53,8 +53,7 @@ impl Reader<'_> {
         if !self.is_known(source, Path::new(path)) {
             self.add_file(source, Path::new(path), now)?;
         }
-        let new_file =
-            self.parts.iter().find(|q| q.key > key && q.source == source && q.identity.path == path);
+        let new_file = self.parts.iter().find(|q| q.key > key && q.source == source && *q.name == *path);
         let has_records = new_file.is_some_and(|q| q.offset > 0);
         let quiet_ms = if has_records { RENAMED_QUIET_MS } else { RENAMED_QUIET_ALONE_MS };
         if now - since >= quiet_ms
@@ -69,11 +68,12 @@ impl Reader<'_> {
     fn is_known(&self, source: usize, path: &Path) -> bool {
         self.parts.iter().filter(|q| q.source == source).any(|q| {
             let finished = self.is_finished(q.key);
-            let same_name = *q.identity.path == *path.to_string_lossy();
+            let same_name = *q.name == *path.to_string_lossy();
+            let is_at =
+                |f: &FileIdentity| (!finished || f.head_len > 0) && file::is_at(f, path).unwrap_or(false);
             // A name that stays may come to mean another file, a file that stays may come to have another name, and the
             // number of an empty one that is gone says nothing.
-            (same_name && q.renamed_at_ms.is_none() && !finished)
-                || ((!finished || q.identity.head_len > 0) && file::is_at(&q.identity, path).unwrap_or(false))
+            (same_name && q.renamed_at_ms.is_none() && !finished) || q.identity.file().is_some_and(is_at)
         })
     }
 

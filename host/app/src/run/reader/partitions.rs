@@ -2,10 +2,13 @@
 
 use super::Reader;
 use crate::clock::now_ms;
-use crate::config::plan::SourceKind;
+use crate::config::kafka::Topics;
+use crate::config::plan::{Format, Source, SourceKind};
+use crate::journal::Level;
 use crate::meta::PartitionMeta;
 use crate::run::RunError;
 use crate::run::ingest::{Ingest, framing};
+use crate::run::topics::{Found, Reached, TopicPartition};
 use std::path::Path;
 use std::sync::Arc;
 use tidemill_connect::ConnectError;
@@ -14,7 +17,7 @@ use tidemill_connect::source::file::{self, FilePartition};
 use tidemill_connect::source::generator::{GeneratorPartition, GeneratorSpec};
 use tidemill_connect::source::ingest_log::IngestPartition;
 use tidemill_connect::source::stdin::StdinPartition;
-use tidemill_connect::source::{Block, Partition, PartitionIdentity, Read};
+use tidemill_connect::source::{Block, FileIdentity, Partition, PartitionIdentity, Read};
 use tidemill_engine::time::EventTime;
 use tidemill_engine::watermark::{PartitionKey, PartitionTime};
 
@@ -31,6 +34,7 @@ pub(super) enum Reading {
     Stdin(StdinPartition),
     Generator(Box<GeneratorPartition>),
     Posted(IngestPartition),
+    Topic(TopicPartition),
 }
 
 impl Reading {
@@ -41,6 +45,7 @@ impl Reading {
             Reading::Stdin(p) => p,
             Reading::Generator(p) => p.as_mut(),
             Reading::Posted(p) => p,
+            Reading::Topic(p) => p,
         }
     }
 
@@ -49,7 +54,7 @@ impl Reading {
         match self {
             Reading::File(p) => Some(p.bytes_taken()),
             Reading::Container(p) => Some(p.bytes_taken()),
-            Reading::Stdin(_) | Reading::Generator(_) | Reading::Posted(_) => None,
+            Reading::Stdin(_) | Reading::Generator(_) | Reading::Posted(_) | Reading::Topic(_) => None,
         }
     }
 }
@@ -79,14 +84,17 @@ pub(super) struct Part {
     pub(super) bytes_taken: u64,
 }
 
-fn stdin_identity() -> PartitionIdentity {
-    PartitionIdentity { path: "-".into(), device: 0, inode: 0, head_hash: 0, head_len: 0 }
+/// When a file was last written to, by the host's clock.
+fn written_ms(identity: &PartitionIdentity) -> Option<i64> {
+    let written = std::fs::metadata(&identity.file()?.path).ok()?.modified().ok()?;
+    i64::try_from(written.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis()).ok()
 }
 
-/// When a file was last written to, by the host's clock.
-fn written_ms(file: &PartitionIdentity) -> Option<i64> {
-    let written = std::fs::metadata(&file.path).ok()?.modified().ok()?;
-    i64::try_from(written.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis()).ok()
+/// What a header would say where records come without one.
+fn columns(source: &Source) -> Option<Vec<u8>> {
+    let SourceKind::Kafka(topics) = &source.kind else { return None };
+    let between = if source.format == Format::Tsv { "\t" } else { "," };
+    topics.columns.as_ref().map(|names| names.join(between).into_bytes())
 }
 
 impl Reader<'_> {
@@ -99,7 +107,9 @@ impl Reader<'_> {
                 }
             }
             // Each run's standard input is another stream.
-            SourceKind::Stdin => self.add(i, stdin_identity(), None, now),
+            SourceKind::Stdin => {
+                self.add(i, PartitionIdentity::File(FileIdentity::only("-")), None, now);
+            }
             SourceKind::Generator(_) => self.add_named(i, "generator", now),
             SourceKind::Http(_) => {
                 self.add_named(i, POSTED, now);
@@ -108,8 +118,53 @@ impl Reader<'_> {
                     part.offset = self.job.inlets.first(&self.job.plan.sources[i].name);
                 }
             }
+            SourceKind::Kafka(topics) => self.list_topics(i, topics, now)?,
         }
         Ok(())
+    }
+
+    fn list_topics(&mut self, i: usize, topics: &Topics, now: i64) -> Result<(), RunError> {
+        let (source, number) = self.source(i);
+        let old = self.old_partitions.get(&number).into_iter().flatten();
+        let stored = old.filter_map(|m| Some((m.identity.topic()?.clone(), m.offset))).collect();
+        let (reached, found) = Reached::reach(self.job, source, topics, &stored)?;
+        self.topics.insert(i, reached);
+        found.into_iter().try_for_each(|f| self.add_topic(i, f, now))
+    }
+
+    /// Takes up partitions of topics that were added.
+    pub(super) fn take_new_partitions(&mut self) -> Result<(), RunError> {
+        let news = |(i, t): (&usize, &Reached)| Some((*i, t.found()?));
+        while let Some((i, found)) = self.topics.iter().find_map(news) {
+            let found = found?;
+            let text = format!("source `{}` has a new partition, {}", self.source(i).0.name, found.identity);
+            self.job.progress.tell(Level::Info, &text);
+            self.add_topic(i, found, now_ms())?;
+            self.changed = true;
+        }
+        Ok(())
+    }
+
+    fn add_topic(&mut self, i: usize, found: Found, now: i64) -> Result<(), RunError> {
+        let Found { identity, offset, partition } = found;
+        let known = self.known(i, |p| p.identity.topic() == Some(&identity));
+        self.add(i, PartitionIdentity::Topic(identity), known, now);
+        let p = self.parts.len() - 1;
+        self.parts[p].offset = offset;
+        self.begin(p, Reading::Topic(partition))
+    }
+
+    /// Takes positions that went on without a record, over tombstones and marks of transactions: of a partition all of whose
+    /// records are on their way to the lanes.
+    pub(super) fn note_positions(&mut self) {
+        for part in self.parts.iter_mut().filter(|p| p.held.is_none()) {
+            let Some(Reading::Topic(partition)) = &part.reading else { continue };
+            let position = partition.position();
+            if position > part.offset {
+                part.offset = position;
+                self.changed = true;
+            }
+        }
     }
 
     /// Bytes of all files, as they stand there; none if some input is not a file that has an end.
@@ -120,7 +175,7 @@ impl Reader<'_> {
                 return None;
             }
             // A file that is gone by now is missed when it is opened.
-            std::fs::metadata(&p.identity.path).ok().map(|m| m.len())
+            std::fs::metadata(&p.identity.file()?.path).ok().map(|m| m.len())
         };
         self.parts.iter().map(bounded).sum()
     }
@@ -134,21 +189,21 @@ impl Reader<'_> {
 
     /// Adds the only partition of a source.
     fn add_named(&mut self, i: usize, name: &str, now: i64) {
-        let identity = PartitionIdentity { path: name.into(), ..stdin_identity() };
-        let known = self.known(i, |p| p.identity.path == name);
-        self.add(i, identity, known, now);
+        let known = self.known(i, |p| p.identity.file().is_some_and(|f| f.path == name));
+        self.add(i, PartitionIdentity::File(FileIdentity::only(name)), known, now);
     }
 
     pub(super) fn add_file(&mut self, i: usize, path: &Path, now: i64) -> Result<(), RunError> {
         let identity = file::identity(path).map_err(|e| self.failed(i, e))?;
         // Cheap questions first: a source may have thousands of files.
-        let may_be = |p: &PartitionIdentity| {
+        let may_be = |p: &&FileIdentity| {
             (p.device, p.inode) == (identity.device, identity.inode) || p.path == identity.path
         };
-        let same =
-            |p: &PartitionMeta| may_be(&p.identity) && file::same_file(&p.identity, path).unwrap_or(false);
+        let same = |p: &PartitionMeta| {
+            p.identity.file().filter(may_be).is_some_and(|p| file::same_file(p, path).unwrap_or(false))
+        };
         let known = self.known(i, same);
-        self.add(i, identity, known, now);
+        self.add(i, PartitionIdentity::File(identity), known, now);
         Ok(())
     }
 
@@ -169,7 +224,7 @@ impl Reader<'_> {
         meta.identity = identity.clone();
         // Whether there is more in it shows when it is read.
         let time = PartitionTime { finished: false, live: source.is_live(), ..meta.time };
-        let name: Arc<str> = identity.path.as_str().into();
+        let name: Arc<str> = identity.to_string().into();
         self.watermarks.add((number, n), time, now);
         self.part_of.insert((number, n), self.parts.len());
         self.parts.push(Part {
@@ -235,14 +290,13 @@ impl Reader<'_> {
         let part = &self.parts[p];
         let source = &self.job.plan.sources[part.source];
         let (how, has_header) = framing(source.format);
+        let path = &*part.name;
         let reading = match &source.kind {
             SourceKind::File { .. } if source.schema.in_files() => {
-                ContainerPartition::open(&part.identity.path, part.offset)
-                    .map(|p| Reading::Container(Box::new(p)))
+                ContainerPartition::open(path, part.offset).map(|p| Reading::Container(Box::new(p)))
             }
             SourceKind::File { follow, .. } => {
-                FilePartition::open(&part.identity.path, how, has_header, part.offset, *follow)
-                    .map(Reading::File)
+                FilePartition::open(path, how, has_header, part.offset, *follow).map(Reading::File)
             }
             SourceKind::Stdin => StdinPartition::new(how, has_header, 0).map(Reading::Stdin),
             SourceKind::Generator(g) => Ok(Reading::Generator(Box::new(GeneratorPartition::new(
@@ -261,15 +315,25 @@ impl Reader<'_> {
                 let reader = self.job.inlets.reader(&source.name, part.offset);
                 reader.map(Reading::Posted).ok_or_else(|| ConnectError::Failed("it has no ingest log".into()))
             }
+            // Opened where it was found, and never closed.
+            SourceKind::Kafka(_) => Err(ConnectError::Failed(format!("{path} is not open"))),
         };
-        let mut reading = reading.map_err(|e| self.failed(part.source, e))?;
+        let reading = reading.map_err(|e| self.failed(part.source, e))?;
+        self.begin(p, reading)
+    }
+
+    /// Makes what decodes an open partition.
+    fn begin(&mut self, p: usize, mut reading: Reading) -> Result<(), RunError> {
+        let part = &self.parts[p];
+        let source = &self.job.plan.sources[part.source];
         let lanes = self.out.lanes.len();
-        let mut ingest = Ingest::new(source, &part.identity.path, part.key, &self.schedule.layout, lanes)
+        let mut ingest = Ingest::new(source, &part.name, part.key, &self.schedule.layout, lanes)
             .map_err(|m| RunError::Refused(format!("source `{}`: {m}", source.name)))?;
-        if let Some(header) = reading.partition().header() {
+        let given = columns(source);
+        if let Some(header) = reading.partition().header().or(given.as_deref()) {
             ingest
                 .header(header)
-                .map_err(|m| RunError::Failed(format!("{}: header: {}", part.identity.path, m.message)))?;
+                .map_err(|m| RunError::Failed(format!("{}: header: {}", part.name, m.message)))?;
         }
         let part = &mut self.parts[p];
         part.reading = Some(reading);
@@ -283,6 +347,10 @@ impl Reader<'_> {
     /// Whether anything is there to be read that no epoch holds: asked of a finished pipeline.
     pub(crate) fn unread(&mut self) -> Result<bool, RunError> {
         for p in 0..self.parts.len() {
+            // A topic has no end, and what is in it takes its time to come.
+            if matches!(self.parts[p].reading, Some(Reading::Topic(_))) {
+                return Ok(true);
+            }
             self.open(p)?;
             let mut block = Block::default();
             let found = match &mut self.parts[p].reading {

@@ -9,7 +9,7 @@ use super::Admin;
 use crate::clock::now_ms;
 use crate::control::{Handle, Operation, Standing};
 use crate::meta::Meta;
-use crate::meters::Activity;
+use crate::meters::{Activity, ServiceMeter};
 use crate::view::PipelineView;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -206,11 +206,18 @@ fn tell_progress(handle: &Handle, page: &mut Page) {
         let help = "Bytes of epochs that are durable and that a sink has not confirmed";
         page.gauge("tidemill_sink_lag_bytes", help, &labels, number(m.waiting_bytes.load(Relaxed)));
         let help = "1 for a sink that can be used, 0 for one whose last call said that it is away";
-        let here = if m.away().is_none() { 1.0 } else { 0.0 };
-        page.gauge("tidemill_sink_available", help, &labels, here);
+        let m = &m.service;
+        page.gauge("tidemill_sink_available", help, &labels, here(m));
         page.count("tidemill_sink_tries_total", "Calls of a sink", &labels, m.tries.load(Relaxed));
         let help = "Calls of a sink that was away, and is tried again";
         page.count("tidemill_sink_tries_in_vain_total", help, &labels, m.tries_in_vain.load(Relaxed));
+    }
+    for (source, m) in p.meters.sources() {
+        let labels = [of[0], ("source", source.as_str())];
+        let help = "1 for a source whose service can be used, 0 for one whose last call said that it is away";
+        page.gauge("tidemill_source_available", help, &labels, here(&m));
+        let help = "Calls of a source's service that was away, and is tried again";
+        page.count("tidemill_source_tries_in_vain_total", help, &labels, m.tries_in_vain.load(Relaxed));
     }
     for (plugin, m) in p.meters.plugins() {
         let labels = [of[0], ("plugin", plugin.as_str())];
@@ -224,6 +231,10 @@ fn tell_progress(handle: &Handle, page: &mut Page) {
         let help = "Calls of a plugin that were stopped because they ran too long";
         page.count("tidemill_plugin_deadline_stops_total", help, &labels, m.deadline_stops.load(Relaxed));
     }
+}
+
+fn here(service: &ServiceMeter) -> f64 {
+    if service.away().is_none() { 1.0 } else { 0.0 }
 }
 
 fn tell_counters(meta: &Meta, pipeline: &str, page: &mut Page) {

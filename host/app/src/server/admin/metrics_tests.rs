@@ -89,10 +89,10 @@ const MOVES: &[Moves] = &[
         drop(h.progress.meters.sink("sessions"));
     }),
     ("tidemill_sink_tries_total", "sink=\"sessions\"", |_, h| {
-        h.progress.meters.sink("sessions").tries.fetch_add(1, Relaxed);
+        h.progress.meters.sink("sessions").service.tries.fetch_add(1, Relaxed);
     }),
     ("tidemill_sink_tries_in_vain_total", "sink=\"sessions\"", |_, h| {
-        h.progress.meters.sink("sessions").is_away("refused");
+        h.progress.meters.sink("sessions").service.is_away("refused");
     }),
     ("tidemill_plugin_metric_total", "metric=\"coupons\"", |m, _| total(m, "coupons", Vec::new()).add(1.0)),
     ("tidemill_plugin_observations_count", "metric=\"pages\"", |m, _| {
@@ -204,7 +204,7 @@ fn each_metric_is_moved_by_what_it_counts() {
 #[test]
 fn a_sink_that_is_away_is_not_available_until_it_is_back() {
     let s = site();
-    let meter = s.admin.control.pipelines()[0].progress.meters.sink("sessions");
+    let meter = &s.admin.control.pipelines()[0].progress.meters.sink("sessions").service;
     let available = || value(&s.metrics(), "tidemill_sink_available", &["sink=\"sessions\""]);
     assert_eq!(available(), Some(1.0));
     meter.is_away("refused");

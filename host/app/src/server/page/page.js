@@ -71,7 +71,9 @@ function show(p, now) {
   part(".name").textContent = p.pipeline;
   part(".state").textContent = p.state;
   part(".state").className = "state badge " + (MOOD[p.state] || "");
-  const away = (p.sinks_away || []).map((s) => "sink " + s.sink + " is away, tried again: " + s.why).join("\n");
+  const gone = (p.sinks_away || []).map((s) => ["sink " + s.sink, s.why]);
+  gone.push(...(p.sources_away || []).map((s) => ["source " + s.source, s.why]));
+  const away = gone.map(([who, why]) => who + " is away, tried again: " + why).join("\n");
   const why = p.failure || (p.suspended && p.suspended.why + "\n" + p.suspended.first_fault) || away;
   part(".why").textContent = why;
   part(".why").hidden = !why;
