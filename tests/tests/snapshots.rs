@@ -340,6 +340,27 @@ fn a_store_that_is_away_holds_nobody_up_and_a_damaged_part_is_not_restored() {
     assert!(!case.path("second").exists());
 }
 
+/// What was uploaded for a snapshot whose host died before it was one; and somebody who takes one meanwhile.
+#[test]
+fn a_snapshot_that_was_not_finished_leaves_nothing_and_two_do_not_mix() {
+    let case = Case::new();
+    case.put(FILE, &shop(2, 1_000));
+    configure(&case, &config(&case.path("first"), "close"), "");
+    refused(&case, &["create"], 4, "nothing has run here yet");
+    refused(&case, &["restore"], 4, "there is no snapshot yet");
+    case.run().exits(0);
+    let orphan = format!("store/parts/{}", "0".repeat(64));
+    case.put(&orphan, b"of a snapshot that never was");
+    let busy = std::fs::File::create(case.path("first/SNAPSHOT")).unwrap();
+    busy.lock().unwrap();
+    refused(&case, &["create"], 6, "another snapshot is being taken");
+    assert!(case.path(&orphan).exists() && ids(&case).is_empty());
+    drop(busy);
+    done(&case, &["create"]);
+    assert!(!case.path(&orphan).exists());
+    assert_eq!(ids(&case).len(), 1);
+}
+
 #[test]
 fn a_store_is_checked_with_the_rest_of_the_config() {
     let case = Case::new();
