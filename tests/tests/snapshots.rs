@@ -14,7 +14,8 @@ use tidemill_tests::api::Api;
 use tidemill_tests::model::{self, Format, Gap, Row, Source, Unit};
 use tidemill_tests::traffic::{Shop, file_of};
 use tidemill_tests::{
-    Case, Config, Follower, Process, RUN_MAX, binary, current, latest, report, same_sinks, same_table, wait_for,
+    Case, Config, Follower, Process, RUN_MAX, binary, current, latest, report, same_sinks, same_table,
+    wait_for,
 };
 
 const FILE: &str = "in.jsonl";
@@ -64,7 +65,10 @@ fn done(case: &Case, arguments: &[&str]) -> Value {
 #[track_caller]
 fn refused(case: &Case, arguments: &[&str], code: i32, why: &str) {
     let (found, said, _) = snapshot(case, arguments);
-    assert!(found == code && said.contains(why), "{arguments:?}: exit {found}, not {code} for {why:?}: {said}");
+    assert!(
+        found == code && said.contains(why),
+        "{arguments:?}: exit {found}, not {code} for {why:?}: {said}"
+    );
 }
 
 fn ids(case: &Case) -> Vec<String> {
@@ -120,7 +124,11 @@ fn a_snapshot_under_load_restored_elsewhere_comes_to_the_same_table() {
     let elsewhere = Config { data_dir: Some(case.path("second")), ..config };
     configure(&case, &elsewhere, "");
     let drill = done(&case, &["drill"]);
-    assert!(drill["recovery_point_ms"].is_u64() && drill["recovery_time_ms"].is_u64() && drill["epochs"].as_u64() > Some(0));
+    assert!(
+        drill["recovery_point_ms"].is_u64()
+            && drill["recovery_time_ms"].is_u64()
+            && drill["epochs"].as_u64() > Some(0)
+    );
     assert!(!case.path("second").exists(), "a drill leaves nothing");
     let restored = done(&case, &["restore", "--id", first]);
     let pipeline = &restored["pipelines"][0];
@@ -136,7 +144,9 @@ fn a_snapshot_under_load_restored_elsewhere_comes_to_the_same_table() {
     refused(&case, &["create"], 6, "has taken the place of this data directory");
     let more = [&bytes[..], &shop(32, 2_000)[..]].concat();
     case.put(FILE, &more);
-    case.start(&["--reopen"], &[]).outcome(RUN_MAX).exits(6);
+    // By whoever is asked first: its log lacks an epoch that the sinks have, or its incarnation is behind theirs.
+    let outcome = case.start(&["--reopen"], &[]).outcome(RUN_MAX);
+    assert!(matches!(outcome.code, Some(5 | 6)), "{outcome:?}");
     same_sinks("after the one that was superseded", &whole, &case);
 }
 
@@ -149,7 +159,8 @@ fn after_an_older_cut_than_the_sinks_have_seen_no_phantom_row_is_left() {
     configure(&case, &elsewhere, "");
     let rows_before = case.table().len();
     done(&case, &["restore", "--id", taken[0]["id"].as_str().unwrap()]);
-    let status = Command::new(binary()).args(["status", "--json"]).arg(case.path("pipeline.toml")).output().unwrap();
+    let status =
+        Command::new(binary()).args(["status", "--json"]).arg(case.path("pipeline.toml")).output().unwrap();
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     let offset = status["pipelines"][0]["partitions"][0]["offset"].as_u64().unwrap() as usize;
     assert!(0 < offset && offset < bytes.len());
@@ -214,10 +225,15 @@ fn listening(case: &Case) -> (Process, Api) {
 }
 
 fn post(host: &Api, users: std::ops::Range<u64>) {
-    let line = |n: u64| format!("{{\"user\":\"u{n}\",\"id\":\"e{n}\",\"ts\":{}}}\n", 1_800_000_000_000 + n);
+    let line = |n: u64| format!("{{\"user\":\"u{n}\",\"id\":\"e{n}\",\"ts\":{}}}\n", 1_780_000_000_000 + n);
     let body: String = users.map(line).collect();
-    let answer = host.try_ask("POST", "/v1/events", &[("content-type", "application/x-ndjson")], body.as_bytes());
-    assert_eq!(answer.expect("an answer").status, 202);
+    let kind = [("content-type", "application/x-ndjson")];
+    // A host that has just begun asks to come again.
+    wait_for("an answer", SOON, || {
+        let status = host.try_ask("POST", "/v1/events", &kind, body.as_bytes())?.status;
+        assert!(matches!(status, 202 | 503), "{status}");
+        (status == 202).then_some(())
+    });
 }
 
 /// Users with a session, in the table as its readers see it.
@@ -285,7 +301,9 @@ fn by_the_clock_the_newest_are_kept_with_all_their_parts() {
     for id in &kept {
         let text = std::fs::read(case.path(&format!("store/snapshots/{id}.json"))).unwrap();
         let manifest: Value = serde_json::from_slice(&text).unwrap();
-        named.extend(manifest["parts"].as_array().unwrap().iter().map(|p| p["sha256"].as_str().unwrap().to_owned()));
+        named.extend(
+            manifest["parts"].as_array().unwrap().iter().map(|p| p["sha256"].as_str().unwrap().to_owned()),
+        );
     }
     let there = std::fs::read_dir(case.path("store/parts")).unwrap();
     let there: BTreeSet<String> = there.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -295,7 +313,11 @@ fn by_the_clock_the_newest_are_kept_with_all_their_parts() {
 
 /// The admin API of the host that runs.
 fn admin(case: &Case) -> Api {
-    let read = |name: &str| std::fs::read_to_string(case.path("first").join(name)).unwrap().trim().to_owned();
+    let read = |name: &str| {
+        let text =
+            wait_for("the address", SOON, || std::fs::read_to_string(case.path("first").join(name)).ok());
+        text.trim().to_owned()
+    };
     Api { address: read("address").replace("http://", ""), token: read("token") }
 }
 
@@ -310,18 +332,23 @@ fn a_store_that_is_away_holds_nobody_up_and_a_damaged_part_is_not_restored() {
         let answer = admin(&case).try_ask("GET", "/api/v1/logs", &[], b"").unwrap();
         String::from_utf8(answer.body).unwrap()
     };
-    wait_for("the word that it failed", SOON, || journal().contains("no snapshot was taken: file://").then_some(()));
+    wait_for("the word that it failed", SOON, || {
+        journal().contains("no snapshot was taken: file://").then_some(())
+    });
     post(&host, 0..100);
     wait_for("rows", SOON, || (users(&case) == names(0..100)).then_some(()));
     std::fs::remove_file(case.path("store")).unwrap();
-    wait_for("the word that it works", SOON, || journal().contains("snapshots are taken again").then_some(()));
+    wait_for("the word that it works", SOON, || {
+        journal().contains("snapshots are taken again").then_some(())
+    });
     process.terminate();
     process.outcome(RUN_MAX).exits(0);
 
     refused(&case, &["restore"], 6, "there is something in this directory");
     configure_http(&case, "second", "");
     refused(&case, &["restore", "--id", "yesterday"], 4, "there is no snapshot `yesterday`");
-    let parts: Vec<_> = std::fs::read_dir(case.path("store/parts")).unwrap().map(|e| e.unwrap().path()).collect();
+    let parts: Vec<_> =
+        std::fs::read_dir(case.path("store/parts")).unwrap().map(|e| e.unwrap().path()).collect();
     for part in &parts {
         let mut bytes = std::fs::read(part).unwrap();
         if let Some(byte) = bytes.last_mut() {
@@ -381,7 +408,10 @@ fn a_store_is_checked_with_the_rest_of_the_config() {
     wrong("[state]", "store");
     wrong("[state]\nstore = \"ftp://x/y\"", "nothing is known of `ftp:`");
     wrong("[state]\nstore = \"s3://b/x\"\noptions = { regoin = \"eu\" }", "no option `regoin`");
-    wrong("[state]\nstore = \"s3://b/x\"\noptions = { secret_access_key = \"abc\" }", "a secret does not belong");
+    wrong(
+        "[state]\nstore = \"s3://b/x\"\noptions = { secret_access_key = \"abc\" }",
+        "a secret does not belong",
+    );
     wrong("[state]\nstore = \"s3://b/x\"\nsnapshot = { every = \"1ms\" }", "at least 1s");
     wrong("[state]\nstore = \"s3://b/x\"\nsnapshot = { keep = 0 }", "keep");
     wrong("[state]\nstore = \"s3://b/x\"\nsnapshots = {}", "snapshots");
