@@ -13,6 +13,8 @@ mod rows;
 mod run;
 mod schedule;
 mod server;
+#[cfg(feature = "services")]
+mod snapshot;
 mod store;
 mod tls;
 mod view;

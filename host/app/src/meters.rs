@@ -5,7 +5,7 @@ use prometheus::{Histogram, HistogramOpts};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Seconds: from a disk without a sync to one that is about to fail.
 const COMMIT_SECONDS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5];
@@ -27,6 +27,38 @@ pub(crate) struct Meters {
     plugins: Mutex<BTreeMap<String, Arc<PluginMeter>>>,
     sinks: Mutex<BTreeMap<String, Arc<SinkMeter>>>,
     sources: Mutex<BTreeMap<String, Arc<ServiceMeter>>>,
+}
+
+/// Of the host's snapshots, since the process's start.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshots {
+    taken: AtomicU64,
+    failed: AtomicU64,
+    /// Host clock when the newest was begun, ms; 0 before.
+    newest_at_ms: AtomicU64,
+    /// How long it took, ms.
+    took_ms: AtomicU64,
+}
+
+impl Snapshots {
+    /// One was taken.
+    pub(crate) fn taken(&self, at_ms: i64, took: Duration) {
+        self.newest_at_ms.store(at_ms.unsigned_abs(), Ordering::Relaxed);
+        self.took_ms.store(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One was not.
+    pub(crate) fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Taken, failed, host clock of the newest in ms, and how long that took in ms; none before there was one to take.
+    pub(crate) fn all(&self) -> Option<[u64; 4]> {
+        let all = [&self.taken, &self.failed, &self.newest_at_ms, &self.took_ms];
+        let all = all.map(|n| n.load(Ordering::Relaxed));
+        (all[0] + all[1] > 0).then_some(all)
+    }
 }
 
 /// What the threads of a pipeline do.

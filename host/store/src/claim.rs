@@ -63,27 +63,38 @@ impl Claim {
         self.raise_incarnation(self.last_incarnation()?)
     }
 
+    /// From here on incarnations are greater than this one, too: for a directory whose pipelines have run elsewhere.
+    ///
+    /// # Errors
+    /// `Damaged` if the register cannot be read, `Storage` if it cannot be written.
+    pub fn count_on_from(&mut self, incarnation: u64) -> Result<(), StoreError> {
+        if self.last_incarnation()? >= incarnation {
+            return Ok(());
+        }
+        replace(&*self.disk, &self.register(), format(incarnation).as_bytes())
+    }
+
+    /// The newest incarnation, read beside a process that may hold the directory; `None` if it never ran.
+    ///
+    /// # Errors
+    /// `Damaged` if the register cannot be read, `Storage` if the file system refuses.
+    pub fn newest_incarnation(disk: &dyn Disk, data_dir: &Path) -> Result<Option<u64>, StoreError> {
+        let register = data_dir.join("incarnation");
+        let Some(bytes) = read_if_there(disk, &register)? else { return Ok(None) };
+        parse(&bytes).map(Some).ok_or_else(|| damaged(register, NO_NUMBER))
+    }
+
     fn register(&self) -> PathBuf {
         self.data_dir.join("incarnation")
     }
 
     fn damaged(&self, what: &str) -> StoreError {
-        StoreError::Damaged {
-            file: self.register(),
-            offset: 0,
-            epoch: None,
-            what: what.to_owned(),
-            hint: "Put back the newest copy of this file, or start over in another data_dir: with a lower number \
-                   sinks would refuse what they are sent"
-                .to_owned(),
-        }
+        damaged(self.register(), what)
     }
 
     fn last_incarnation(&self) -> Result<u64, StoreError> {
         if let Some(bytes) = read_if_there(&*self.disk, &self.register())? {
-            return parse(&bytes).ok_or_else(|| {
-                self.damaged("the register of incarnations is not a number with its checksum")
-            });
+            return parse(&bytes).ok_or_else(|| self.damaged(NO_NUMBER));
         }
         // Only a directory without any log may begin to count: otherwise rows of this start would
         // lose against rows of an earlier one.
@@ -104,6 +115,21 @@ impl Claim {
             last.checked_add(1).ok_or_else(|| self.damaged("the register stands at its greatest number"))?;
         replace(&*self.disk, &self.register(), format(next).as_bytes())?;
         Ok(next)
+    }
+}
+
+const NO_NUMBER: &str = "the register of incarnations is not a number with its checksum";
+
+fn damaged(register: PathBuf, what: &str) -> StoreError {
+    StoreError::Damaged {
+        file: register,
+        offset: 0,
+        epoch: None,
+        what: what.to_owned(),
+        hint:
+            "Put back the newest copy of this file, or start over in another data_dir: with a lower number \
+               sinks would refuse what they are sent"
+                .to_owned(),
     }
 }
 
@@ -190,6 +216,20 @@ mod tests {
         let mut claim = take(tmp.path()).unwrap();
         fs::create_dir_all(claim.pipeline_dir("clicks")).unwrap();
         assert!(matches!(claim.next_incarnation(), Err(StoreError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_directory_counts_on_from_what_was_elsewhere() {
+        let tmp = tempfile::tempdir().unwrap();
+        assert_eq!(Claim::newest_incarnation(&OsDisk, tmp.path()).unwrap(), None);
+        let mut claim = take(tmp.path()).unwrap();
+        claim.count_on_from(41).unwrap();
+        assert_eq!(claim.next_incarnation().unwrap(), 42);
+        claim.count_on_from(7).unwrap();
+        assert_eq!(Claim::newest_incarnation(&OsDisk, tmp.path()).unwrap(), Some(42), "it only rises");
+        fs::write(tmp.path().join("incarnation"), "42\n").unwrap();
+        assert!(matches!(Claim::newest_incarnation(&OsDisk, tmp.path()), Err(StoreError::Damaged { .. })));
+        assert!(matches!(claim.count_on_from(50), Err(StoreError::Damaged { .. })));
     }
 
     /// Format 1 of the register.

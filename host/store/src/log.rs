@@ -13,11 +13,13 @@
 //! The exclusive right to the directory is the `Claim`'s (claim.rs); nobody else may write here.
 
 mod append;
+mod capture;
 mod cut;
 mod marker;
 mod open;
 mod trim;
 
+pub use capture::{Captured, CapturedSegment, capture};
 pub use cut::Survey;
 pub use trim::destroy;
 

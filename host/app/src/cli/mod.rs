@@ -21,6 +21,8 @@ mod run;
 mod scan;
 mod sessionize;
 mod sessions;
+#[cfg(feature = "services")]
+mod snapshot;
 mod status;
 mod text;
 mod token;
@@ -68,6 +70,8 @@ enum Command {
     Rollback(deploy::RollbackArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
+    #[cfg(feature = "services")]
+    Snapshot(snapshot::SnapshotArgs),
     Trace(trace::TraceArgs),
     Measure(measure::MeasureArgs),
     Sessionize(sessionize::SessionizeArgs),
@@ -88,6 +92,8 @@ impl Command {
             Command::Recover(a) => a.json,
             Command::Deploy(a) => a.json,
             Command::Rollback(a) => a.json,
+            #[cfg(feature = "services")]
+            Command::Snapshot(a) => a.tells_errors_as_json(),
             Command::Trace(a) => a.json,
             Command::Sessionize(a) => a.json,
             Command::Plugin(a) => a.tells_errors_as_json(),
@@ -110,6 +116,8 @@ impl Command {
             Command::Status(a) => status::execute(a),
             Command::Logs(a) => logs::execute(a),
             Command::Recover(a) => recover::execute(a),
+            #[cfg(feature = "services")]
+            Command::Snapshot(a) => snapshot::execute(a),
             Command::Trace(a) => trace::execute(a),
             Command::Measure(a) => measure::execute(a),
             Command::Sessionize(a) => sessionize::execute(a),

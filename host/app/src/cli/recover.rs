@@ -85,7 +85,7 @@ pub(super) fn execute(args: &RecoverArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn words(taken: &TakenBack) -> String {
+pub(super) fn words(taken: &TakenBack) -> String {
     match taken {
         TakenBack::Retracted(n) => format!("{} rows retracted", text::count(*n)),
         TakenBack::Cut(n) => format!("{} bytes cut off", text::count(*n)),

@@ -15,10 +15,13 @@ use super::out::{self, BOLD, DIM, Failure};
 use super::progress::Watch;
 use super::{ConfigFile, text};
 use crate::config::{Plan, SinkKind};
+use crate::control::Control;
 use crate::journal::Journal;
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
 use crate::run::{RunError, RunOptions, Summary, run};
+#[cfg(feature = "services")]
+use crate::snapshot::keeper;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -152,9 +155,21 @@ pub(super) fn run_watched(
     let progress: Vec<Arc<Progress>> =
         plan.pipelines.iter().map(|p| Arc::new(Progress::new(&p.name, journal.clone()))).collect();
     let watch = Watch::start(&progress, lines, quiet, stdout_used);
-    let result = run(plan, options, &progress, &journal, &stop, &|line| out::note(line));
+    let result =
+        run(plan, options, &progress, &journal, &stop, &|line| out::note(line), &keep_snapshots(plan));
     drop(watch);
     result.map_err(|e| failed(&e, &progress))
+}
+
+#[cfg(feature = "services")]
+fn keep_snapshots(plan: &Plan) -> impl Fn(&Control, &AtomicBool) + Sync {
+    |control, done| keeper::run(plan, &control.journal, &control.snapshots, done)
+}
+
+/// This build has no object stores.
+#[cfg(not(feature = "services"))]
+fn keep_snapshots(_: &Plan) -> impl Fn(&Control, &AtomicBool) + Sync {
+    |_, _| {}
 }
 
 /// The first signal asks the run to stop, the second ends the process.

@@ -21,6 +21,7 @@ mod references;
 pub(crate) mod schema;
 mod sink;
 mod source;
+pub(crate) mod state;
 
 use self::diagnose::Document;
 pub(crate) use self::diagnose::{Problems, Spot};
@@ -87,6 +88,7 @@ fn parse_with(text: &str, origin: &Path, now_ms: i64, env: Env<'_>) -> Result<Pl
 fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
     let mut root = Section::new(String::new(), Spot::default(), entries);
     let server = check_server(root.get("server"), p);
+    let state = root.get("state").and_then(|f| state::check(&f, p));
     let sources = named(root.get("source"), "[source.web]", p);
     let sinks = named(root.get("sink"), "[sink.sessions]", p);
     let pipelines = named(root.get("pipeline"), "[pipeline.visits]", p);
@@ -118,6 +120,7 @@ fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
     references::check_one_file(&sinks, p);
     Some(Plan {
         server,
+        state,
         sources: sources.into_iter().collect::<Option<_>>()?,
         pipelines: pipelines.into_iter().collect::<Option<_>>()?,
         sinks: sinks.into_iter().collect::<Option<_>>()?,

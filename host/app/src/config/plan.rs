@@ -25,6 +25,8 @@ use crate::tls::TlsFiles;
 pub(crate) struct Plan {
     /// Where the process listens and keeps its data.
     pub(crate) server: Server,
+    /// Where state is kept besides.
+    pub(crate) state: Option<State>,
     /// In the order of the file.
     pub(crate) sources: Vec<Source>,
     /// In the order of the file; at least one.
@@ -35,6 +37,17 @@ pub(crate) struct Plan {
     pub(crate) lookups: Vec<Lookup>,
     /// Warnings of the check; never errors.
     pub(crate) warnings: Problems,
+}
+
+/// `[state]`.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    /// The object store.
+    pub(crate) store: super::state::Location,
+    /// Between two snapshots; none: only when somebody asks for one.
+    pub(crate) every_ms: Option<i64>,
+    /// Snapshots that stay.
+    pub(crate) keep: usize,
 }
 
 /// `[server]`.

@@ -14,6 +14,7 @@ pub(crate) use self::operation::{InForce, Operation, Standing};
 use crate::config::plan::{Pipeline, Plan};
 use crate::journal::Journal;
 use crate::meta::Meta;
+use crate::meters::Snapshots;
 use crate::plugin::budget::{Budget, Suspended};
 use crate::plugin::{LoadedRule, Sandbox};
 use crate::progress::Progress;
@@ -45,6 +46,8 @@ pub(crate) struct Control {
     pub(crate) sandbox: Arc<Sandbox>,
     /// What was said lately.
     pub(crate) journal: Arc<Journal>,
+    /// What became of snapshots.
+    pub(crate) snapshots: Snapshots,
     operations: Mutex<VecDeque<Arc<Operation>>>,
     next_operation: AtomicU64,
 }
@@ -261,6 +264,7 @@ impl Control {
             components: Components::of(&plan.server.data_dir),
             sandbox: Arc::new(Sandbox::new(plan.server.data_dir.join("compiled"))),
             journal,
+            snapshots: Snapshots::default(),
             operations: Mutex::default(),
             next_operation: AtomicU64::new(1),
         }

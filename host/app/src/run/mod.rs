@@ -180,6 +180,9 @@ impl RunError {
     }
 }
 
+/// What goes on beside the pipelines, on a thread of its own, until it is told that they have ended.
+pub(crate) type Beside<'a> = &'a (dyn Fn(&Control, &AtomicBool) + Sync);
+
 /// Runs every pipeline of the plan until its input is used up or `stop` is set. `say` is told what a user should know
 /// while it runs.
 pub(crate) fn run(
@@ -189,6 +192,7 @@ pub(crate) fn run(
     journal: &Arc<Journal>,
     stop: &Arc<AtomicBool>,
     say: Say,
+    beside: Beside<'_>,
 ) -> Result<Vec<Summary>, RunError> {
     for name in &options.resend {
         if !plan.sinks.iter().any(|s| s.name == *name) {
@@ -208,7 +212,9 @@ pub(crate) fn run(
     if let Some(server) = &server {
         server.open(|source| inlets.log(source));
     }
+    let ended = &AtomicBool::new(false);
     let all = std::thread::scope(|scope| {
+        scope.spawn(move || beside(control, ended));
         let threads: Vec<_> = plan
             .pipelines
             .iter()
@@ -249,6 +255,7 @@ pub(crate) fn run(
             .collect();
         let crashed = || Err(RunError::Failed("a pipeline's thread ended without an answer".into()));
         let all: Vec<_> = threads.into_iter().map(|t| t.join().unwrap_or_else(|_| crashed())).collect();
+        ended.store(true, Ordering::Relaxed);
         all.into_iter().collect::<Result<Vec<Summary>, RunError>>()
     });
     // What was taken until now is in the ingest log, and is read at the next start.

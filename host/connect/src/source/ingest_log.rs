@@ -234,6 +234,66 @@ impl Trimmer {
     }
 }
 
+/// The log beside the process that writes it, for a copy: what was there when it began, and what has come since.
+///
+/// Files that are open can be read when their names are gone, so nothing has to wait. A record that is not durable yet may be
+/// in the copy; there it is one that was never acknowledged.
+#[derive(Debug)]
+pub struct Capture {
+    dir: PathBuf,
+    segments: BTreeMap<u64, (String, File)>,
+}
+
+impl Capture {
+    /// Holds on to what is in the folder now.
+    ///
+    /// # Errors
+    /// `Storage` if it cannot be read.
+    pub fn begin(dir: &Path) -> Result<Capture, ConnectError> {
+        let mut capture = Capture { dir: dir.to_owned(), segments: BTreeMap::new() };
+        capture.go_on()?;
+        Ok(capture)
+    }
+
+    /// Takes in what has come since.
+    ///
+    /// # Errors
+    /// `Storage` if it cannot be read.
+    pub fn go_on(&mut self) -> Result<(), ConnectError> {
+        let failed = |e: io::Error| ConnectError::Storage(format!("ingest log {}: {e}", self.dir.display()));
+        if !self.dir.is_dir() {
+            return Ok(());
+        }
+        for (first, path) in list(&self.dir).map_err(failed)? {
+            let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
+            match File::open(&path) {
+                Ok(file) => {
+                    self.segments.entry(first).or_insert_with(|| (name.to_owned(), file));
+                }
+                // Nobody needs it any more.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The segments, oldest first: the name of each and what is in it by now.
+    ///
+    /// # Errors
+    /// `Storage` if one cannot be read.
+    pub fn read(&self) -> impl Iterator<Item = Result<(&str, Vec<u8>), ConnectError>> {
+        self.segments.values().map(|(name, file)| {
+            let mut bytes = Vec::new();
+            let mut file = file;
+            file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes)).map_err(|e| {
+                ConnectError::Storage(format!("ingest log {}/{name}: {e}", self.dir.display()))
+            })?;
+            Ok((name.as_str(), bytes))
+        })
+    }
+}
+
 struct Writer {
     shared: Arc<Shared>,
     file: File,

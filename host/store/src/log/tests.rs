@@ -391,3 +391,98 @@ fn a_slot_survives_its_own_bytes_only() {
         "07000000000000000200000000000000cdab000000000000000000000000000005000000000000002c010000000000002327a1a9c5347b72f0329b1f7eae5fbb"
     );
 }
+
+/// Puts what was captured elsewhere and opens it: the epochs in it.
+fn put_elsewhere(captured: &Captured) -> Vec<u64> {
+    let tmp = tempfile::tempdir().unwrap();
+    for segment in &captured.segments {
+        fs::write(tmp.path().join(segment.name()), segment.read().unwrap()).unwrap();
+    }
+    let mut epochs = Vec::new();
+    let (_, recovery) = EpochLog::open(Arc::new(OsDisk), tmp.path(), 64 << 20, &[], |_, at| {
+        epochs.push(at.epoch);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((recovery.last_epoch, recovery.dropped_tail), (captured.epoch, None));
+    epochs
+}
+
+#[test]
+fn what_is_captured_is_the_log_up_to_what_is_vouched_for() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    assert!(capture(&OsDisk, &dir.join("none")).unwrap().is_none());
+    assert!(capture(&OsDisk, dir).unwrap().is_none());
+    written(dir, 10, 400);
+    let captured = capture(&OsDisk, dir).unwrap().unwrap();
+    assert_eq!((captured.epoch, captured.incarnation, &captured.meta[..]), (10, 1, &b"{}"[..]));
+    assert_eq!(put_elsewhere(&captured), (1..=10).collect::<Vec<_>>());
+
+    // Epochs that are written and not vouched for may be lost yet: of the same segment, and of one more.
+    let marker = fs::read(dir.join(MARKER_NAME)).unwrap();
+    let (mut log, _) = open(dir, &[]).unwrap();
+    log.segment_bytes_max = 400;
+    for epoch in 11..=15 {
+        append(&mut log, epoch).unwrap();
+        let newer = fs::read(dir.join(MARKER_NAME)).unwrap();
+        set_marker(dir, &marker);
+        assert_eq!(put_elsewhere(&capture(&OsDisk, dir).unwrap().unwrap()).last(), Some(&10));
+        set_marker(dir, &newer);
+        assert_eq!(put_elsewhere(&capture(&OsDisk, dir).unwrap().unwrap()).last(), Some(&epoch));
+    }
+}
+
+#[test]
+fn a_log_that_is_not_what_was_vouched_for_is_not_captured() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    let refs = written(dir, 10, 400);
+    let good = contents(dir);
+    for at in &refs {
+        let file = segment_path(dir, at.segment_first_epoch);
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[(at.offset + at.len / 2) as usize] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        let error = capture(&OsDisk, dir).unwrap_err();
+        assert!(matches!(&error, StoreError::Damaged { epoch, .. } if *epoch == Some(at.epoch)), "{error}");
+        restore(dir, &good);
+    }
+    // A whole segment from the middle.
+    fs::remove_file(segment_path(dir, refs[5].segment_first_epoch)).unwrap();
+    assert!(matches!(capture(&OsDisk, dir), Err(StoreError::Damaged { .. })));
+}
+
+/// Whoever captures holds nobody up, and is held up by nobody: the log goes on, and leaves at the front.
+#[test]
+fn a_log_that_goes_on_and_is_trimmed_is_captured_whole() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    const BEHIND: u64 = 20;
+    let done = &std::sync::atomic::AtomicBool::new(false);
+    let captures = std::thread::scope(|scope| {
+        let looks = scope.spawn(move || {
+            let mut captures = Vec::new();
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                if let Some(captured) = capture(&OsDisk, dir).unwrap() {
+                    let epochs = put_elsewhere(&captured);
+                    assert!(epochs.windows(2).all(|w| w[0] + 1 == w[1]), "{epochs:?}");
+                    captures.push((epochs[0], captured.epoch));
+                }
+            }
+            captures
+        });
+        let (mut log, _) = open(dir, &[]).unwrap();
+        log.segment_bytes_max = 400;
+        for epoch in 1..=2_000 {
+            append(&mut log, epoch).unwrap();
+            log.trim(epoch.saturating_sub(BEHIND)).unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        looks.join().unwrap()
+    });
+    assert!(captures.iter().any(|(first, _)| *first > 1), "{captures:?}");
+    for (first, last) in captures {
+        assert!(first == 1 || first <= last - BEHIND, "epochs {first} to {last} lack some that are needed");
+    }
+}

@@ -9,7 +9,7 @@ use super::Admin;
 use crate::clock::now_ms;
 use crate::control::{Handle, Operation, Standing};
 use crate::meta::Meta;
-use crate::meters::{Activity, ServiceMeter};
+use crate::meters::{Activity, ServiceMeter, Snapshots};
 use crate::view::PipelineView;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -50,6 +50,7 @@ pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Result<Response,
     for handle in admin.control.pipelines() {
         admin.tell(handle, &mut page);
     }
+    page.snapshots(&admin.control.snapshots);
     page.http(&admin.http);
     let mut text = Vec::new();
     TextEncoder::new()
@@ -103,6 +104,18 @@ impl Page {
                 Some(there) => there.mut_metric().extend(family.take_metric()),
                 None => drop(self.families.insert(family.name().to_owned(), family)),
             }
+        }
+    }
+    fn snapshots(&mut self, snapshots: &Snapshots) {
+        let Some([taken, failed, newest_at_ms, took_ms]) = snapshots.all() else { return };
+        let (name, help) = ("tidemill_snapshots_total", "Snapshots by the clock, and those that failed");
+        self.count(name, help, &[("result", "taken")], taken);
+        self.count(name, help, &[("result", "failed")], failed);
+        if newest_at_ms > 0 {
+            let name = "tidemill_snapshot_timestamp_seconds";
+            self.gauge(name, "When the newest snapshot was begun", &[], number(newest_at_ms) / 1e3);
+            let name = "tidemill_snapshot_duration_seconds";
+            self.gauge(name, "How long the newest snapshot took", &[], number(took_ms) / 1e3);
         }
     }
     fn http(&mut self, http: &HttpMetrics) {
