@@ -2,6 +2,8 @@
 //! of lanes, epochs or config files.
 
 mod backoff;
+#[cfg(feature = "bigquery")]
+pub mod bigquery;
 pub mod format;
 #[cfg(feature = "kafka")]
 pub mod kafka;

@@ -398,20 +398,22 @@ fn take(
     bytes: &[u8],
 ) -> Result<api::AppendRowsResponse, Status> {
     if let Some(text) = locked(&shared.faults.bad_text).clone()
-        && let Some(refused) = bad_rows(bytes, &text)
+        && let Ok(request) = api::AppendRowsRequest::decode(bytes)
+        && let Some(refused) = bad_rows(&request, &text)
     {
+        connection.note(&request)?;
         return Ok(refused);
     }
     connection.take(&mut locked(&shared.tables), bytes)
 }
 
 /// The answer that names the rows with this text, if there are any.
-fn bad_rows(bytes: &[u8], text: &str) -> Option<api::AppendRowsResponse> {
-    let request = api::AppendRowsRequest::decode(bytes).ok()?;
-    let Some(api::append_rows_request::Rows::ProtoRows(data)) = request.rows else { return None };
+fn bad_rows(request: &api::AppendRowsRequest, text: &str) -> Option<api::AppendRowsResponse> {
+    let Some(api::append_rows_request::Rows::ProtoRows(data)) = &request.rows else { return None };
     let has = |row: &[u8]| row.windows(text.len()).any(|w| w == text.as_bytes());
     let bad: Vec<api::RowError> = data
-        .rows?
+        .rows
+        .as_ref()?
         .serialized_rows
         .iter()
         .enumerate()
@@ -422,7 +424,7 @@ fn bad_rows(bytes: &[u8], text: &str) -> Option<api::AppendRowsResponse> {
             message: "the row is bad, as the test wants it".to_owned(),
         })
         .collect();
-    (!bad.is_empty()).then(|| append::refused_rows(request.write_stream, bad))
+    (!bad.is_empty()).then(|| append::refused_rows(request.write_stream.clone(), bad))
 }
 
 /// The header that leads a request to its region has to name the stream of the first request.

@@ -45,6 +45,17 @@ fn invalid(message: impl Into<String>) -> Status {
 }
 
 impl Connection {
+    /// Notes stream and schema of a request whose rows are refused for another reason.
+    pub(super) fn note(&mut self, request: &AppendRowsRequest) -> Result<(), Status> {
+        self.turn_to(&request.write_stream)?;
+        if let Some(Rows::ProtoRows(data)) = &request.rows
+            && let Some(descriptor) = data.writer_schema.as_ref().and_then(|s| s.proto_descriptor.clone())
+        {
+            self.schema = Some(self_contained(descriptor)?);
+        }
+        Ok(())
+    }
+
     /// Takes a request as it came over the wire. A status ends the connection.
     pub(super) fn take(&mut self, tables: &mut Tables, bytes: &[u8]) -> Result<AppendRowsResponse, Status> {
         if bytes.len() > REQUEST_BYTES_MAX {
