@@ -424,7 +424,9 @@ pub fn segments_under(dir: &Path) -> Vec<PathBuf> {
     out
 }
 
-fn stored(line: &str) -> Stored {
+/// A row of its line in JSON, as the sinks write it.
+#[must_use]
+pub fn stored(line: &str) -> Stored {
     let v: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("a line is no JSON: {e}: {line}"));
     let number = |name: &str| v[name].as_i64().unwrap_or_else(|| panic!("no {name} in {line}"));
     let text = |name: &str| v[name].as_str().unwrap_or_else(|| panic!("no {name} in {line}")).to_owned();

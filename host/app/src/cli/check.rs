@@ -231,6 +231,7 @@ fn place(sink: &Sink) -> String {
         SinkKind::Sqlite { path, table } => format!("{} (SQLite, table {table})", path.display()),
         SinkKind::File { path } => format!("{} (JSON lines)", path.display()),
         SinkKind::Postgres { server, table } => format!("{} (table {table})", server.address()),
+        SinkKind::BigQuery { target } => format!("{} (table {})", target.place(), target.table()),
         SinkKind::Stdout => "standard output (JSON lines, at least once)".to_owned(),
     }
 }
@@ -239,7 +240,8 @@ fn place(sink: &Sink) -> String {
 pub(super) fn outputs_json(plan: &Plan, pipeline: &Pipeline) -> Value {
     let one = |role: &str, sink: &Sink| {
         let table = match &sink.kind {
-            SinkKind::Sqlite { table, .. } | SinkKind::Postgres { table, .. } => Some(table),
+            SinkKind::Sqlite { table, .. } | SinkKind::Postgres { table, .. } => Some(table.as_str()),
+            SinkKind::BigQuery { target } => Some(target.table()),
             SinkKind::File { .. } | SinkKind::Stdout => None,
         };
         json!({"role": role, "sink": sink.name, "path": sink.kind.path(), "table": table})

@@ -15,6 +15,7 @@ use tidemill_engine::outbox::{Stage, Stages};
 
 use super::diagnose::{Problems, Spot};
 use super::lookup::Lookup;
+use super::bigquery::Target as BigQueryTarget;
 use super::postgres::Server as PostgresServer;
 use super::schema::Schema;
 use crate::tls::TlsFiles;
@@ -505,6 +506,11 @@ pub(crate) enum SinkKind {
         /// The table, with a schema before a dot if need be.
         table: String,
     },
+    /// Upsert into a table of BigQuery, or letters into one.
+    BigQuery {
+        /// Where it is and how it is made.
+        target: BigQueryTarget,
+    },
     /// JSON lines on standard output.
     Stdout,
 }
@@ -514,7 +520,7 @@ impl SinkKind {
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
             SinkKind::Sqlite { path, .. } | SinkKind::File { path } => Some(path),
-            SinkKind::Postgres { .. } | SinkKind::Stdout => None,
+            SinkKind::Postgres { .. } | SinkKind::BigQuery { .. } | SinkKind::Stdout => None,
         }
     }
 
@@ -524,6 +530,8 @@ impl SinkKind {
             SinkKind::File { path } => json!({"kind": "file", "path": path}),
             // Not where it is: a server may move with all that is in it, and its table says itself how far it is.
             SinkKind::Postgres { table, .. } => json!({"kind": "postgres", "table": table}),
+            // Another table is another place; who answers for it is not.
+            SinkKind::BigQuery { target } => json!({"kind": "bigquery", "table": target.full_name()}),
             SinkKind::Stdout => json!({"kind": "stdout"}),
         }
     }
@@ -744,6 +752,7 @@ pub(crate) fn moved(stored: &Value, new: &Value, sink: &str) -> Option<String> {
     let shown = |facts: &Value| match (facts["path"].as_str(), facts["table"].as_str()) {
         (Some(path), Some(table)) => format!("table {table} of {path}"),
         (Some(path), None) => path.to_owned(),
+        (None, Some(table)) if facts["kind"] == "bigquery" => format!("table {table} of BigQuery"),
         (None, Some(table)) => format!("table {table} of a Postgres server"),
         (None, None) => "standard output".to_owned(),
     };

@@ -57,12 +57,12 @@ impl Uses {
             let Some(Some(sink)) = sinks.get(u.index) else { continue };
             if u.dead && matches!(sink.kind, SinkKind::Sqlite { .. }) {
                 let message = format!("dead letters cannot go to `{}`: they are JSON lines", sink.name);
-                let help = "use a sink of kind = \"file\", \"postgres\" or \"stdout\"".to_owned();
+                let help = "use a sink of kind = \"file\", \"postgres\", \"bigquery\" or \"stdout\"".to_owned();
                 p.error(u.at, &u.path, message, help);
             }
             // Sessions and letters have other columns.
             let other = self.sinks[..n].iter().find(|o| o.index == u.index && o.dead != u.dead);
-            if let (Some(other), SinkKind::Postgres { .. }) = (other, &sink.kind) {
+            if let (Some(other), SinkKind::Postgres { .. } | SinkKind::BigQuery { .. }) = (other, &sink.kind) {
                 let message =
                     format!("the table of `{}` cannot hold both sessions and dead letters", sink.name);
                 let help =
@@ -130,6 +130,9 @@ pub(super) fn check_one_file(sinks: &[Option<Sink>], p: &mut Problems) {
             }
             (SinkKind::Postgres { server: a, table: s }, SinkKind::Postgres { server: b, table: t }) => {
                 a.address() == b.address() && s == t
+            }
+            (SinkKind::BigQuery { target: a }, SinkKind::BigQuery { target: b }) => {
+                a.place() == b.place() && a.table() == b.table()
             }
             (a, b) => matches!((a.path(), b.path()), (Some(a), Some(b)) if same_file(a, b)),
         });

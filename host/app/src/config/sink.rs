@@ -3,19 +3,28 @@
 use super::diagnose::Problems;
 use super::plan::{Sink, SinkKind};
 use super::raw::{Field, Section};
-use super::{last, postgres};
+use super::{bigquery, last, postgres};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Keys that only some kinds of sink have.
-const SINK_ONLY: [(&str, &str); 7] = [
+const SINK_ONLY: [(&str, &str); 16] = [
     ("path", "only kind = \"sqlite\" and \"file\" have it"),
-    ("table", "only kind = \"sqlite\" and \"postgres\" have it"),
+    ("table", "only kind = \"sqlite\", \"postgres\" and \"bigquery\" have it"),
     ("url", "only kind = \"postgres\" has it"),
     ("password", "only kind = \"postgres\" has it"),
     ("sslmode", "only kind = \"postgres\" has it"),
     ("sslrootcert", "only kind = \"postgres\" has it"),
-    ("timeout", "only kind = \"postgres\" has it"),
+    ("timeout", "only kind = \"postgres\" and \"bigquery\" have it"),
+    ("project", "only kind = \"bigquery\" has it"),
+    ("dataset", "only kind = \"bigquery\" has it"),
+    ("location", "only kind = \"bigquery\" has it"),
+    ("max_staleness", "only kind = \"bigquery\" has it"),
+    ("clustering", "only kind = \"bigquery\" has it"),
+    ("columns", "only kind = \"bigquery\" has it"),
+    ("credentials", "only kind = \"bigquery\" has it"),
+    ("endpoint", "only kind = \"bigquery\" has it"),
+    ("storage_endpoint", "only kind = \"bigquery\" has it"),
 ];
 /// How long one answer of a service may take, ms, by default: a slow statement under load, and no longer than a stop waits.
 const TIMEOUT_MS: i64 = 30_000;
@@ -27,14 +36,22 @@ const TIMEOUT_MS_MAX: i64 = 3_600_000;
 pub(super) fn check_sink(mut s: Section<'_>, p: &mut Problems) -> Option<Sink> {
     let name = last(&s.path).to_owned();
     let at = s.at;
-    let later = ["bigquery", "spanner", "bigtable", "kafka", "pubsub", "http"];
+    let later = ["spanner", "bigtable", "kafka", "pubsub", "http"];
     let kind = s.need("kind", "write `kind = \"sqlite\"`, \"file\" or \"stdout\"", p);
-    let word = kind.as_ref().and_then(|f| f.word(&["sqlite", "file", "postgres", "stdout"], &later, p));
-    let word = word.filter(|w| *w != "postgres" || !kind.is_some_and(|f| postgres::is_missing(&f, p)));
+    let word = kind.as_ref().and_then(|f| f.word(&["sqlite", "file", "postgres", "bigquery", "stdout"], &later, p));
+    let word = word.filter(|w| match (*w, &kind) {
+        ("postgres", Some(f)) => !postgres::is_missing(f, p),
+        ("bigquery", Some(f)) => !bigquery::is_missing(f, p),
+        _ => true,
+    });
     let mut path_at = at;
     let kind = match word {
         Some("stdout") => Some(SinkKind::Stdout),
         Some("postgres") => check_postgres(&mut s, p),
+        Some("bigquery") => {
+            let timeout = check_timeout(&mut s, p);
+            bigquery::check(&mut s, timeout, p).map(|target| SinkKind::BigQuery { target })
+        }
         Some(kind) => {
             let example = if kind == "sqlite" {
                 "write `path = \"sessions.db\"`"

@@ -21,6 +21,7 @@ use super::{Sink, TakenBack, bounds};
 use crate::bigquery::{Answer, Client, Dataset, Stream, later};
 use crate::{ConnectError, Cursor};
 use serde_json::Value;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use tidemill_engine::outbox::{Outbox, Stages};
@@ -48,6 +49,8 @@ pub struct BigQuerySink {
     open: Option<Open>,
     /// Dead letters of the last epoch.
     refused: Vec<u8>,
+    /// A mark with our incarnation may be our own, of a call whose answer was lost.
+    has_claimed: Cell<bool>,
 }
 
 struct Open {
@@ -115,7 +118,7 @@ impl BigQuerySink {
     ) -> BigQuerySink {
         let label = label(&pipeline, &sink);
         let owner = Owner { place: dataset.place(), table, pipeline, sink };
-        BigQuerySink { dataset, owner, label, shape, content, open: None, refused: Vec::new() }
+        BigQuerySink { dataset, owner, label, shape, content, open: None, refused: Vec::new(), has_claimed: Cell::new(false) }
     }
 
     fn items<'a>(&self, outbox: &Outbox<'a>) -> Box<dyn Iterator<Item = Item<'a>> + 'a> {
@@ -164,6 +167,13 @@ impl BigQuerySink {
         Ok(found.and_then(|f| Mark::of(&f, &self.label)))
     }
 
+    /// Takes our mark away.
+    async fn unmark(&self, client: &Client) -> Result<(), ConnectError> {
+        let nobody = serde_json::json!({"labels": {&self.label: null}});
+        let changed = client.patch(&self.owner.table, &nobody, "*").await?;
+        if changed { Ok(()) } else { Err(self.contended()) }
+    }
+
     fn not_emptied(&self) -> ConnectError {
         ConnectError::Config(format!(
             "{}: table {} was written by this pipeline, and rows that came by change capture cannot be deleted one by one; \
@@ -182,6 +192,7 @@ impl BigQuerySink {
         let expected = stored.is_some_and(|c| c.epoch > 0);
         for _ in 0..CLAIM_TRIES {
             let Some(found) = client.table(&self.owner.table).await? else {
+                self.has_claimed.set(true);
                 let mark = Mark { incarnation, is_lost: expected };
                 let (project, dataset) = (&self.dataset.project, &self.dataset.dataset);
                 let resource = self.shape.resource(project, dataset, &self.owner.table, &self.label, mark);
@@ -194,7 +205,12 @@ impl BigQuerySink {
             let before = Mark::of(&found, &self.label);
             if let Some(before) = before {
                 self.owner.may_claim(int(before.incarnation), incarnation)?;
+                // Of a store that knows nothing of it, with rows that its first epochs would lie below.
+                if before.incarnation == incarnation && stored.is_none() && !self.has_claimed.get() {
+                    return Err(self.owner.another(int(before.incarnation), incarnation));
+                }
             }
+            self.has_claimed.set(true);
             let is_lost = before.map_or(expected, |m| m.is_lost && expected);
             if self.change(client, &found, &missing, Mark { incarnation, is_lost }).await? {
                 return Ok(Claimed { is_lost, had_mark: before.is_some() });
@@ -464,6 +480,13 @@ impl Sink for BigQuerySink {
             Some(open) => open.had_mark,
             None => self.mark_there()?.is_some(),
         };
-        if had_mark { Err(self.not_emptied()) } else { Ok(()) }
+        if had_mark {
+            return Err(self.not_emptied());
+        }
+        // Nothing was written; whoever opens it next finds it so.
+        match self.open.take() {
+            Some(open) => open.client.run(self.unmark(&open.client)),
+            None => Ok(()),
+        }
     }
 }

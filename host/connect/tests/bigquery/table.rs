@@ -215,6 +215,19 @@ fn a_table_that_lacks_what_was_delivered_is_refused_until_somebody_goes_on() {
     assert_eq!(seen(&server), all(0..3, 1));
 }
 
+/// The data directory was removed, and with it the word of what is in the table: rows of the first epochs would lie below it.
+#[test]
+fn a_table_that_another_store_has_written_to_is_refused() {
+    let server = bigquery();
+    Epoch::rows(0..3, 9, 1).to(&mut opened(&server, PATIENT)).unwrap();
+    let refused = sink(&server, PATIENT).open(1, None);
+    assert!(matches!(&refused, Err(ConnectError::Conflict(m)) if m.contains("another data_dir")), "{refused:?}");
+    // The same store, asked again.
+    sink(&server, PATIENT).open(1, Some(Cursor { epoch: 9, length: 9 })).unwrap();
+    // Or one that has not come as far as an epoch.
+    sink(&server, PATIENT).open(2, None).unwrap();
+}
+
 #[test]
 fn rows_cannot_be_listed_so_they_stay_and_are_not_deleted() {
     let server = bigquery();
@@ -222,6 +235,9 @@ fn rows_cannot_be_listed_so_they_stay_and_are_not_deleted() {
     fresh.delete_all().unwrap();
     fresh.open(1, None).unwrap();
     fresh.delete_all().unwrap();
+    // As a run does that starts over.
+    let mut fresh = sink(&server, PATIENT);
+    fresh.open(1, None).unwrap();
     Epoch::rows(0..3, 5, 1).to(&mut fresh).unwrap();
     let mut sink = sink(&server, PATIENT);
     assert_eq!(sink.witness().unwrap(), None);

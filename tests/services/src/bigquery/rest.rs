@@ -103,7 +103,7 @@ fn stamp(tables: &mut Tables, resource: &mut Value, name: &str) {
 
 fn patch(tables: &mut Tables, name: &str, asked: Asked<'_>) -> Result<Value, Answer> {
     let before = get(tables, name)?;
-    if asked.if_match.is_some_and(|tag| before["etag"] != tag.as_str()) {
+    if asked.if_match.is_some_and(|tag| tag != "*" && before["etag"] != tag.as_str()) {
         return Err(error(412, "conditionNotMet", "Precondition Failed"));
     }
     let mut after = before.clone();
