@@ -357,10 +357,15 @@ async fn append(
     to: &mpsc::Sender<Result<api::AppendRowsResponse, Status>>,
 ) -> Result<(), Status> {
     let mut connection = Connection::default();
+    let closed = *shared.closed.borrow();
     while let Some(bytes) = requests.message().await? {
         tokio::time::sleep(Duration::from_millis(shared.faults.delay_ms.load(Ordering::Relaxed))).await;
         if let Some(routing) = routing.take() {
             check_routing(&routing, &bytes)?;
+        }
+        // What has come over a connection that was closed since is not taken.
+        if *shared.closed.borrow() != closed {
+            return Err(Status::unavailable("the connection was closed"));
         }
         let fault = shared.faults.meet();
         let answer = match fault {

@@ -166,7 +166,9 @@ mod with_client {
         let Some(f) = f else { return Some(usual.to_owned()) };
         let text = f.text(p)?;
         let (scheme, host) = text.split_once("://").unwrap_or_default();
-        let good = matches!(scheme, "http" | "https") && !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']);
+        let good = matches!(scheme, "http" | "https")
+            && !host.is_empty()
+            && !host.contains(['/', '?', '#', '@', ' ']);
         if !good {
             let help = format!("write a scheme and a host, as in \"{usual}\"");
             f.wrong(format!("`{}` is no endpoint", f.shown()), help, p);
@@ -225,7 +227,8 @@ mod with_client {
             let path = format!("{}.{}", section.path, entry.key);
             let field = Field { node: &entry.node, key_at: entry.key_at, path };
             let word = field.word(&words, &["NUMERIC", "BYTES", "DATE", "DATETIME", "TIMESTAMP", "JSON"], p);
-            let kind = ColumnKind::NAMED.into_iter().find(|(name, _)| Some(*name) == word).map(|(_, kind)| kind);
+            let kind =
+                ColumnKind::NAMED.into_iter().find(|(name, _)| Some(*name) == word).map(|(_, kind)| kind);
             let plain = entry.key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
             let begins = entry.key.starts_with(|c: char| c.is_ascii_alphabetic());
             let taken = SESSION_COLUMNS.iter().any(|c| c.eq_ignore_ascii_case(&entry.key));

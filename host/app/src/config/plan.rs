@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tidemill_engine::outbox::{Stage, Stages};
 
+use super::bigquery::Target as BigQueryTarget;
 use super::diagnose::{Problems, Spot};
 use super::lookup::Lookup;
-use super::bigquery::Target as BigQueryTarget;
 use super::postgres::Server as PostgresServer;
 use super::schema::Schema;
 use crate::tls::TlsFiles;

@@ -57,12 +57,14 @@ impl Uses {
             let Some(Some(sink)) = sinks.get(u.index) else { continue };
             if u.dead && matches!(sink.kind, SinkKind::Sqlite { .. }) {
                 let message = format!("dead letters cannot go to `{}`: they are JSON lines", sink.name);
-                let help = "use a sink of kind = \"file\", \"postgres\", \"bigquery\" or \"stdout\"".to_owned();
+                let help =
+                    "use a sink of kind = \"file\", \"postgres\", \"bigquery\" or \"stdout\"".to_owned();
                 p.error(u.at, &u.path, message, help);
             }
             // Sessions and letters have other columns.
             let other = self.sinks[..n].iter().find(|o| o.index == u.index && o.dead != u.dead);
-            if let (Some(other), SinkKind::Postgres { .. } | SinkKind::BigQuery { .. }) = (other, &sink.kind) {
+            if let (Some(other), SinkKind::Postgres { .. } | SinkKind::BigQuery { .. }) = (other, &sink.kind)
+            {
                 let message =
                     format!("the table of `{}` cannot hold both sessions and dead letters", sink.name);
                 let help =

@@ -38,7 +38,8 @@ pub(super) fn check_sink(mut s: Section<'_>, p: &mut Problems) -> Option<Sink> {
     let at = s.at;
     let later = ["spanner", "bigtable", "kafka", "pubsub", "http"];
     let kind = s.need("kind", "write `kind = \"sqlite\"`, \"file\" or \"stdout\"", p);
-    let word = kind.as_ref().and_then(|f| f.word(&["sqlite", "file", "postgres", "bigquery", "stdout"], &later, p));
+    let word =
+        kind.as_ref().and_then(|f| f.word(&["sqlite", "file", "postgres", "bigquery", "stdout"], &later, p));
     let word = word.filter(|w| match (*w, &kind) {
         ("postgres", Some(f)) => !postgres::is_missing(f, p),
         ("bigquery", Some(f)) => !bigquery::is_missing(f, p),

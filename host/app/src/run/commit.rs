@@ -182,7 +182,8 @@ impl Committer<'_> {
     /// Rows of the last epochs that sinks refuse get an epoch more: those that refuse any are waited for.
     fn tell_refused(&mut self) -> Result<(), RunError> {
         while let Some(meta) = &self.last {
-            let refusing = self.outlets.iter().filter_map(|o| Some((o.refuses.as_deref()?, &*o.waiting_bytes)));
+            let refusing =
+                self.outlets.iter().filter_map(|o| Some((o.refuses.as_deref()?, &*o.waiting_bytes)));
             if self.stop.suspended() || !self.cursors.wait_for_refused(&refusing.collect::<Vec<_>>()) {
                 return Ok(());
             }

@@ -81,7 +81,9 @@ impl Cursors {
     /// Whether something is.
     pub(crate) fn wait_for_refused(&self, sinks: &[(&str, &AtomicU64)]) -> bool {
         let may_come = |stand: &Stand| {
-            sinks.iter().any(|(name, waiting)| waiting.load(Ordering::Relaxed) > 0 && !stand.left.contains(*name))
+            sinks
+                .iter()
+                .any(|(name, waiting)| waiting.load(Ordering::Relaxed) > 0 && !stand.left.contains(*name))
         };
         let waits = |stand: &mut Stand| stand.refused.is_empty() && may_come(stand);
         let stand = self.moved.wait_while(self.stand(), waits).unwrap_or_else(PoisonError::into_inner);

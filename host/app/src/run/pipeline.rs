@@ -13,8 +13,8 @@ use super::stop::Stop;
 use super::{Job, Outcome, RunError, Summary};
 use crate::clock::now_ms;
 use crate::config::LANES_MAX;
-use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::config::bigquery::Target as BigQueryTarget;
+use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::config::postgres::Server as PostgresServer;
 use crate::control::{self, Again, Running};
 use crate::journal::Level;
@@ -31,9 +31,9 @@ use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 use tidemill_connect::Cursor;
 use tidemill_connect::sink::Sink;
-use tidemill_connect::sink::jsonl::JsonlSink;
 #[cfg(feature = "services")]
 use tidemill_connect::sink::bigquery::BigQuerySink;
+use tidemill_connect::sink::jsonl::JsonlSink;
 #[cfg(feature = "services")]
 use tidemill_connect::sink::postgres::PostgresSink;
 use tidemill_connect::sink::sqlite::SqliteSink;
@@ -161,7 +161,8 @@ fn bigquery_sink(
     sink: &str,
     stages: Option<Stages>,
 ) -> Box<dyn Sink> {
-    let (dataset, table, options) = (target.dataset.clone(), target.table().to_owned(), target.options.clone());
+    let (dataset, table, options) =
+        (target.dataset.clone(), target.table().to_owned(), target.options.clone());
     let (pipeline, sink) = (pipeline.to_owned(), sink.to_owned());
     Box::new(match stages {
         Some(stages) => BigQuerySink::sessions(dataset, table, options, pipeline, sink, stages),

@@ -62,10 +62,9 @@ impl Credentials {
             Ok(Err(e)) if e.is_transient() => {
                 Err(ConnectError::Unavailable(format!("{place}: no token: {}", chain(&e))))
             }
-            Ok(Err(e)) => Err(ConnectError::Config(format!(
-                "{place}: no token: {}; see `credentials`",
-                chain(&e)
-            ))),
+            Ok(Err(e)) => {
+                Err(ConnectError::Config(format!("{place}: no token: {}; see `credentials`", chain(&e))))
+            }
             Ok(Ok(CacheableResource::New { data, .. })) => Ok(data),
             Ok(Ok(CacheableResource::NotModified)) => Ok(HeaderMap::new()),
         }

@@ -41,7 +41,10 @@ fn of_status(place: &str, status: u16, reason: &str, message: &str) -> ConnectEr
     let shown = if reason.is_empty() { status.to_string() } else { format!("{status} {reason}") };
     let text = format!("{place}: {message} ({shown})");
     match (status, reason) {
-        (_, "rateLimitExceeded" | "quotaExceeded" | "backendError" | "internalError" | "tableUnavailable")
+        (
+            _,
+            "rateLimitExceeded" | "quotaExceeded" | "backendError" | "internalError" | "tableUnavailable",
+        )
         | (408 | 429 | 500..=599, _) => ConnectError::Unavailable(text),
         (401, _) => ConnectError::Config(format!("{text}; are the `credentials` right?")),
         (403, _) => ConnectError::Config(format!(

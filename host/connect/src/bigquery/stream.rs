@@ -70,7 +70,8 @@ impl Stream {
         *request.metadata_mut() = MetadataMap::from_headers(headers);
         // Leads to where the table is.
         let routing = MetadataValue::try_from(format!("write_stream={}", name.replace('/', "%2F")));
-        let routing = routing.map_err(|e| ConnectError::Config(format!("{place}: no name of a table: {e}")))?;
+        let routing =
+            routing.map_err(|e| ConnectError::Config(format!("{place}: no name of a table: {e}")))?;
         request.metadata_mut().insert("x-goog-request-params", routing);
         let mut client = api::big_query_write_client::BigQueryWriteClient::new(channel);
         let coming =
@@ -116,7 +117,8 @@ impl Stream {
 
     async fn next(&mut self) -> Result<Answer, ConnectError> {
         if let Answers::Coming(coming) = &mut self.answers {
-            let opened = coming.await.map_err(|e| ConnectError::Unavailable(format!("{}: {e}", self.place)))?;
+            let opened =
+                coming.await.map_err(|e| ConnectError::Unavailable(format!("{}: {e}", self.place)))?;
             self.answers = Answers::There(opened.map_err(|e| failure::of_stream(&self.place, &e))?);
         }
         let Answers::There(answers) = &mut self.answers else { return Err(self.ended()) };
@@ -173,9 +175,7 @@ async fn connect(dataset: &Dataset, place: &str) -> Result<tonic::transport::Cha
         .keep_alive_timeout(KEEPALIVE.1)
         .keep_alive_while_idle(true);
     if dataset.rows_endpoint.starts_with("https:") {
-        endpoint = endpoint
-            .tls_config(ClientTlsConfig::new().with_native_roots())
-            .map_err(|e| wrong(&e))?;
+        endpoint = endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(|e| wrong(&e))?;
     }
     match tokio::time::timeout(most, endpoint.connect()).await {
         Ok(Ok(channel)) => Ok(channel),

@@ -118,21 +118,29 @@ impl BigQuerySink {
     ) -> BigQuerySink {
         let label = label(&pipeline, &sink);
         let owner = Owner { place: dataset.place(), table, pipeline, sink };
-        BigQuerySink { dataset, owner, label, shape, content, open: None, refused: Vec::new(), has_claimed: Cell::new(false) }
+        BigQuerySink {
+            dataset,
+            owner,
+            label,
+            shape,
+            content,
+            open: None,
+            refused: Vec::new(),
+            has_claimed: Cell::new(false),
+        }
     }
 
     fn items<'a>(&self, outbox: &Outbox<'a>) -> Box<dyn Iterator<Item = Item<'a>> + 'a> {
         match self.content {
-            Content::Sessions(stages) => Box::new(outbox.sessions(stages).map(|(r, row)| Item::Session(r, row))),
+            Content::Sessions(stages) => {
+                Box::new(outbox.sessions(stages).map(|(r, row)| Item::Session(r, row)))
+            }
             Content::Letters => Box::new(letters(outbox)),
         }
     }
 
     /// Does something over a connection of its own.
-    fn ask<T>(
-        &self,
-        work: impl AsyncFnOnce(&Client) -> Result<T, ConnectError>,
-    ) -> Result<T, ConnectError> {
+    fn ask<T>(&self, work: impl AsyncFnOnce(&Client) -> Result<T, ConnectError>) -> Result<T, ConnectError> {
         let client = self.dataset.connect()?;
         client.run(work(&client))
     }

@@ -12,9 +12,14 @@ fn options() -> TableOptions {
     TableOptions {
         max_staleness: Some(Duration::from_secs(900)),
         clustering: vec!["pipeline".into(), "start_time".into()],
-        columns: [("total", ColumnKind::Float), ("country", ColumnKind::Text), ("bot", ColumnKind::Truth), ("n", ColumnKind::Whole)]
-            .map(|(name, kind)| OwnColumn { name: name.into(), kind })
-            .into(),
+        columns: [
+            ("total", ColumnKind::Float),
+            ("country", ColumnKind::Text),
+            ("bot", ColumnKind::Truth),
+            ("n", ColumnKind::Whole),
+        ]
+        .map(|(name, kind)| OwnColumn { name: name.into(), kind })
+        .into(),
     }
 }
 
@@ -46,7 +51,10 @@ fn a_table_is_made_with_key_clustering_staleness_and_columns() {
     assert_eq!(rows[0], first);
     // What a field does not fit into is null, and so is what is not there; the rest of the row is there all the same.
     for row in &rows[1..] {
-        assert!(row["reason"] == "gap" && ["total", "country", "bot", "n"].iter().all(|c| row[c].is_null()), "{row}");
+        assert!(
+            row["reason"] == "gap" && ["total", "country", "bot", "n"].iter().all(|c| row[c].is_null()),
+            "{row}"
+        );
     }
     assert_eq!(refused(&mut sink), [Value::Null; 0]);
 }
@@ -59,7 +67,8 @@ fn only_a_higher_revision_changes_a_row_and_a_retraction_is_a_row() {
     first.to(&mut sink).unwrap();
     second.to(&mut sink).unwrap();
     Epoch::new(1, 3).row(9, 2, Stage::Retracted).to(&mut sink).unwrap();
-    let expected: std::collections::BTreeMap<u32, u64> = all(0..5, 1).into_iter().chain(all(5..10, 2)).collect();
+    let expected: std::collections::BTreeMap<u32, u64> =
+        all(0..5, 1).into_iter().chain(all(5..10, 2)).collect();
     assert_eq!(seen(&server), expected);
     // Another process that knows less offers all of it again: BigQuery has it already.
     let mut again = sink_of(dataset(&server, PATIENT), TableOptions::default());
@@ -110,7 +119,8 @@ fn letters_have_a_table_of_their_own_and_each_stands_once() {
     };
     let mut sink = make();
     sink.open(1, None).unwrap();
-    let epoch = Epoch::rows(0..3, 4, 1).letter(r#"{"reason":"late","n":1.50}"#).letter(r#"{"reason":"late"}"#);
+    let epoch =
+        Epoch::rows(0..3, 4, 1).letter(r#"{"reason":"late","n":1.50}"#).letter(r#"{"reason":"late"}"#);
     epoch.to(&mut sink).unwrap();
     let mut again = make();
     again.open(2, None).unwrap();
@@ -139,13 +149,19 @@ fn a_table_that_is_there_is_checked_and_extended_by_nullable_columns() {
     };
     drop_columns(&["reason"]);
     server.replace(TABLE, |t| {
-        t["schema"]["fields"].as_array_mut().unwrap().insert(0, json!({"name": "note", "type": "STRING", "mode": "NULLABLE"}));
+        t["schema"]["fields"]
+            .as_array_mut()
+            .unwrap()
+            .insert(0, json!({"name": "note", "type": "STRING", "mode": "NULLABLE"}));
     });
     let mut sink = sink_of(dataset(&server, PATIENT), options());
     sink.open(2, None).unwrap();
     let names = |t: &Value| -> Vec<String> {
         let fields = t["schema"]["fields"].as_array().unwrap();
-        fields.iter().map(|f| format!("{} {}", f["name"].as_str().unwrap(), f["mode"].as_str().unwrap())).collect()
+        fields
+            .iter()
+            .map(|f| format!("{} {}", f["name"].as_str().unwrap(), f["mode"].as_str().unwrap()))
+            .collect()
     };
     let table = server.resource(TABLE);
     assert_eq!(names(&table)[0], "note NULLABLE");
@@ -153,7 +169,8 @@ fn a_table_that_is_there_is_checked_and_extended_by_nullable_columns() {
     assert_eq!(names(&table)[12..], added);
     Epoch::rows(0..2, 1, 1).to(&mut sink).unwrap();
     drop_columns(&["events"]);
-    for refused in [sink.probe(None).err(), sink_of(dataset(&server, PATIENT), options()).open(3, None).err()] {
+    for refused in [sink.probe(None).err(), sink_of(dataset(&server, PATIENT), options()).open(3, None).err()]
+    {
         let Some(ConnectError::Config(why)) = refused else { panic!("{refused:?}") };
         assert!(why.contains("column `events` is missing") && why.contains("BigQuery at 127.0.0.1"), "{why}");
     }
@@ -168,10 +185,13 @@ fn a_table_elsewhere_or_a_dataset_that_is_not_there_is_the_configs_fault() {
     let refused = sink_of(of.clone(), TableOptions::default()).open(1, None);
     assert!(matches!(&refused, Err(ConnectError::Config(m)) if m.contains("it lies in EU")), "{refused:?}");
     of.location = Some("eu".into());
-    sink_of(of.clone(), TableOptions::default()).open(1, None).unwrap();
+    sink_of(of.clone(), TableOptions::default()).open(2, None).unwrap();
     of.dataset = "none".into();
     let refused = sink_of(of, TableOptions::default()).open(1, None);
-    assert!(matches!(&refused, Err(ConnectError::Config(m)) if m.contains("Not found: Dataset p:none")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(ConnectError::Config(m)) if m.contains("Not found: Dataset p:none")),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -200,11 +220,17 @@ fn a_table_that_lacks_what_was_delivered_is_refused_until_somebody_goes_on() {
     server.close_all();
     // While it runs.
     let refused = Epoch::rows(3..6, 2, 1).to(&mut sink);
-    assert!(matches!(&refused, Err(ConnectError::Conflict(m)) if m.contains("--resend table")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(ConnectError::Conflict(m)) if m.contains("--resend table")),
+        "{refused:?}"
+    );
     // At the next start, and the one after it, though there is a table by then.
     for incarnation in [2, 3] {
         let refused = sink.probe(CURSOR);
-        assert!(matches!(&refused, Err(ConnectError::Conflict(m)) if m.contains("--resend table")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(ConnectError::Conflict(m)) if m.contains("--resend table")),
+            "{refused:?}"
+        );
         assert_eq!(sink.open(incarnation, CURSOR).unwrap(), None);
     }
     // Whoever goes on opens with nothing stored, sends again, and it is forgotten.
@@ -221,7 +247,10 @@ fn a_table_that_another_store_has_written_to_is_refused() {
     let server = bigquery();
     Epoch::rows(0..3, 9, 1).to(&mut opened(&server, PATIENT)).unwrap();
     let refused = sink(&server, PATIENT).open(1, None);
-    assert!(matches!(&refused, Err(ConnectError::Conflict(m)) if m.contains("another data_dir")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(ConnectError::Conflict(m)) if m.contains("another data_dir")),
+        "{refused:?}"
+    );
     // The same store, asked again.
     sink(&server, PATIENT).open(1, Some(Cursor { epoch: 9, length: 9 })).unwrap();
     // Or one that has not come as far as an epoch.
@@ -246,7 +275,10 @@ fn rows_cannot_be_listed_so_they_stay_and_are_not_deleted() {
             sink.open(2, CURSOR).unwrap();
         }
         let refused = sink.delete_all();
-        assert!(matches!(&refused, Err(ConnectError::Config(m)) if m.contains("delete the table")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(ConnectError::Config(m)) if m.contains("delete the table")),
+            "{refused:?}"
+        );
     }
     assert_eq!(sink.take_back(3, 1, CURSOR).unwrap(), TakenBack::Stays);
     // What comes again after going back holds, though its epochs are lower.

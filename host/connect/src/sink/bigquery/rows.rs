@@ -181,10 +181,7 @@ impl<'a> Batch<'a> {
 }
 
 /// Takes those with these numbers out: the rest, and what is bad.
-pub(super) fn part<'a>(
-    items: Vec<Item<'a>>,
-    bad: &[(usize, String)],
-) -> (Vec<Item<'a>>, Vec<Refused<'a>>) {
+pub(super) fn part<'a>(items: Vec<Item<'a>>, bad: &[(usize, String)]) -> (Vec<Item<'a>>, Vec<Refused<'a>>) {
     let bad: HashMap<usize, &String> = bad.iter().map(|(number, why)| (*number, why)).collect();
     let (mut rest, mut refused) = (Vec::new(), Vec::new());
     for (number, item) in items.into_iter().enumerate() {
@@ -324,7 +321,8 @@ mod tests {
         let half = text(bounds::BYTES_AT_ONCE / 2 - 1_000);
         let over = text(bounds::BYTES_AT_ONCE + 1_000);
         let beyond = text(bounds::BIGQUERY_ROW_BYTES_MAX);
-        let rows = [row(1, &half), row(2, &half), row(3, &half), row(4, &over), row(5, &beyond), row(6, &half)];
+        let rows =
+            [row(1, &half), row(2, &half), row(3, &half), row(4, &over), row(5, &beyond), row(6, &half)];
         assert_eq!(batches(&rows), (vec![2, 1, 1, 1], 1));
     }
 
@@ -356,7 +354,10 @@ mod tests {
         let mut out = Vec::new();
         assert!(refused[0].letter(&mut out));
         let letter: Value = serde_json::from_slice(&out).unwrap();
-        assert_eq!((&letter["reason"], &letter["stage"]), (&Value::from("row_refused"), &Value::from("sink")));
+        assert_eq!(
+            (&letter["reason"], &letter["stage"]),
+            (&Value::from("row_refused"), &Value::from("sink"))
+        );
         assert_eq!(letter["session_id"], "02".repeat(16));
         assert_eq!(letter["message"], "BigQuery has refused the row: no");
         let own = Refused { item: Item::Letter(REVISION, 0, b"{}"), why: String::new() };

@@ -170,7 +170,14 @@ impl Shape {
     }
 
     /// A table that is not there yet.
-    pub(super) fn resource(&self, project: &str, dataset: &str, table: &str, label: &str, mark: Mark) -> Value {
+    pub(super) fn resource(
+        &self,
+        project: &str,
+        dataset: &str,
+        table: &str,
+        label: &str,
+        mark: Mark,
+    ) -> Value {
         let fields: Vec<Value> = self.columns.iter().map(field).collect();
         let clustering: Vec<&str> = match self.options.clustering.is_empty() {
             true => self.key.to_vec(),
@@ -236,7 +243,9 @@ impl Shape {
             return Ok(());
         }
         let columns = self.key.join(", ");
-        Err(format!("its primary key is not exactly {columns}: `ALTER TABLE .. ADD PRIMARY KEY ({columns}) NOT ENFORCED`"))
+        Err(format!(
+            "its primary key is not exactly {columns}: `ALTER TABLE .. ADD PRIMARY KEY ({columns}) NOT ENFORCED`"
+        ))
     }
 
     /// What has to be changed of a table that fits; none if nothing has.
