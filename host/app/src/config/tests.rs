@@ -527,7 +527,7 @@ fn bigquery_sinks() {
         "14:17 sink.out.max_staleness: `sink.out.max_staleness` must be whole seconds, and at most 1d (\"10m\" is usual)
          15:15 sink.out.clustering: a table cannot be clustered by `fields` (`key`, `pipeline` and `start_time` are usual)
          16:19 sink.out.columns.Key: `Key` cannot be a column (use letters, digits and `_`, beginning with a letter, and no column that every table has)
-         16:37 sink.out.columns.total: `NUMERIC` is not supported yet (use STRING, INT64, FLOAT64 or BOOL)",
+         16:37 sink.out.columns.total: `NUMERIC` is not in this build yet (this build has `STRING`, `INT64`, `FLOAT64` or `BOOL`)",
     );
     check_bigquery(
         &format!("{place}\n[sink.b]\nkind = \"bigquery\"\n{place}\ntable = \"sessions\""),
