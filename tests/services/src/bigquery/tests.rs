@@ -313,7 +313,20 @@ fn a_sequence_number_is_up_to_four_sections_of_up_to_sixteen_hex_digits() {
         assert_eq!(sections(text).unwrap(), numbers);
     }
     let mut tables = tables();
-    for wrong in ["/", "1/", "1//2", "1/2/3/4/5", "10000000000000000", "g", "-1", "+1", " 1", "1.2", "0x1"] {
+    for wrong in [
+        "/",
+        "1/",
+        "1//2",
+        "1/2/3/4/5",
+        "10000000000000000",
+        "00000000000000001",
+        "g",
+        "-1",
+        "+1",
+        " 1",
+        "1.2",
+        "0x1",
+    ] {
         let ask = Ask::new(&[("a", 1, "UPSERT", "1"), ("b", 1, "UPSERT", wrong)]);
         let errors = bad(&mut tables, &ask);
         assert!(errors.len() == 1 && errors[0].0 == 1, "{wrong}: {errors:?}");
