@@ -48,7 +48,7 @@ pub(crate) struct Stream {
 /// The service may begin its answer only when the first request is there.
 enum Answers {
     Coming(tokio::task::JoinHandle<Result<Streaming<api::AppendRowsResponse>, tonic::Status>>),
-    There(Streaming<api::AppendRowsResponse>),
+    There(Box<Streaming<api::AppendRowsResponse>>),
 }
 
 impl Stream {
@@ -119,7 +119,8 @@ impl Stream {
         if let Answers::Coming(coming) = &mut self.answers {
             let opened =
                 coming.await.map_err(|e| ConnectError::Unavailable(format!("{}: {e}", self.place)))?;
-            self.answers = Answers::There(opened.map_err(|e| failure::of_stream(&self.place, &e))?);
+            let answers = opened.map_err(|e| failure::of_stream(&self.place, &e))?;
+            self.answers = Answers::There(Box::new(answers));
         }
         let Answers::There(answers) = &mut self.answers else { return Err(self.ended()) };
         match answers.message().await {

@@ -177,8 +177,9 @@ fn the_greatest_sequence_number_holds_whatever_comes_first() {
 fn a_deleted_key_is_remembered_for_a_time() {
     let mut tables = tables();
     taken(Ask::new(&[("a", 1, "UPSERT", "1"), ("b", 1, "UPSERT", "1")]).to(&mut tables));
-    taken(Ask::new(&[("a", 0, "DELETE", "3")]).to(&mut tables));
-    taken(Ask::new(&[("a", 2, "UPSERT", "2")]).to(&mut tables));
+    // One that never was, too.
+    taken(Ask::new(&[("a", 0, "DELETE", "3"), ("c", 0, "DELETE", "3")]).to(&mut tables));
+    taken(Ask::new(&[("a", 2, "UPSERT", "2"), ("c", 2, "UPSERT", "2")]).to(&mut tables));
     assert_eq!(seen(&tables), owned(&[("b", 1)]));
     tables.forget_deleted();
     taken(Ask::new(&[("a", 2, "UPSERT", "2")]).to(&mut tables));
@@ -399,6 +400,9 @@ fn a_schema_that_changes_is_told_once_on_each_connection() {
     assert_eq!(taken(connection.take(&mut tables, &later)).updated_schema, None);
 }
 
+/// What is done to a resource that is right.
+type Change<'a> = &'a dyn Fn(&mut Value);
+
 #[test]
 fn tables_are_made_as_documented_or_not_at_all() {
     let mut tables = tables();
@@ -409,7 +413,7 @@ fn tables_are_made_as_documented_or_not_at_all() {
         change(&mut body);
         rest(&mut tables, "POST", &path, body)
     };
-    let refusals: [(&dyn Fn(&mut Value), u16, &str); 13] = [
+    let refusals: [(Change<'_>, u16, &str); 13] = [
         (&|b| b["tableReference"]["tableId"] = "t".into(), 409, "Already Exists: Table p:d.t"),
         (&|b| b["tableReference"]["tableId"] = "a.b".into(), 400, "Invalid table ID"),
         (&|b| b["schema"]["fields"][1]["name"] = "1n".into(), 400, "Invalid field name"),
