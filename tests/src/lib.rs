@@ -424,7 +424,7 @@ pub fn segments_under(dir: &Path) -> Vec<PathBuf> {
     out
 }
 
-/// A row of a file or topic.
+/// A row of its line in JSON, as the sinks write it.
 #[must_use]
 pub fn stored(line: &str) -> Stored {
     let v: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("a line is no JSON: {e}: {line}"));

@@ -126,6 +126,14 @@ pub(crate) fn read(sink: &Sink, want: &Want) -> Result<Vec<Row>, RowsError> {
                 Some("read it there, committed records only (`isolation.level=read_committed`)".into());
             return Err(RowsError::Unreadable { message, help });
         }
+        SinkKind::BigQuery { target } => {
+            let message = format!("sink `{}` is a table of {}: ask it there", sink.name, target.place());
+            let help = Some(format!(
+                "`SELECT * FROM `{}``, `WHERE stage <> 'retracted'` without what was retracted",
+                target.full_name()
+            ));
+            return Err(RowsError::Unreadable { message, help });
+        }
         SinkKind::Stdout => {
             let name = &sink.name;
             return Err(unreadable(format!(

@@ -2,6 +2,8 @@
 //! of lanes, epochs or config files.
 
 mod backoff;
+#[cfg(feature = "bigquery")]
+pub mod bigquery;
 #[cfg(feature = "services")]
 pub mod bucket;
 pub mod format;

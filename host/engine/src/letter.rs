@@ -178,8 +178,10 @@ impl SessionLetter<'_> {
 /// A revision that came to nothing between commit and delivery (SEMANTICS 27).
 #[derive(Clone, Debug)]
 pub struct RevisionLetter<'a> {
-    /// Why: `lookup_failed`, `plugin_fault`, or one of the enricher's reasons.
+    /// Why: `lookup_failed`, `plugin_fault`, or one of the enricher's reasons; `row_refused`.
     pub reason: &'a str,
+    /// Where: `enrich` or `sink`.
+    pub stage: &'static str,
     /// For a reader.
     pub message: &'a str,
     /// `name@version` and component's digest of the enricher whose turn it was.
@@ -220,7 +222,7 @@ impl RevisionLetter<'_> {
         let line = RevisionLine {
             kind: "session",
             reason: self.reason,
-            stage: "enrich",
+            stage: self.stage,
             message: self.message,
             session_id: &crate::outbox::hex(&row.id),
             key: row.key,

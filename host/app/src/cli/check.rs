@@ -236,6 +236,7 @@ fn place(sink: &Sink) -> String {
         SinkKind::File { path } => format!("{} (JSON lines)", path.display()),
         SinkKind::Postgres { server, table } => format!("{} (table {table})", server.address()),
         SinkKind::Kafka { cluster, topic, .. } => format!("topic {topic} of Kafka at {}", cluster.address()),
+        SinkKind::BigQuery { target } => format!("{} (table {})", target.place(), target.table()),
         SinkKind::Stdout => "standard output (JSON lines, at least once)".to_owned(),
     }
 }
@@ -244,7 +245,8 @@ fn place(sink: &Sink) -> String {
 pub(super) fn outputs_json(plan: &Plan, pipeline: &Pipeline) -> Value {
     let one = |role: &str, sink: &Sink| {
         let table = match &sink.kind {
-            SinkKind::Sqlite { table, .. } | SinkKind::Postgres { table, .. } => Some(table),
+            SinkKind::Sqlite { table, .. } | SinkKind::Postgres { table, .. } => Some(table.as_str()),
+            SinkKind::BigQuery { target } => Some(target.table()),
             SinkKind::File { .. } | SinkKind::Kafka { .. } | SinkKind::Stdout => None,
         };
         let mut shown = json!({"role": role, "sink": sink.name, "path": sink.kind.path(), "table": table});

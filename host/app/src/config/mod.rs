@@ -5,6 +5,7 @@
 //! of a file is reported in one go; a name that is declared counts as declared even if its table is wrong,
 //! so that one mistake is one problem.
 
+pub(crate) mod bigquery;
 mod cycle;
 mod diagnose;
 #[cfg(test)]

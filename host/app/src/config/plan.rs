@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tidemill_engine::outbox::{Stage, Stages};
 
+use super::bigquery::Target as BigQueryTarget;
 use super::diagnose::{Problems, Spot};
 use super::kafka::{Cluster, Topics};
 use super::lookup::Lookup;
@@ -531,6 +532,11 @@ pub(crate) enum SinkKind {
         /// Bytes of one message.
         message_bytes_max: usize,
     },
+    /// Upsert into a table of BigQuery, or letters into one.
+    BigQuery {
+        /// Where it is and how it is made.
+        target: BigQueryTarget,
+    },
     /// JSON lines on standard output.
     Stdout,
 }
@@ -540,7 +546,10 @@ impl SinkKind {
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
             SinkKind::Sqlite { path, .. } | SinkKind::File { path } => Some(path),
-            SinkKind::Postgres { .. } | SinkKind::Kafka { .. } | SinkKind::Stdout => None,
+            SinkKind::Postgres { .. }
+            | SinkKind::BigQuery { .. }
+            | SinkKind::Kafka { .. }
+            | SinkKind::Stdout => None,
         }
     }
 
@@ -552,6 +561,8 @@ impl SinkKind {
             SinkKind::Postgres { table, .. } => json!({"kind": "postgres", "table": table}),
             // Nor here: a topic may be mirrored, and the group that says how far it is with it.
             SinkKind::Kafka { topic, .. } => json!({"kind": "kafka", "topic": topic}),
+            // Another table is another place; who answers for it is not.
+            SinkKind::BigQuery { target } => json!({"kind": "bigquery", "table": target.full_name()}),
             SinkKind::Stdout => json!({"kind": "stdout"}),
         }
     }
@@ -775,6 +786,7 @@ pub(crate) fn moved(stored: &Value, new: &Value, sink: &str) -> Option<String> {
         }
         (Some(path), Some(table)) => format!("table {table} of {path}"),
         (Some(path), None) => path.to_owned(),
+        (None, Some(table)) if facts["kind"] == "bigquery" => format!("table {table} of BigQuery"),
         (None, Some(table)) => format!("table {table} of a Postgres server"),
         (None, None) => "standard output".to_owned(),
     };

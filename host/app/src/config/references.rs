@@ -57,13 +57,14 @@ impl Uses {
             let Some(Some(sink)) = sinks.get(u.index) else { continue };
             if u.dead && matches!(sink.kind, SinkKind::Sqlite { .. }) {
                 let message = format!("dead letters cannot go to `{}`: they are JSON lines", sink.name);
-                let help = "use a sink of kind = \"file\", \"postgres\", \"kafka\" or \"stdout\"".to_owned();
+                let kinds = "\"file\", \"postgres\", \"bigquery\", \"kafka\" or \"stdout\"";
+                let help = format!("use a sink of kind = {kinds}");
                 p.error(u.at, &u.path, message, help);
             }
             // Sessions and letters have other columns, and a topic is known by the name of the sink that writes to it.
             let other = self.sinks[..n].iter().find(|o| o.index == u.index && o.dead != u.dead);
             let place = match &sink.kind {
-                SinkKind::Postgres { .. } => Some("table"),
+                SinkKind::Postgres { .. } | SinkKind::BigQuery { .. } => Some("table"),
                 SinkKind::Kafka { .. } => Some("topic"),
                 SinkKind::Sqlite { .. } | SinkKind::File { .. } | SinkKind::Stdout => None,
             };
@@ -159,6 +160,9 @@ pub(super) fn check_one_file(sinks: &[Option<Sink>], p: &mut Problems) {
             }
             (SinkKind::Kafka { cluster: a, topic: s, .. }, SinkKind::Kafka { cluster: b, topic: t, .. }) => {
                 a.address() == b.address() && s == t
+            }
+            (SinkKind::BigQuery { target: a }, SinkKind::BigQuery { target: b }) => {
+                a.place() == b.place() && a.table() == b.table()
             }
             (a, b) => matches!((a.path(), b.path()), (Some(a), Some(b)) if same_file(a, b)),
         });

@@ -3,24 +3,33 @@
 use super::diagnose::Problems;
 use super::plan::{Sink, SinkKind};
 use super::raw::{Field, Section};
-use super::{kafka, last, postgres};
+use super::{bigquery, kafka, last, postgres};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Keys that only some kinds of sink have.
-const SINK_ONLY: [(&str, &str); 12] = [
+const SINK_ONLY: [(&str, &str); 21] = [
     ("path", "only kind = \"sqlite\" and \"file\" have it"),
-    ("table", "only kind = \"sqlite\" and \"postgres\" have it"),
+    ("table", "only kind = \"sqlite\", \"postgres\" and \"bigquery\" have it"),
     ("url", "only kind = \"postgres\" has it"),
     ("password", "only kind = \"postgres\" has it"),
     ("sslmode", "only kind = \"postgres\" has it"),
     ("sslrootcert", "only kind = \"postgres\" has it"),
-    ("timeout", "only kind = \"postgres\" and \"kafka\" have it"),
+    ("timeout", "only kind = \"postgres\", \"bigquery\" and \"kafka\" have it"),
     ("brokers", "only kind = \"kafka\" has it"),
     ("topic", "only kind = \"kafka\" has it"),
     ("tls", "only kind = \"kafka\" has it"),
     ("login", "only kind = \"kafka\" has it"),
     ("message_bytes_max", "only kind = \"kafka\" has it"),
+    ("project", "only kind = \"bigquery\" has it"),
+    ("dataset", "only kind = \"bigquery\" has it"),
+    ("location", "only kind = \"bigquery\" has it"),
+    ("max_staleness", "only kind = \"bigquery\" has it"),
+    ("clustering", "only kind = \"bigquery\" has it"),
+    ("columns", "only kind = \"bigquery\" has it"),
+    ("credentials", "only kind = \"bigquery\" has it"),
+    ("endpoint", "only kind = \"bigquery\" has it"),
+    ("storage_endpoint", "only kind = \"bigquery\" has it"),
 ];
 /// How long one answer of a service may take, ms, by default: a slow statement under load, and no longer than a stop waits.
 const TIMEOUT_MS: i64 = 30_000;
@@ -32,12 +41,14 @@ const TIMEOUT_MS_MAX: i64 = 3_600_000;
 pub(super) fn check_sink(mut s: Section<'_>, p: &mut Problems) -> Option<Sink> {
     let name = last(&s.path).to_owned();
     let at = s.at;
-    let later = ["bigquery", "spanner", "bigtable", "pubsub", "http"];
+    let later = ["spanner", "bigtable", "pubsub", "http"];
     let kind = s.need("kind", "write `kind = \"sqlite\"`, \"file\" or \"stdout\"", p);
-    let word =
-        kind.as_ref().and_then(|f| f.word(&["sqlite", "file", "postgres", "kafka", "stdout"], &later, p));
+    let word = kind
+        .as_ref()
+        .and_then(|f| f.word(&["sqlite", "file", "postgres", "bigquery", "kafka", "stdout"], &later, p));
     let mut missing = |word: &str| match (word, &kind) {
         ("postgres", Some(f)) => postgres::is_missing(f, p),
+        ("bigquery", Some(f)) => bigquery::is_missing(f, p),
         ("kafka", Some(f)) => kafka::is_missing(f, p),
         _ => false,
     };
@@ -53,6 +64,10 @@ pub(super) fn check_sink(mut s: Section<'_>, p: &mut Problems) -> Option<Sink> {
                 topic,
                 message_bytes_max,
             })
+        }
+        Some("bigquery") => {
+            let timeout = check_timeout(&mut s, p);
+            bigquery::check(&mut s, timeout, p).map(|target| SinkKind::BigQuery { target })
         }
         Some(kind) => {
             let example = if kind == "sqlite" {

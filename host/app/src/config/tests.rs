@@ -487,6 +487,65 @@ fn postgres_sinks() {
     assert!(shown.contains("postgres://localhost:5432/d") && !shown.contains("hunter2"), "{shown}");
 }
 
+/// `SMALL` with a BigQuery sink of these keys.
+#[cfg(feature = "services")]
+#[track_caller]
+fn check_bigquery(keys: &str, want: &str) {
+    check("kind = \"file\"\npath = \"out.jsonl\"", &format!("kind = \"bigquery\"\n{keys}"), want);
+}
+
+#[cfg(feature = "services")]
+#[test]
+fn bigquery_sinks() {
+    let place = "project = \"my-project\"\ndataset = \"clicks\"";
+    check_bigquery(place, "");
+    check_bigquery(
+        &format!(
+            "{place}\ntable = \"a-b_1\"\nlocation = \"EU\"\nmax_staleness = \"10m\"\ncredentials = \"key.json\"\ntimeout = \"5s\"\n\
+             clustering = [\"pipeline\", \"country\"]\ncolumns = {{ country = \"STRING\", total = \"FLOAT64\" }}\n\
+             endpoint = \"http://127.0.0.1:9050\"\nstorage_endpoint = \"http://[::1]:9060\""
+        ),
+        "",
+    );
+    check_bigquery(
+        "project = \"a/b\"",
+        "10:7 sink.out.dataset: `sink.out.dataset` is missing (write `dataset = \"clicks\"`; it has to be there)
+         12:11 sink.out.project: `a/b` cannot be a name here (use letters, digits and `-`, `.`, `:`)",
+    );
+    check_bigquery(
+        &format!("{place}\ncredentials = '{{\"private_key\": \"x\"}}'"),
+        "14:15 sink.out.credentials: credentials do not belong into this file (write the path of the file that holds them: `credentials = \"/run/secrets/bigquery.json\"`)",
+    );
+    check_bigquery(
+        &format!("{place}\nendpoint = \"http://bq.example\"\nstorage_endpoint = \"bq.example\""),
+        "14:12 sink.out.endpoint: a token would be sent where anybody on the way can read it (write `https://`, or `credentials = \"none\"`)
+         15:20 sink.out.storage_endpoint: `bq.example` is no endpoint (write a scheme and a host, as in \"https://bigquerystorage.googleapis.com\")",
+    );
+    check_bigquery(&format!("{place}\nendpoint = \"http://bq.example\"\ncredentials = \"none\""), "");
+    check_bigquery(
+        &format!("{place}\nmax_staleness = \"2d\"\nclustering = [\"fields\"]\ncolumns = {{ Key = \"STRING\", total = \"NUMERIC\" }}"),
+        "14:17 sink.out.max_staleness: `sink.out.max_staleness` must be whole seconds, and at most 1d (\"10m\" is usual)
+         15:15 sink.out.clustering: a table cannot be clustered by `fields` (`key`, `pipeline` and `start_time` are usual)
+         16:19 sink.out.columns.Key: `Key` cannot be a column (use letters, digits and `_`, beginning with a letter, and no column that every table has)
+         16:37 sink.out.columns.total: `NUMERIC` is not in this build yet (this build has `STRING`, `INT64`, `FLOAT64` or `BOOL`)",
+    );
+    check_bigquery(
+        &format!("{place}\n[sink.b]\nkind = \"bigquery\"\n{place}\ntable = \"sessions\""),
+        "14:7 sink.b.path: the sinks `out` and `b` write to the same place (give each its own)
+         warning: 14:7 sink.b: no pipeline writes to the sink `b`",
+    );
+}
+
+#[cfg(not(feature = "services"))]
+#[test]
+fn a_build_without_bigquery_says_so() {
+    check(
+        "kind = \"file\"\npath = \"out.jsonl\"",
+        "kind = \"bigquery\"\nproject = \"p\"\ndataset = \"d\"",
+        "11:8 sink.out.kind: this build has no BigQuery (build it with `--features services`, or use a kind without a service)",
+    );
+}
+
 #[cfg(not(feature = "services"))]
 #[test]
 fn a_build_without_postgres_says_so() {
@@ -659,7 +718,7 @@ fn wrong_sinks_and_server() {
     check(
         r#"path = "out.jsonl""#,
         "path = \"out.jsonl\"\ntable = \"t\"",
-        "13:1 sink.out.table: `table` means nothing here: only kind = \"sqlite\" and \"postgres\" have it",
+        "13:1 sink.out.table: `table` means nothing here: only kind = \"sqlite\", \"postgres\" and \"bigquery\" have it",
     );
     check(
         r#"path = "out.jsonl""#,

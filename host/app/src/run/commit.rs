@@ -1,7 +1,7 @@
 //! The committer: gathers the parts of an epoch, makes it durable, releases it to the sinks.
 
 use super::RunError;
-use super::deliver::{Committed, Cursors, DELIVERY_AFTER_STOP, Sections};
+use super::deliver::{self, Committed, Cursors, DELIVERY_AFTER_STOP, Sections};
 use super::enrich::Enrichment;
 use super::hot::HotNames;
 use super::inlets::Inlets;
@@ -33,6 +33,9 @@ const OVER_CAP_MAX: usize = 16;
 /// Bytes of an outbox that may wait in memory for one sink; beyond it the sink reads from the log.
 const WAITING_IN_MEMORY_BYTES_MAX: u64 = 64 << 20;
 
+/// The reason of letters about rows that a sink has refused.
+pub(super) const ROW_REFUSED: &str = "row_refused";
+
 /// How often the end of a run looks whether it is to hurry, while it waits for lookups.
 const LOOK_AT_STOP: Duration = Duration::from_millis(100);
 
@@ -51,8 +54,18 @@ pub(crate) struct Sealed {
     pub(crate) image: Option<Range<u32>>,
 }
 
+impl Sealed {
+    /// What is committed when the reader has ended, on top of the last epoch.
+    fn after_the_end(last: &Meta, changed: bool) -> Sealed {
+        let meta = Meta { sealed_at_ms: now_ms(), ..last.clone() };
+        Sealed { meta, letters: Vec::new(), rule: None, told: Vec::new(), changed, image: None }
+    }
+}
+
 /// One sink's queue, as the committer sees it.
 pub(crate) struct Outlet {
+    /// The sink's, if it may refuse single rows.
+    pub(crate) refuses: Option<String>,
     pub(crate) queue: Sender<Committed>,
     pub(crate) waiting_bytes: Arc<AtomicU64>,
 }
@@ -130,6 +143,7 @@ impl Committer<'_> {
             self.topics.iter_mut().for_each(|t| t.show(&self.progress));
         }
         self.resolve_the_rest()?;
+        self.tell_refused()?;
         Ok(self.ended())
     }
 
@@ -162,23 +176,35 @@ impl Committer<'_> {
             }
             let most = self.epoch.min(LOOK_AT_STOP);
             if e.count() == 0 || e.wait(most) || e.has_news() {
-                let meta = Meta { sealed_at_ms: now_ms(), ..meta.clone() };
-                let sealed = Sealed {
-                    meta,
-                    letters: Vec::new(),
-                    rule: None,
-                    told: Vec::new(),
-                    changed: true,
-                    image: None,
-                };
+                let sealed = Sealed::after_the_end(meta, true);
                 self.last = Some(self.commit(sealed, Vec::new())?);
             }
         }
         Ok(())
     }
 
+    /// Rows of the last epochs that sinks refuse get an epoch more: those that refuse any are waited for.
+    fn tell_refused(&mut self) -> Result<(), RunError> {
+        while let Some(meta) = &self.last {
+            let refusing =
+                self.outlets.iter().filter_map(|o| Some((o.refuses.as_deref()?, &*o.waiting_bytes)));
+            if self.stop.suspended() || !self.cursors.wait_for_refused(&refusing.collect::<Vec<_>>()) {
+                return Ok(());
+            }
+            // Not written if what was refused has found its epoch meanwhile.
+            let sealed = Sealed::after_the_end(meta, false);
+            self.last = Some(self.commit(sealed, Vec::new())?);
+        }
+        Ok(())
+    }
+
     fn commit(&mut self, sealed: Sealed, mut parts: Vec<LaneEpoch>) -> Result<Meta, RunError> {
-        let Sealed { mut meta, letters, rule, told, mut changed, image } = sealed;
+        let Sealed { mut meta, mut letters, rule, told, mut changed, image } = sealed;
+        let (cursors, refused) = self.cursors.take();
+        letters.extend_from_slice(&refused);
+        if !refused.is_empty() {
+            *self.dead_by_rule.entry(ROW_REFUSED.to_owned()).or_default() += deliver::count(&refused);
+        }
         self.note_settled(&parts);
         let mut content = Content::of(&mut parts, letters);
         let mut hot_keys: Option<Vec<HotKey>> = None;
@@ -231,7 +257,7 @@ impl Committer<'_> {
         }
         let epoch = self.log.last_epoch() + 1;
         self.needs.take(epoch, image.as_ref(), content.leaves());
-        meta.cursors = self.cursors.all();
+        meta.cursors = cursors;
         meta.put_needs(&self.needs);
         let text = meta_text(&meta)?;
         self.laps.spent_on(Activity::Seal);
@@ -327,11 +353,12 @@ impl Ended {
         handle: &Handle,
     ) -> Result<(), RunError> {
         let mut meta = self.meta.take().unwrap_or(first);
-        meta.cursors = cursors.all();
         meta.sealed_at_ms = now_ms();
         meta.suspended = Some(suspended);
+        let (now, refused) = cursors.take();
+        meta.cursors = now;
         let (epoch, incarnation) = (self.log.last_epoch() + 1, self.incarnation);
-        self.log.append(incarnation, epoch, &[(Kind::Meta, &meta_text(&meta)?)])?;
+        self.append_last(&mut meta, &refused)?;
         // Whoever asks the host that runs is to see it, too.
         handle.set_committed(Arc::new(control::Committed { epoch, incarnation, meta: meta.clone() }));
         self.meta = Some(meta);
@@ -341,14 +368,24 @@ impl Ended {
     /// After the sinks have confirmed everything: keeps their cursors, so that the next start finds nothing to resend.
     pub(crate) fn keep_cursors(mut self, cursors: &Cursors) -> Result<(), RunError> {
         let Some(mut meta) = self.meta.take() else { return Ok(()) };
-        let now = cursors.all();
-        if meta.cursors == now {
+        let (now, refused) = cursors.take();
+        if meta.cursors == now && refused.is_empty() {
             return Ok(());
         }
         meta.cursors = now;
-        let text = meta_text(&meta)?;
+        self.append_last(&mut meta, &refused)
+    }
+
+    /// What was refused after the last epoch that was sent is sent by the next start.
+    fn append_last(&mut self, meta: &mut Meta, refused: &[u8]) -> Result<(), RunError> {
+        if !refused.is_empty() {
+            *meta.counters.dead_by_rule.entry(ROW_REFUSED.to_owned()).or_default() += deliver::count(refused);
+        }
+        let text = meta_text(meta)?;
+        let sections = [(Kind::Meta, text.as_slice()), (Kind::Letters, refused)];
+        let used = if refused.is_empty() { &sections[..1] } else { &sections[..] };
         let epoch = self.log.last_epoch() + 1;
-        self.log.append(self.incarnation, epoch, &[(Kind::Meta, &text)])?;
+        self.log.append(self.incarnation, epoch, used)?;
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! One pipeline: recovery in its fixed order, then its threads, then an orderly end.
 
-use super::commit::{Committer, Ended, Outlet};
-use super::deliver::{Committed, Cursors, Delivery};
+use super::commit::{Committer, Ended, Outlet, ROW_REFUSED, meta_text};
+use super::deliver::{self, Committed, Cursors, Delivery};
 use super::enrich::{self, Pressure, Tray};
 use super::hot::HotNames;
 use super::lane::{Seen, run_lane};
@@ -13,6 +13,7 @@ use super::stop::Stop;
 use super::{Job, Outcome, RunError, Summary};
 use crate::clock::now_ms;
 use crate::config::LANES_MAX;
+use crate::config::bigquery::Target as BigQueryTarget;
 use crate::config::kafka::Cluster;
 use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::config::postgres::Server as PostgresServer;
@@ -31,6 +32,8 @@ use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 use tidemill_connect::Cursor;
 use tidemill_connect::sink::Sink;
+#[cfg(feature = "services")]
+use tidemill_connect::sink::bigquery::BigQuerySink;
 use tidemill_connect::sink::jsonl::JsonlSink;
 #[cfg(feature = "services")]
 use tidemill_connect::sink::kafka::{KafkaSink, KafkaTarget};
@@ -130,6 +133,7 @@ fn make_sink(s: &SinkPlan, pipeline: &str, stages: Option<Stages>) -> Box<dyn Si
         (SinkKind::Kafka { cluster, topic, message_bytes_max }, st) => {
             kafka_sink(cluster, topic, *message_bytes_max, pipeline, &s.name, st)
         }
+        (SinkKind::BigQuery { target }, st) => bigquery_sink(target, pipeline, &s.name, st),
         (SinkKind::Stdout, Some(st)) => Box::new(StdoutSink::new(pipeline.to_owned(), st)),
         (SinkKind::Stdout, None) => Box::new(StdoutSink::letters()),
     }
@@ -176,6 +180,27 @@ fn kafka_sink(
 #[cfg(not(feature = "services"))]
 fn kafka_sink(cluster: &Cluster, _: &str, _: usize, _: &str, _: &str, _: Option<Stages>) -> Box<dyn Sink> {
     match *cluster {}
+}
+
+#[cfg(feature = "services")]
+fn bigquery_sink(
+    target: &BigQueryTarget,
+    pipeline: &str,
+    sink: &str,
+    stages: Option<Stages>,
+) -> Box<dyn Sink> {
+    let (dataset, table, options) =
+        (target.dataset.clone(), target.table().to_owned(), target.options.clone());
+    let (pipeline, sink) = (pipeline.to_owned(), sink.to_owned());
+    Box::new(match stages {
+        Some(stages) => BigQuerySink::sessions(dataset, table, options, pipeline, sink, stages),
+        None => BigQuerySink::letters(dataset, table, options, pipeline, sink),
+    })
+}
+
+#[cfg(not(feature = "services"))]
+fn bigquery_sink(target: &BigQueryTarget, _: &str, _: &str, _: Option<Stages>) -> Box<dyn Sink> {
+    match *target {}
 }
 
 pub(super) fn all_sinks(plan: &Plan, pipeline: &Pipeline) -> Vec<(String, Box<dyn Sink>)> {
@@ -430,7 +455,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
     }
 
     let cursors = Arc::new(Cursors::default());
-    sinks.iter().for_each(|s| cursors.set(&s.name, s.cursor));
+    sinks.iter().for_each(|s| cursors.set(&s.name, s.cursor, b""));
     let waiting: Vec<Arc<AtomicU64>> =
         sinks.iter().map(|s| progress.meters.sink(&s.name).waiting_bytes.clone()).collect();
     // What an earlier run of this process has left there is counted again below.
@@ -469,7 +494,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
         )));
     }
     if was_finished && !options.reopen {
-        resend_now(job, &mut sinks, &r, &cursors)?;
+        resend_now(job, &mut sinks, &mut r, &cursors)?;
         let counters = r.meta.map(|m| m.counters).unwrap_or_default();
         notes.push(format!("pipeline `{}` has finished before, and there is nothing new", pipeline.name));
         let outcome = Outcome::AlreadyFinished;
@@ -510,7 +535,8 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
                 // The receiver is in our hands: it cannot have hung up.
                 let _ = to.send(Committed { incarnation: *by, at: *at, sections: None });
             }
-            outlets.push(Outlet { queue: to, waiting_bytes: waiting_bytes.clone() });
+            let refuses = s.sink.refuses_rows().then(|| s.name.clone());
+            outlets.push(Outlet { refuses, queue: to, waiting_bytes: waiting_bytes.clone() });
             let (log, cursors) = (r.log.reader(), cursors.clone());
             let d =
                 Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors, progress, stop };
@@ -630,8 +656,13 @@ fn compare(stored: Option<&Meta>, new: &serde_json::Value) -> Result<Vec<String>
 }
 
 /// Sends what a finished pipeline's sinks have not confirmed: a crash may have come between.
-fn resend_now(job: Job<'_>, sinks: &mut [Opened], r: &Recovered, cursors: &Cursors) -> Result<(), RunError> {
-    for s in sinks {
+fn resend_now(
+    job: Job<'_>,
+    sinks: &mut [Opened],
+    r: &mut Recovered,
+    cursors: &Cursors,
+) -> Result<(), RunError> {
+    for s in sinks.iter_mut() {
         let patience = Patience::with(&s.name, job.progress);
         for (by, at) in r.kept.iter().filter(|(_, at)| at.epoch > s.cursor.epoch) {
             let sections = r.log.read_sections(at)?;
@@ -639,8 +670,19 @@ fn resend_now(job: Job<'_>, sinks: &mut [Opened], r: &Recovered, cursors: &Curso
             let (rows, enriched, letters) = (of(Kind::Rows), of(Kind::Enriched), of(Kind::Letters));
             let outbox = Outbox::new(*by, at.epoch, &rows, &letters).with_enriched(&enriched);
             let cursor = patience.at_start(|| asked(job.stop), || s.sink.deliver(&outbox))?;
-            cursors.set(&s.name, cursor);
+            cursors.set(&s.name, cursor, &s.sink.take_refused());
         }
+    }
+    let (cursors, refused) = cursors.take();
+    let Some(meta) = r.meta.as_mut().filter(|_| !refused.is_empty()) else { return Ok(()) };
+    meta.cursors = cursors;
+    *meta.counters.dead_by_rule.entry(ROW_REFUSED.to_owned()).or_default() += deliver::count(&refused);
+    let (text, epoch) = (meta_text(meta)?, r.log.last_epoch() + 1);
+    r.log.append(job.incarnation, epoch, &[(Kind::Meta, &text), (Kind::Letters, &refused)])?;
+    for s in sinks {
+        let patience = Patience::with(&s.name, job.progress);
+        let outbox = Outbox::new(job.incarnation, epoch, &[], &refused);
+        patience.at_start(|| asked(job.stop), || s.sink.deliver(&outbox))?;
     }
     Ok(())
 }

@@ -13,10 +13,18 @@ pub const BACKOFF_MAX_MS: u64 = 10_000;
 pub const ROWS_AT_ONCE: usize = 50_000;
 /// See [`ROWS_AT_ONCE`].
 pub const BYTES_AT_ONCE: usize = 4 << 20;
+/// Bytes of one row for BigQuery: a request takes 10 MB, with its frame and schema.
+pub const BIGQUERY_ROW_BYTES_MAX: usize = 9_500_000;
+/// Requests of one epoch that are on their way to BigQuery: enough that it is never waited for with nothing to do, and few enough to
+/// be kept until they are answered (this many times [`BYTES_AT_ONCE`]).
+pub const BIGQUERY_IN_FLIGHT: usize = 4;
+/// How long a replaced process may go on writing to BigQuery at most, ms: after so long it looks again whether it still may.
+pub const BIGQUERY_LOOK_MS: u64 = 30_000;
 /// How long all rows of a pipeline in a table may take to be deleted or marked, ms: a human has asked for it and waits.
 pub const SWEEP_MS: u64 = 3_600_000;
 
 const _: () = assert!(BACKOFF_MS <= BACKOFF_MAX_MS);
+const _: () = assert!(BYTES_AT_ONCE <= BIGQUERY_ROW_BYTES_MAX);
 
 /// The waits between tries of a sink whose service is away.
 #[must_use]

@@ -1,5 +1,7 @@
 //! Where revisions and dead letters go.
 
+#[cfg(feature = "bigquery")]
+pub mod bigquery;
 pub mod bounds;
 pub mod jsonl;
 #[cfg(feature = "services")]
@@ -58,6 +60,15 @@ pub trait Sink: Send {
     }
     /// Writes one epoch and makes it durable; returns the cursor to keep.
     fn deliver(&mut self, outbox: &Outbox<'_>) -> Result<Cursor, ConnectError>;
+    /// What the service has refused of the last epoch that was delivered, row by row and for good, as dead letters: JSON, one object
+    /// a line. All else of that epoch is there. Asked for after each delivery, and kept before its cursor is: nobody else knows.
+    fn take_refused(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
+    /// Whether it ever refuses single rows.
+    fn refuses_rows(&self) -> bool {
+        false
+    }
     /// Deletes every row of this pipeline (`--fresh`); `Err(Config)` where the sink cannot list them.
     fn delete_all(&mut self) -> Result<(), ConnectError>;
     /// Whether a resend after a crash may show a row twice (stdout).

@@ -26,15 +26,17 @@ impl Owner {
 
     /// Refuses an incarnation below that of the cursor row.
     pub(super) fn may_claim(&self, theirs: i64, incarnation: u64) -> Result<(), ConnectError> {
-        if theirs <= int(incarnation) {
-            return Ok(());
-        }
-        Err(ConnectError::Conflict(format!(
+        if theirs <= int(incarnation) { Ok(()) } else { Err(self.another(theirs, incarnation)) }
+    }
+
+    /// What is said of a table that another one has written to.
+    pub(super) fn another(&self, theirs: i64, incarnation: u64) -> ConnectError {
+        ConnectError::Conflict(format!(
             "{}: table {} was last written by incarnation {theirs} of pipeline {}, this run is {incarnation}: \
              another tidemill with another data_dir writes here, or the data_dir was removed; use that data_dir, \
              another table, or start over with `--fresh`",
             self.place, self.table, self.pipeline
-        )))
+        ))
     }
 
     /// The table's own cursor beside the store's. The table's is written only together with rows, so it may lie

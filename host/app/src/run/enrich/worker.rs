@@ -381,6 +381,6 @@ fn place(w: &InWork) -> Place {
 fn dead(w: &InWork, row: SessionRow<'_>, reason: &str, message: &str, by: Option<&Identity>) -> Outcome {
     let mut line = Vec::new();
     let enricher = by.map(|i| (i.version.as_str(), i.digest.as_str()));
-    RevisionLetter { reason, message, enricher, revision: w.revision, row }.write(&mut line);
+    RevisionLetter { reason, stage: "enrich", message, enricher, revision: w.revision, row }.write(&mut line);
     Outcome::Letter(reason.to_owned(), line)
 }

@@ -1,0 +1,205 @@
+//! One long-lived stream of the Storage Write API: requests go out, and their answers come back in the same order.
+
+use super::{AGENT, CONNECT_MS_MAX, Dataset, failure};
+use crate::ConnectError;
+use googleapis_tonic_google_cloud_bigquery_storage_v1::google::cloud::bigquery::storage::v1 as api;
+use googleapis_tonic_google_cloud_bigquery_storage_v1::google::rpc;
+use prost::Message as _;
+use prost_types::DescriptorProto;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http::HeaderMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::transport::{ClientTlsConfig, Endpoint};
+use tonic::{Code, Streaming};
+
+pub(super) use api::storage_error::StorageErrorCode as StorageCode;
+
+/// Requests that wait to be sent: one is filled while another goes out.
+const WAITING: usize = 1;
+/// Silence after which the other end is asked whether it is still there, and how long its answer may take.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+
+/// What rows are made of, as the service decodes them.
+pub(crate) type Schema = DescriptorProto;
+
+/// What became of a request.
+pub(crate) enum Answer {
+    /// All of its rows are there. `changed`: the table's schema is another since the stream began.
+    Taken {
+        /// See above.
+        changed: bool,
+    },
+    /// None is; these rows, by their number in the request, are why.
+    BadRows(Vec<(usize, String)>),
+}
+
+/// See the module's documentation.
+pub(crate) struct Stream {
+    place: String,
+    timeout: Duration,
+    to: mpsc::Sender<api::AppendRowsRequest>,
+    answers: Answers,
+    /// What only the first request says.
+    first: Option<(String, Schema)>,
+}
+
+/// The service may begin its answer only when the first request is there.
+enum Answers {
+    Coming(tokio::task::JoinHandle<Result<Streaming<api::AppendRowsResponse>, tonic::Status>>),
+    There(Box<Streaming<api::AppendRowsResponse>>),
+}
+
+impl Stream {
+    pub(super) async fn open(
+        dataset: &Dataset,
+        table: &str,
+        schema: &Schema,
+        headers: HeaderMap,
+    ) -> Result<Stream, ConnectError> {
+        let host = dataset.rows_endpoint.split("//").last().unwrap_or_default();
+        let place = format!("BigQuery at {host}, table {}.{}.{table}", dataset.project, dataset.dataset);
+        let name = format!(
+            "projects/{}/datasets/{}/tables/{table}/streams/_default",
+            dataset.project, dataset.dataset
+        );
+        let channel = connect(dataset, &place).await?;
+        let (to, requests) = mpsc::channel(WAITING);
+        let mut request = tonic::Request::new(ReceiverStream::new(requests));
+        *request.metadata_mut() = MetadataMap::from_headers(headers);
+        // Leads to where the table is.
+        let routing = MetadataValue::try_from(format!("write_stream={}", name.replace('/', "%2F")));
+        let routing =
+            routing.map_err(|e| ConnectError::Config(format!("{place}: no name of a table: {e}")))?;
+        request.metadata_mut().insert("x-goog-request-params", routing);
+        let mut client = api::big_query_write_client::BigQueryWriteClient::new(channel);
+        let coming =
+            tokio::spawn(async move { client.append_rows(request).await.map(tonic::Response::into_inner) });
+        Ok(Stream {
+            place,
+            timeout: dataset.timeout,
+            to,
+            answers: Answers::Coming(coming),
+            first: Some((name, schema.clone())),
+        })
+    }
+
+    /// Sends rows.
+    pub(crate) async fn send(&mut self, rows: Vec<Vec<u8>>) -> Result<(), ConnectError> {
+        let (write_stream, schema) = self.first.take().unzip();
+        let data = api::append_rows_request::ProtoData {
+            writer_schema: schema.map(|s| api::ProtoSchema { proto_descriptor: Some(s) }),
+            rows: Some(api::ProtoRows { serialized_rows: rows }),
+        };
+        let request = api::AppendRowsRequest {
+            write_stream: write_stream.unwrap_or_default(),
+            trace_id: AGENT.to_owned(),
+            rows: Some(api::append_rows_request::Rows::ProtoRows(data)),
+            ..api::AppendRowsRequest::default()
+        };
+        match tokio::time::timeout(self.timeout, self.to.send(request)).await {
+            // What ended the stream says why.
+            Ok(Err(_)) => Err(self.answer().await.err().unwrap_or_else(|| self.ended())),
+            Ok(Ok(())) => Ok(()),
+            Err(_) => Err(self.late()),
+        }
+    }
+
+    /// Waits for the next answer, and no longer than it may.
+    pub(crate) async fn answer(&mut self) -> Result<Answer, ConnectError> {
+        let timeout = self.timeout;
+        match tokio::time::timeout(timeout, self.next()).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.late()),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Answer, ConnectError> {
+        if let Answers::Coming(coming) = &mut self.answers {
+            let opened =
+                coming.await.map_err(|e| ConnectError::Unavailable(format!("{}: {e}", self.place)))?;
+            let answers = opened.map_err(|e| failure::of_stream(&self.place, &e))?;
+            self.answers = Answers::There(Box::new(answers));
+        }
+        let Answers::There(answers) = &mut self.answers else { return Err(self.ended()) };
+        match answers.message().await {
+            Ok(Some(answer)) => self.read(answer),
+            Ok(None) => Err(self.ended()),
+            Err(status) => Err(failure::of_stream(&self.place, &status)),
+        }
+    }
+
+    fn read(&self, answer: api::AppendRowsResponse) -> Result<Answer, ConnectError> {
+        let bad: Vec<(usize, String)> = answer
+            .row_errors
+            .into_iter()
+            .map(|e| (usize::try_from(e.index).unwrap_or(usize::MAX), e.message))
+            .collect();
+        if !bad.is_empty() {
+            return Ok(Answer::BadRows(bad));
+        }
+        match answer.response {
+            Some(api::append_rows_response::Response::Error(e)) => {
+                let storage = code_of(&e);
+                Err(failure::of_code(&self.place, Code::from(e.code), storage, &e.message))
+            }
+            _ => Ok(Answer::Taken { changed: answer.updated_schema.is_some() }),
+        }
+    }
+
+    fn late(&self) -> ConnectError {
+        ConnectError::Unavailable(format!("{}: no answer within {:?}", self.place, self.timeout))
+    }
+
+    fn ended(&self) -> ConnectError {
+        ConnectError::Unavailable(format!("{}: the connection was closed", self.place))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Answers::Coming(coming) = &self.answers {
+            coming.abort();
+        }
+    }
+}
+
+async fn connect(dataset: &Dataset, place: &str) -> Result<tonic::transport::Channel, ConnectError> {
+    let wrong = |e: &dyn std::fmt::Display| ConnectError::Config(format!("{place}: {e}"));
+    let most = dataset.timeout.min(Duration::from_millis(CONNECT_MS_MAX));
+    let mut endpoint = Endpoint::from_shared(dataset.rows_endpoint.clone())
+        .and_then(|e| e.user_agent(AGENT))
+        .map_err(|e| wrong(&e))?
+        .connect_timeout(most)
+        .http2_keep_alive_interval(KEEPALIVE.0)
+        .keep_alive_timeout(KEEPALIVE.1)
+        .keep_alive_while_idle(true);
+    if dataset.rows_endpoint.starts_with("https:") {
+        endpoint = endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(|e| wrong(&e))?;
+    }
+    match tokio::time::timeout(most, endpoint.connect()).await {
+        Ok(Ok(channel)) => Ok(channel),
+        Ok(Err(e)) => {
+            let mut text = format!("{place}: no connection: {e}");
+            let mut cause = std::error::Error::source(&e);
+            while let Some(c) = cause {
+                text.push_str(&format!(": {c}"));
+                cause = c.source();
+            }
+            Err(ConnectError::Unavailable(text))
+        }
+        Err(_) => Err(ConnectError::Unavailable(format!("{place}: no connection within {most:?}"))),
+    }
+}
+
+/// The service's own code among the details of a status, as they came.
+pub(super) fn code_in(details: &[u8]) -> Option<StorageCode> {
+    code_of(&rpc::Status::decode(details).ok()?)
+}
+
+fn code_of(status: &rpc::Status) -> Option<StorageCode> {
+    let any = status.details.iter().find(|d| d.type_url.ends_with(".StorageError"))?;
+    let error = api::StorageError::decode(any.value.as_slice()).ok()?;
+    StorageCode::try_from(error.code).ok()
+}
