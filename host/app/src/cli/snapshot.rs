@@ -3,7 +3,7 @@
 use super::out::{self, BOLD, Failure};
 use super::recover::words;
 use super::{ConfigFile, text};
-use crate::snapshot::{Drilled, Manifest, Restored, Snapshots};
+use crate::snapshot::{Back, Drilled, Manifest, Restored, Snapshots};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -180,7 +180,7 @@ fn restored(r: &Restored, run: &str) -> (Value, Vec<String>) {
         text::duration(millis(r.took))
     )];
     let mut pipelines = Vec::new();
-    for (name, seen, taken) in &r.pipelines {
+    for Back { name, seen, sinks: taken } in &r.pipelines {
         let Some(cut) = r.manifest.pipelines.iter().find(|c| c.pipeline == *name) else { continue };
         let age = text::between(cut.sealed_at_ms, now);
         lines.push(format!(

@@ -20,7 +20,7 @@ mod manifest;
 mod restore;
 
 pub(crate) use self::manifest::Manifest;
-pub(crate) use self::restore::{Drilled, Restored};
+pub(crate) use self::restore::{Back, Drilled, Restored};
 
 use crate::config::plan::{Plan, State};
 use crate::run::RunError;

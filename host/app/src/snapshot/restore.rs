@@ -22,10 +22,21 @@ use tidemill_store::{StoreError, create_dir_durably, parent_of, replace};
 pub(crate) struct Restored {
     /// The snapshot.
     pub(crate) manifest: Manifest,
-    /// For each pipeline: the newest epoch that one of its sinks showed, and what each of them took back.
-    pub(crate) pipelines: Vec<(String, Option<u64>, Vec<(String, TakenBack)>)>,
+    /// Its pipelines.
+    pub(crate) pipelines: Vec<Back>,
     /// How long all of it took.
     pub(crate) took: Duration,
+}
+
+/// A pipeline that went back.
+#[derive(Debug)]
+pub(crate) struct Back {
+    /// The pipeline.
+    pub(crate) name: String,
+    /// The newest epoch that one of its sinks showed.
+    pub(crate) seen: Option<u64>,
+    /// What each of them took back.
+    pub(crate) sinks: Vec<(String, TakenBack)>,
 }
 
 /// What a drill has seen.
@@ -85,8 +96,8 @@ impl Snapshots<'_> {
             };
             let go_back = GoBack::look(self.plan, pipeline, cut.epoch).map_err(go_on)?;
             let seen = go_back.seen.iter().filter_map(|(_, epoch)| *epoch).max();
-            let taken = go_back.carry_out().map_err(go_on)?;
-            pipelines.push((pipeline.name.clone(), seen, taken));
+            let sinks = go_back.carry_out().map_err(go_on)?;
+            pipelines.push(Back { name: pipeline.name.clone(), seen, sinks });
         }
         if let Some(incarnation) = Claim::newest_incarnation(&OsDisk, data_dir)? {
             self.claim(incarnation)?;
