@@ -311,3 +311,6 @@ fn judge(d: &Description, turns: &Turns, turn: &Turn, out: &Results, r: TurnResu
         Err(why) => TurnResult::failed(Fault::unknown(format!("the answer breaks the contract: {why}"))),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -230,6 +230,22 @@ mod tests {
     }
 
     #[test]
+    fn a_value_shows_as_a_reader_writes_it() {
+        let shown = [
+            ext::Value::Missing,
+            ext::Value::Text("käthe".as_bytes()),
+            ext::Value::Integer(-7),
+            ext::Value::Number(2.5),
+            ext::Value::Boolean(false),
+        ]
+        .map(|v| v.display().map(String::from));
+        assert_eq!(
+            shown.each_ref().map(Option::as_deref),
+            [None, Some("käthe"), Some("-7"), Some("2.5"), Some("false")]
+        );
+    }
+
+    #[test]
     fn byte_order_of_position_ids_is_position_order() {
         let p = |source, partition, offset| Position { source, partition, offset };
         assert!(p(0, 0, 256).id_bytes() > p(0, 0, 255).id_bytes());

@@ -120,6 +120,7 @@ pub fn session_id(pipeline: &str, key: &[u8], anchor_time: EventTime, anchor_id:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bounds::KEY_GROUPS;
 
     #[test]
     fn keys_show_as_text_array_or_hex() {
@@ -146,6 +147,9 @@ mod tests {
     #[test]
     fn hashes_are_frozen() {
         assert_eq!(key_hash(b"u1"), xxhash_rust::xxh3::xxh3_64(b"u1"));
+        // A group is a hash's highest bits.
+        let group = 1 << (64 - GROUP_BITS);
+        assert_eq!([0, group - 1, group, u64::MAX].map(key_group), [0, 0, 1, KEY_GROUPS - 1]);
         assert_eq!(hex(&session_id("p", b"k", EventTime::from_ms(1), b"i")).len(), 32);
         assert_ne!(
             session_id("p", b"k", EventTime::from_ms(1), b"i"),

@@ -237,6 +237,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_stage_is_known_by_its_word() {
+        assert_eq!(Stage::ALL.map(|s| Stage::from_name(s.name())), Stage::ALL.map(Some));
+        assert_eq!(["", "Early", "last"].map(Stage::from_name), [None; 3]);
+    }
+
+    #[test]
     fn rows_come_back_as_they_were_written() {
         let row = SessionRow {
             id: [7; 16],

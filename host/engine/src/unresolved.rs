@@ -288,6 +288,7 @@ fn decode_run(run: &[u8; RUN_BYTES]) -> (u64, u32, u32) {
 mod tests {
     use super::*;
     use crate::outbox::{Outbox, SessionRow, Stages};
+    use crate::record::Header;
     use crate::time::EventTime;
     use proptest::prelude::*;
 
@@ -344,6 +345,37 @@ mod tests {
         assert!(u.clone().replay(&twice, 6), "what is no longer kept is resolved");
         assert!(u.replay(&runs, 1));
         assert_eq!((u.count(), u.bytes(), u.oldest()), (0, 0, None));
+    }
+
+    /// Bug family: a start that takes a row for resolved which is not, keeps one that is, or believes records that make no sense.
+    #[test]
+    fn a_start_finds_what_the_records_leave() {
+        let waiting = [row(1, Stage::Final, "{}"), row(2, Stage::Early, "{}")].concat();
+        let resolved = |epoch, index| {
+            let mut runs = Vec::new();
+            encode_runs(&[Place { epoch, index }], &mut runs);
+            runs
+        };
+        let header = |epoch| Header { incarnation: 7, epoch, previous: 0 };
+        let record = |epoch, sections| Record { header: header(epoch), checksum: 0, len: 0, sections };
+        let (late, first, second) = (resolved(4, 0), resolved(5, 0), resolved(5, 1));
+        let steps = [
+            // What it resolves stood in a record before the first that is kept.
+            (record(5, vec![(Kind::Resolved, &late[..]), (Kind::Unresolved, &waiting[..])]), 2, vec![5]),
+            (record(6, vec![(Kind::Resolved, &first[..])]), 1, vec![5]),
+            (record(7, vec![(Kind::Unresolved, &waiting[..])]), 3, vec![5, 7]),
+            (record(8, vec![(Kind::Resolved, &second[..])]), 2, vec![7]),
+        ];
+        let mut left = Left::default();
+        for (record, count, epochs) in steps {
+            let epoch = record.header.epoch;
+            assert!(left.take(&record, 10 * epoch), "the record of epoch {epoch}");
+            assert_eq!(left.count(), count, "after epoch {epoch}");
+            assert_eq!(left.rows.keys().copied().collect::<Vec<_>>(), epochs, "after epoch {epoch}");
+        }
+        assert_eq!(left.rows[&7], (Revision { incarnation: 7, epoch: 7 }, waiting.clone()));
+        assert_eq!(left.records, [(5, 50), (6, 60), (7, 70), (8, 80)]);
+        assert!(!left.take(&record(9, vec![(Kind::Resolved, &second[..])]), 90), "it was resolved before");
     }
 
     /// What one epoch of the model does: its rows (session, stage), and which of the unresolved are resolved, and how.

@@ -832,3 +832,6 @@ fn copy_answer(from: &Results, r: &TurnResult, to: &mut Results) -> TurnResult {
         open_fields: put(to, r.open_fields),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -186,6 +186,24 @@ mod tests {
         assert_eq!(rotation.next(100, 100), None);
     }
 
+    /// Bug family: an epoch that is not written because only its rarest part has something in it, or written for nothing.
+    #[test]
+    fn an_epoch_is_written_if_any_part_of_it_has_something() {
+        let with = |fill: &dyn Fn(&mut Content)| {
+            // A lane that has nothing to say has a part all the same.
+            let mut content = Content { states: vec![Vec::new(); 2], ..Content::default() };
+            fill(&mut content);
+            (content.is_empty(), content.leaves())
+        };
+        assert_eq!(with(&|_| {}), (true, false));
+        assert_eq!(with(&|c| c.states[1].push(0)), (false, false));
+        assert_eq!(with(&|c| c.unresolved.push(0)), (false, false));
+        assert_eq!(with(&|c| c.resolved.push(0)), (false, false));
+        assert_eq!(with(&|c| c.rows.push(0)), (false, true));
+        assert_eq!(with(&|c| c.enriched.push(0)), (false, true));
+        assert_eq!(with(&|c| c.letters.push(0)), (false, true));
+    }
+
     #[test]
     fn what_anybody_needs_is_kept() {
         let mut needs = Needs::default();

@@ -92,12 +92,11 @@ pub(super) fn compare(
             next.push(s);
         }
     }
-    let open_left_alone = views.last().is_some_and(|v| v.reason == OPEN) && !p.reporting;
     for s in sent {
-        if open_left_alone || !p.reporting {
-            next.push(s);
-        } else {
+        if p.reporting {
             emit.retract(s);
+        } else {
+            next.push(s);
         }
     }
     told.sent = next;

@@ -111,7 +111,6 @@ impl Lane {
     /// were looked at last there may have been no swap, or another. Adds them to the keys to visit.
     pub(super) fn catch_up(&mut self, now: Now, slots: &mut Vec<u32>) {
         let Some(Look { keys, at, reached, .. }) = self.settling(now) else { return };
-        let before = slots.len();
         for slot in keys {
             let e = &mut self.entries[slot];
             if !e.live {
@@ -132,10 +131,8 @@ impl Lane {
                 slots.push(slot as u32);
             }
         }
-        if slots.len() > before {
-            slots.sort_unstable();
-            slots.dedup();
-        }
+        slots.sort_unstable();
+        slots.dedup();
     }
 
     /// After the fold of a barrier: migrates the bases that still stand before S, and says whether any key does.

@@ -1,13 +1,13 @@
 //! Tests of what a lane keeps; what it makes of events is held to the naive model in `tests/fold`.
 
-use super::{Barrier, KeyLook, Lane, LaneConfig, LaneEpoch, Origin};
+use super::{Barrier, KeyLook, Lane, LaneConfig, LaneCounts, LaneEpoch, Origin};
 use crate::contain::Contained;
-use crate::event::{Position, RowHead, Rows};
+use crate::event::{Position, RowHead, Rows, ext};
 use crate::gap::{Boundary, Gap, GapConfig};
 use crate::key::{KeyForm, key_group, key_hash};
 use crate::key_state::Row;
-use crate::outbox::{Outbox, Stage, Stages};
-use crate::rule::{Description, Fault, Results, SessionRule, TurnResult, Turns};
+use crate::outbox::{Outbox, Stage, Stages, hex};
+use crate::rule::{Description, Fault, Results, SessionRule, Span, TurnResult, Turns};
 use crate::time::EventTime;
 use crate::versions::{Policy, Scheduled, Version, Versions};
 use std::collections::BTreeSet;
@@ -77,6 +77,15 @@ fn end(lane: &mut Lane) -> LaneEpoch {
     lane.barrier(Barrier { watermark: EventTime::INFINITY, early_tick: false, at_end: true }).unwrap()
 }
 
+/// The sessions that leave, each key with its events, in order.
+fn sessions(epoch: &LaneEpoch) -> Vec<(String, u64)> {
+    let outbox = Outbox::new(1, 1, &epoch.rows, b"");
+    let mut sessions: Vec<(String, u64)> =
+        outbox.sessions(Stages::ALL).map(|(_, r)| (r.key.to_owned(), r.events)).collect();
+    sessions.sort_unstable();
+    sessions
+}
+
 /// Bug family: what the table knows of a key taken for the key.
 #[test]
 fn keys_of_one_hash_are_kept_apart() {
@@ -86,12 +95,7 @@ fn keys_of_one_hash_are_kept_apart() {
     lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
     rows.heads.iter_mut().for_each(|h| h.position.offset += 10);
     lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
-    let epoch = end(&mut lane);
-    let outbox = Outbox::new(1, 1, &epoch.rows, b"");
-    let mut sessions: Vec<(&str, u64)> =
-        outbox.sessions(Stages::ALL).map(|(_, r)| (r.key, r.events)).collect();
-    sessions.sort_unstable();
-    assert_eq!(sessions, [("a", 4), ("b", 6)]);
+    assert_eq!(sessions(&end(&mut lane)), [("a".into(), 4), ("b".into(), 6)]);
 }
 
 /// Bug family: the bound on all suffixes fills up with what is long gone.
@@ -138,13 +142,163 @@ fn an_event_over_a_bound_is_a_letter_and_a_copy_is_none() {
         lane.insert(&later, EventTime::from_ms(5), ORIGIN).unwrap();
         let rows = end(&mut lane);
         assert!(rows.letters.is_empty(), "{reason}");
-        let mut sessions: Vec<(String, u64)> = Outbox::new(1, 1, &rows.rows, b"")
-            .sessions(Stages::ALL)
-            .map(|(_, r)| (r.key.to_owned(), r.events))
-            .collect();
-        sessions.sort_unstable();
-        assert_eq!(sessions, [("a".into(), 4), ("b".into(), 1), ("z".into(), 1)], "{reason}");
+        assert_eq!(sessions(&rows), [("a".into(), 4), ("b".into(), 1), ("z".into(), 1)], "{reason}");
     }
+}
+
+/// Bug family: copies that only a full key has sorted out go uncounted, or count twice.
+#[test]
+fn copies_in_a_full_key_are_counted_and_make_room() {
+    let mut lane = bounded(0..1024, 4, 1 << 20);
+    let (mut rows, mut bytes) = (with_hash(b"aaaaaa"), Vec::new());
+    // Of one event there are three, two of them with other fields than the first.
+    for (head, (offset, field)) in
+        rows.heads.iter_mut().zip([(0, "x"), (0, "y"), (1, "x"), (0, "y"), (2, "x"), (3, "x")])
+    {
+        (head.time, head.position.offset) = (EventTime::from_ms(offset), offset as u64);
+        head.key_at = bytes.len() as u32;
+        bytes.push(b'a');
+        let mut ext = Vec::new();
+        ext::push_id(&mut ext, None);
+        ext::push_field(&mut ext, ext::Value::Text(field.as_bytes()));
+        head.ext_len = ext.len() as u32;
+        bytes.append(&mut ext);
+    }
+    rows.bytes = bytes;
+    lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
+    let counts = until(&mut lane, 0).counts;
+    assert_eq!((counts.duplicates, counts.conflicts, counts.key_over_cap), (2, 2, 0));
+    assert_eq!(sessions(&end(&mut lane)), [("a".into(), 4)]);
+}
+
+/// Bug family: keys that share a place in memory, since one piece of it was full.
+#[test]
+fn thousands_of_keys_are_kept_apart() {
+    const KEYS: u32 = 10_000;
+    let mut lane = lane();
+    lane.config.open_sessions = 1 << 20;
+    let mut rows = rows(&[]);
+    for n in 0..KEYS {
+        let key_at = rows.bytes.len() as u32;
+        let key = format!("{n:05}");
+        rows.bytes.extend_from_slice(key.as_bytes());
+        rows.heads.push(RowHead {
+            key_hash: key_hash(key.as_bytes()),
+            time: EventTime::from_ms(0),
+            position: Position { source: 0, partition: 0, offset: u64::from(n) },
+            key_at,
+            key_len: key.len() as u32,
+            ext_len: 0,
+            raw_at: 0,
+            raw_len: 0,
+        });
+    }
+    lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
+    assert_eq!(lane.slots(), KEYS as usize);
+    assert!(sessions(&end(&mut lane)).into_iter().eq((0..KEYS).map(|n| (format!("{n:05}"), 1))));
+}
+
+/// Bug family: a barrier that looks at every key that waits, and not at those alone that are due about then.
+#[test]
+fn keys_that_are_due_at_different_times_stand_apart() {
+    const HOUR_MS: i64 = 3_600_000;
+    let mut lane = lane();
+    let mut rows = with_hash(b"abc");
+    rows.heads.iter_mut().zip(0..).for_each(|(h, n)| h.time = EventTime::from_ms(n * HOUR_MS));
+    lane.insert(&rows, EventTime::BEGINNING, ORIGIN).unwrap();
+    let together = |lane: &Lane| lane.due.values().map(Vec::len).max();
+    assert_eq!((together(&lane), lane.due.len()), (Some(1), 3));
+    assert_eq!(sessions(&until(&mut lane, HOUR_MS)), [("a".into(), 1)]);
+    assert_eq!((together(&lane), lane.due.len()), (Some(1), 2));
+}
+
+/// The built-in rule, each of whose sessions has fields.
+struct Fielded(Gap);
+
+const FIELDS: &str = r#"{"pages":3}"#;
+
+impl SessionRule for Fielded {
+    fn describe(&self) -> &Description {
+        self.0.describe()
+    }
+    fn migrate(&mut self, from: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
+        self.0.migrate(from, states)
+    }
+    fn call(&mut self, turns: &Turns, out: &mut Results) {
+        self.0.call(turns, out);
+        let at = out.bytes.len();
+        out.bytes.extend_from_slice(FIELDS.as_bytes());
+        out.closings.iter_mut().for_each(|c| c.fields = Span::between(at, at + FIELDS.len()));
+    }
+}
+
+#[test]
+fn a_row_has_the_fields_that_the_rule_gave_or_an_empty_object() {
+    let gap = || {
+        Gap::new(&GapConfig {
+            gap_ms: 10,
+            boundary: Boundary::Exclusive,
+            max_ms: None,
+            start: None,
+            end: None,
+        })
+    };
+    let rules: [(Box<dyn SessionRule>, &str); 2] =
+        [(Box::new(Fielded(gap())), FIELDS), (Box::new(gap()), "{}")];
+    for (rule, fields) in rules {
+        let mut lane = lane();
+        lane.put_versions(Versions::single(rule), Vec::new());
+        lane.insert(&with_hash(b"a"), EventTime::BEGINNING, ORIGIN).unwrap();
+        let epoch = end(&mut lane);
+        let outbox = Outbox::new(1, 1, &epoch.rows, b"");
+        assert_eq!(outbox.sessions(Stages::ALL).map(|(_, r)| r.fields).collect::<Vec<_>>(), [fields]);
+    }
+}
+
+/// Format 1 as it was first written: what an epoch changed of a key, with an event that waits, and with a session that is open.
+#[test]
+fn frozen_bytes() {
+    let mut lane = lane();
+    lane.insert(&rows(b"k"), EventTime::BEGINNING, ORIGIN).unwrap();
+    let states = [0, 5, 50].map(|ms| hex(&until(&mut lane, ms).state));
+    let position = "00000000".repeat(4);
+    let (zero, five, no_id) = ("00".repeat(8), "0500000000000000", "00000000");
+    // What it holds, the key, where it was settled, no session, nothing sent, one row: time, position, extension.
+    let waits = format!("0016010000006b 0000000000000080 00 00000000 01000000 {zero} {position} 00000000");
+    // A session of version 0: its first event, its last one, their number, no state, a timer at 10 ms.
+    let open = format!(
+        "000e010000006b {five} 01 00000000 {zero} {position} {no_id} {zero} {position} 0100000000000000 00000000 \
+         01 00 0a00000000000000 00000000 {zero} {position} {no_id}"
+    );
+    let gone = "0001010000006b".to_owned();
+    assert_eq!(states, [waits, open, gone].map(|s| s.replace(' ', "")));
+}
+
+#[test]
+fn counts_add_up_one_by_one() {
+    let counts = |n: u64| LaneCounts {
+        duplicates: n,
+        conflicts: n + 1,
+        key_over_cap: n + 2,
+        suffix_over_cap: n + 3,
+        sessions_over_cap: n + 4,
+        revisions: [n + 5, n + 6, n + 7, n + 8],
+        steps: n + 9,
+        turns: n + 10,
+    };
+    let mut sum = counts(100);
+    sum.add(&counts(1_000));
+    let want = LaneCounts {
+        duplicates: 1_100,
+        conflicts: 1_102,
+        key_over_cap: 1_104,
+        suffix_over_cap: 1_106,
+        sessions_over_cap: 1_108,
+        revisions: [1_110, 1_112, 1_114, 1_116],
+        steps: 1_118,
+        turns: 1_120,
+    };
+    assert_eq!(sum, want);
 }
 
 /// Bug family: what sessions take is counted twice, or goes on being counted when they have ended.
@@ -274,11 +428,13 @@ fn a_state_is_migrated_from_the_version_that_it_has() {
     let asked = [(); 3].map(|()| Arc::new(Mutex::new(Vec::new())));
     let mut lane = lane();
     lane.put_versions(Versions::single(Versioned::new(1, &asked[0])), Vec::new());
-    // The key's events are 5 ms apart, and versions 2 and 3 are in force from the second and the third on.
+    // The keys' events are 5 ms apart, and versions 2 and 3 are in force from the second and the third on.
     for n in 0..3 {
-        let mut rows = with_hash(b"a");
-        rows.heads[0].time = EventTime::from_ms(5 * n);
-        rows.heads[0].position.offset = n as u64;
+        let mut rows = with_hash(b"ab");
+        for head in &mut rows.heads {
+            head.time = EventTime::from_ms(5 * n);
+            head.position.offset = n as u64;
+        }
         if n > 0 {
             let scheduled = Scheduled {
                 version: Version(n as u32),
@@ -296,7 +452,7 @@ fn a_state_is_migrated_from_the_version_that_it_has() {
     let epoch = end(&mut lane);
     let outbox = Outbox::new(1, 1, &epoch.rows, b"");
     let rows: Vec<(u64, &str)> = outbox.sessions(Stages::ALL).map(|(_, r)| (r.events, r.plugin)).collect();
-    assert_eq!(rows, [(3, "v2")]);
+    assert_eq!(rows, [(3, "v2"), (3, "v2")]);
     let asked = asked.map(|a| {
         let mut from = a.lock().unwrap().clone();
         from.dedup();

@@ -1,6 +1,6 @@
 //! The log: kept, cut, damaged and torn in every way that a disk or a process can.
 
-use super::marker::{MARKER_NAME, SLOT_BYTES, Slot};
+use super::marker::{MARKER_NAME, SLOT_BYTES, SLOT_OFFSETS, Slot};
 use super::*;
 use crate::disk::OsDisk;
 use std::fs::{self, OpenOptions};
@@ -215,6 +215,37 @@ fn a_record_written_in_full_is_committed_though_the_marker_lags() {
     }
 }
 
+/// Bug family: a start that writes where nothing is to be written, and a COMMITTED that needs space when the disk is full.
+#[test]
+fn opening_a_sound_log_changes_nothing() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    drop(open(dir, &[]).unwrap());
+    let whole = SLOT_OFFSETS[1] + SLOT_BYTES as u64;
+    assert_eq!(fs::metadata(dir.join(MARKER_NAME)).unwrap().len(), whole, "there is room for both slots");
+    written(dir, 3, 400);
+    let before = contents(dir);
+    drop(open(dir, &sink(3)).unwrap());
+    assert!(contents(dir) == before);
+}
+
+#[test]
+fn the_first_epoch_follows_none() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    let put = |epoch, previous| {
+        let mut bytes = Vec::new();
+        record::encode_into(&mut bytes, &record::Header { incarnation: 1, epoch, previous }, &[]);
+        fs::write(segment_path(dir, epoch), bytes).unwrap();
+    };
+    put(1, 7);
+    assert!(refused(dir, &[], (1, 0, 1)).contains("does not follow"), "what stood before it is missing");
+    fs::remove_file(segment_path(dir, 1)).unwrap();
+    // What stood before a later one may have been trimmed.
+    put(2, 7);
+    assert_eq!(open(dir, &[]).unwrap().1.last_epoch, 2);
+}
+
 #[test]
 fn every_flipped_bit_of_a_committed_record_is_refused_with_its_place() {
     let tmp = tempfile::tempdir().unwrap();
@@ -338,6 +369,8 @@ fn a_full_disk_stops_the_log_for_good() {
     let StoreError::Storage { file, epoch: Some(3), source, .. } = &error else { panic!("{error}") };
     assert_eq!(*file, segment_path(dir, 1));
     assert_eq!(source.kind(), io::ErrorKind::StorageFull);
+    let cause = std::error::Error::source(&error).and_then(|c| c.downcast_ref::<io::Error>());
+    assert_eq!(cause.map(io::Error::kind), Some(io::ErrorKind::StorageFull), "whoever asks on is told");
     // There is space again, but the log has given up.
     log.active = healthy;
     let before = contents(dir);

@@ -1,0 +1,125 @@
+//! Tests of how a fault is searched for; what comes of it is held to the naive model in `tests/fold`.
+
+use super::*;
+use crate::gap::{Boundary, Gap, GapConfig};
+use crate::rule::{Input, Place, Span};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+fn gap() -> Gap {
+    Gap::new(&GapConfig { gap_ms: 10, boundary: Boundary::Exclusive, max_ms: None, start: None, end: None })
+}
+
+/// A turn for each list of event times, up to the end of the input.
+fn turns(times: &[&[i64]]) -> Turns {
+    let mut turns = Turns::default();
+    for times in times {
+        let at = turns.inputs.len();
+        turns.inputs.extend(times.iter().map(|ms| Input {
+            time: EventTime::from_ms(*ms),
+            ext: Span::default(),
+            skip: false,
+        }));
+        turns.turns.push(Turn {
+            key: Span::default(),
+            open: None,
+            state: Span::default(),
+            timers: Span::default(),
+            inputs: Span::between(at, turns.inputs.len()),
+            until: EventTime::INFINITY,
+            at_end: true,
+            report_open: false,
+            wanted: Span::default(),
+        });
+    }
+    turns
+}
+
+/// The built-in rule, which does something to its answers besides.
+struct Altered<F>(Gap, F);
+
+impl<F: FnMut(&Turns, &mut Results) + Send> SessionRule for Altered<F> {
+    fn describe(&self) -> &Description {
+        self.0.describe()
+    }
+    fn migrate(&mut self, from: u32, states: &[&[u8]]) -> Vec<Result<Vec<u8>, String>> {
+        self.0.migrate(from, states)
+    }
+    fn call(&mut self, turns: &Turns, out: &mut Results) {
+        self.0.call(turns, out);
+        (self.1)(turns, out);
+    }
+}
+
+fn fail(out: &mut Results) {
+    out.turns[0] = TurnResult::failed(Fault::unknown("it failed"));
+}
+
+/// Bug family: keys that get no answer, or another one's, since the rule has answered some turns of a call only.
+#[test]
+fn turns_without_an_answer_are_asked_again() {
+    let turns = turns(&[&[0, 5], &[20], &[1, 2, 30]]);
+    for answers in 1..4 {
+        let some = Altered(gap(), |_: &Turns, out: &mut Results| out.turns.truncate(answers));
+        let mut out = Results::default();
+        Contained::new(some, 0).call(&turns, &mut out);
+        let closed: Vec<Vec<(Place, Place)>> = out
+            .turns
+            .iter()
+            .map(|r| {
+                assert_eq!(r.fault, None);
+                out.closings[r.closings.range()].iter().map(|c| (c.first, c.last)).collect()
+            })
+            .collect();
+        let [a, b, c] = [0, 1, 2].map(Place::Input);
+        assert_eq!(closed, [vec![(a, b)], vec![(a, a)], vec![(a, b), (c, c)]], "{answers} of 3 answered");
+    }
+}
+
+/// Bug family: a search that asks about one event after the other, which a turn of some thousand events does not survive.
+#[test]
+fn a_fault_is_found_with_few_questions() {
+    const EVENTS: i64 = 1024;
+    let times: Vec<i64> = (0..EVENTS).collect();
+    let turns = turns(&[&times]);
+    for poison in [0, 1, 511, 512, EVENTS - 1] {
+        let asked = Arc::new(AtomicU32::new(0));
+        let counter = asked.clone();
+        let rule = Altered(gap(), move |turns: &Turns, out: &mut Results| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            if turns.inputs.iter().any(|i| i.time.ms() == poison) {
+                fail(out);
+            }
+        });
+        let mut out = Results::default();
+        Contained::new(rule, 1).call(&turns, &mut out);
+        let rejected: Vec<u32> = out.rejections.iter().map(|r| r.input).collect();
+        assert_eq!((&out.turns[0].fault, rejected), (&None, vec![poison as u32]));
+        // Ten questions tell 1,024 events apart; some more are about the whole, and about what was found.
+        let asked = asked.load(Ordering::Relaxed);
+        assert!(asked <= 10 + 8, "{asked} questions for event {poison}");
+    }
+}
+
+/// Bug family: a rule that is no pure function is asked for ever, or given up for a hiccup.
+#[test]
+fn a_fault_that_is_never_found_again_is_given_up() {
+    for (failures, is_given_up) in [(LOST_MAX, false), (LOST_MAX + 1, true)] {
+        let (mut left, mut failed) = (failures, false);
+        // Asked for the whole it fails every other time, so that the search finds nothing.
+        let rule = Altered(gap(), move |turns: &Turns, out: &mut Results| {
+            if !turns.turns[0].at_end {
+                return;
+            }
+            failed = !failed && left > 0;
+            if failed {
+                left -= 1;
+                fail(out);
+            }
+        });
+        let turns = turns(&[&[0]]);
+        let mut out = Results::default();
+        let answer = Contained::new(rule, 0).piecemeal(&turns, &turns.turns[0], &mut out);
+        assert_eq!(answer.fault.map(|f| f.fatal), is_given_up.then_some(true), "{failures} failures");
+    }
+}
