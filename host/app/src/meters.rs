@@ -42,6 +42,7 @@ pub(crate) struct Snapshots {
 
 impl Snapshots {
     /// One was taken.
+    #[cfg_attr(not(feature = "services"), expect(dead_code, reason = "this build has no object stores"))]
     pub(crate) fn taken(&self, at_ms: i64, took: Duration) {
         self.newest_at_ms.store(at_ms.unsigned_abs(), Ordering::Relaxed);
         self.took_ms.store(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -49,6 +50,7 @@ impl Snapshots {
     }
 
     /// One was not.
+    #[cfg_attr(not(feature = "services"), expect(dead_code, reason = "this build has no object stores"))]
     pub(crate) fn failed(&self) {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }

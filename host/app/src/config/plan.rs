@@ -27,6 +27,7 @@ pub(crate) struct Plan {
     /// Where the process listens and keeps its data.
     pub(crate) server: Server,
     /// Where state is kept besides.
+    #[cfg_attr(not(feature = "services"), expect(dead_code, reason = "this build has no object stores"))]
     pub(crate) state: Option<State>,
     /// In the order of the file.
     pub(crate) sources: Vec<Source>,
@@ -41,6 +42,7 @@ pub(crate) struct Plan {
 }
 
 /// `[state]`.
+#[cfg_attr(not(feature = "services"), expect(dead_code, reason = "this build has no object stores"))]
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     /// The object store.
