@@ -373,7 +373,8 @@ mod tests {
             assert_eq!(left.count(), count, "after epoch {epoch}");
             assert_eq!(left.rows.keys().copied().collect::<Vec<_>>(), epochs, "after epoch {epoch}");
         }
-        assert_eq!(left.rows[&7], (Revision { incarnation: 7, epoch: 7 }, waiting));
+        let (revision, rows) = &left.rows[&7];
+        assert_eq!((*revision, &rows[..]), (Revision { incarnation: 7, epoch: 7 }, &waiting[..]));
         assert_eq!(left.records, [(5, 50), (6, 60), (7, 70), (8, 80)]);
         assert!(!left.take(&record(9, vec![(Kind::Resolved, &second[..])]), 90), "it was resolved before");
     }
