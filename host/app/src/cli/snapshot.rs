@@ -106,11 +106,7 @@ pub(super) fn execute(args: &SnapshotArgs) -> Result<u8, Failure> {
     let snapshots = Snapshots::of(&plan)?;
     let (value, lines) = match &args.command {
         Action::Create(_) => taken(&snapshots.create()?, snapshots.address()),
-        Action::List(_) => {
-            let ids = snapshots.ids()?;
-            let all = ids.iter().map(|id| snapshots.manifest(id)).collect::<Result<Vec<_>, _>>()?;
-            list(&all, snapshots.address())
-        }
+        Action::List(_) => list(&snapshots.all()?, snapshots.address()),
         Action::Restore(c) => {
             let run = format!("tidemill run {}", of.config.path().display());
             restored(&snapshots.restore(Some(&c.id))?, &run)

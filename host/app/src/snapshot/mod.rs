@@ -56,18 +56,27 @@ impl<'a> Snapshots<'a> {
     }
 
     /// The ids of all snapshots, the oldest first.
-    pub(crate) fn ids(&self) -> Result<Vec<String>, RunError> {
+    fn ids(&self) -> Result<Vec<String>, RunError> {
         let names = self.bucket.list("snapshots").map_err(failed)?;
         Ok(names.iter().filter_map(|n| n.strip_suffix(".json")).map(str::to_owned).collect())
     }
 
+    /// All snapshots, the oldest first. One that a host lets go meanwhile is none.
+    pub(crate) fn all(&self) -> Result<Vec<Manifest>, RunError> {
+        self.ids()?.iter().filter_map(|id| self.look(id).transpose()).collect()
+    }
+
     /// What is in a snapshot.
-    pub(crate) fn manifest(&self, id: &str) -> Result<Manifest, RunError> {
-        let name = Manifest::object(id);
-        let bytes = self.bucket.get(&name).map_err(failed)?;
+    fn manifest(&self, id: &str) -> Result<Manifest, RunError> {
         let missing = || RunError::Refused(format!("{}: there is no snapshot `{id}`", self.address()));
-        Manifest::read(&bytes.ok_or_else(missing)?)
-            .map_err(|e| RunError::Refused(format!("{}/{name}: {e}", self.address())))
+        self.look(id)?.ok_or_else(missing)
+    }
+
+    fn look(&self, id: &str) -> Result<Option<Manifest>, RunError> {
+        let name = Manifest::object(id);
+        let Some(bytes) = self.bucket.get(&name).map_err(failed)? else { return Ok(None) };
+        let read = Manifest::read(&bytes);
+        read.map(Some).map_err(|e| RunError::Refused(format!("{}/{name}: {e}", self.address())))
     }
 
     /// The newest one, or the one that is asked for.
