@@ -165,7 +165,11 @@ fn power_cuts(session: Session, seed: u64, wanted: u64) {
     let ops = without_shared_memory(record(&case, &lines));
     let delivered = delivered(&ops);
     // On a quick machine two steps may fall into one epoch.
-    assert!(delivered.last().is_some_and(|e| *e > STEPS as u64 / 2), "too few epochs: {:?}", delivered.last());
+    assert!(
+        delivered.last().is_some_and(|e| *e > STEPS as u64 / 2),
+        "too few epochs: {:?}",
+        delivered.last()
+    );
     // From here on the log is complete: what a run does from an image has an end.
     case.configure(&config(session, false));
     let config = config(Session::Builtin, false);
