@@ -20,7 +20,7 @@ mod open;
 mod trim;
 
 pub use capture::{Captured, CapturedSegment, capture};
-pub use cut::Survey;
+pub use cut::{Decision, Survey};
 pub use trim::destroy;
 
 use super::StoreError;

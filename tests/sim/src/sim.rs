@@ -23,7 +23,7 @@ use tidemill_store::StoreError;
 use tidemill_store::claim::Claim;
 use tidemill_store::disk::Disk;
 use tidemill_store::epoch::{Needs, can_send_again};
-use tidemill_store::log::{EpochLog, RecordRef};
+use tidemill_store::log::{Decision, EpochLog, RecordRef};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Events of a seed, at least.
@@ -743,10 +743,10 @@ impl Sim<'_> {
         let mut claim = Claim::take(disk.clone(), Path::new(DATA))?;
         let incarnation = claim.next_incarnation()?;
         let dir = claim.pipeline_dir(PIPELINE);
-        EpochLog::cut_after(&*disk, &dir, to)?;
         let meta = Meta { tell_again: true, ..meta.clone() };
-        let (mut log, _) = EpochLog::open(disk.clone(), &dir, self.plan.segment_bytes, &[], |_, _| Ok(()))?;
-        log.append(incarnation, to.epoch + 1, &[(Section::Meta, &text(&meta))])?;
+        let text = text(&meta);
+        let decision = Decision { incarnation, sections: &[(Section::Meta, &text)] };
+        EpochLog::cut_after(disk.clone(), &dir, to, self.plan.segment_bytes, &decision)?;
         for place in &mut self.places {
             let stored = meta.cursors.get(place.name).copied();
             place.take_back(&*disk, incarnation, to.epoch, stored).map_err(|e| End::Sink(place.name, e))?;

@@ -1,8 +1,9 @@
 //! Going back to an earlier epoch of a pipeline (DESIGN 4): what would be given up, and giving it up.
 //!
 //! A human decides: `look` changes nothing and says everything; `carry_out` does what was shown, under the same claim.
-//! The log is cut first and the sinks follow. In between the same command can be given again; a run is refused if a sink has seen
-//! more than the log holds, else it begins with what is left to be taken back.
+//! The log is cut first, with the decision behind it, and the sinks follow. In between the same command can be given again; a run is
+//! refused until the decision stands there, and then if a sink has seen more than the log holds; else it begins with what is left to be
+//! taken back.
 
 use super::RunError;
 use super::pipeline::all_sinks;
@@ -16,7 +17,7 @@ use tidemill_engine::record::Kind;
 use tidemill_store::claim::Claim;
 use tidemill_store::disk::OsDisk;
 use tidemill_store::epoch::can_send_again;
-use tidemill_store::log::{EpochLog, RecordRef, Survey};
+use tidemill_store::log::{self, EpochLog, RecordRef, Survey};
 
 /// Decisions that a log remembers: enough to see a habit, few enough to stand in every epoch.
 const DECISIONS_MAX: usize = 32;
@@ -148,7 +149,6 @@ impl<'a> GoBack<'a> {
         let incarnation = self.claim.next_incarnation()?;
         let to = self.at.epoch;
         let newest = self.newest().max(self.survey.marker_epoch);
-        EpochLog::cut_after(&OsDisk, &self.dir, &self.at)?;
         let mut meta = self.meta;
         let what = format!("went back to epoch {to}; what followed it, up to epoch {newest}, was given up");
         meta.decisions.push(Decision { at_ms: now_ms(), incarnation, what });
@@ -158,9 +158,9 @@ impl<'a> GoBack<'a> {
         let back_to = meta.back_to.map_or(to, |earlier| earlier.min(to));
         meta.back_to = Some(back_to);
         let text = super::commit::meta_text(&meta)?;
-        let (mut log, _) =
-            EpochLog::open(Arc::new(OsDisk), &self.dir, self.plan.server.segment_bytes, &[], |_, _| Ok(()))?;
-        log.append(incarnation, to + 1, &[(Kind::Meta, &text)])?;
+        let decision = log::Decision { incarnation, sections: &[(Kind::Meta, &text)] };
+        let segment_bytes = self.plan.server.segment_bytes;
+        EpochLog::cut_after(Arc::new(OsDisk), &self.dir, &self.at, segment_bytes, &decision)?;
         let mut done = Vec::new();
         for (name, mut sink) in all_sinks(self.plan, self.pipeline) {
             let stored = meta.cursors.get(&name).copied();

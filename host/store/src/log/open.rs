@@ -23,9 +23,21 @@ impl EpochLog {
     /// A record that was written in full counts as committed even if the marker lags behind it.
     ///
     /// # Errors
-    /// `Damaged` if the log is not what was committed, as far as the records, the marker and `evidence` can tell; then
-    /// nothing on disk has changed. `Storage` if the file system refuses. Whatever `visit` returns.
+    /// `Damaged` if the log is not what was committed, as far as the records, the marker and `evidence` can tell, or is being cut;
+    /// then nothing on disk has changed. `Storage` if the file system refuses. Whatever `visit` returns.
     pub fn open(
+        shared: Arc<dyn Disk>,
+        dir: &Path,
+        segment_bytes_max: u64,
+        evidence: &[Evidence],
+        visit: impl FnMut(Record<'_>, RecordRef) -> Result<(), StoreError>,
+    ) -> Result<(EpochLog, Recovery), StoreError> {
+        EpochLog::is_not_being_cut(&*shared, dir)?;
+        EpochLog::open_as_it_is(shared, dir, segment_bytes_max, evidence, visit)
+    }
+
+    /// The same, whether or not it is being cut.
+    pub(super) fn open_as_it_is(
         shared: Arc<dyn Disk>,
         dir: &Path,
         segment_bytes_max: u64,
@@ -100,7 +112,7 @@ impl EpochLog {
 ///
 /// The process before may have died, or given up, between the write and the end of the sync: then these bytes may stand in
 /// the kernel's cache only, even marked as clean after a sync that failed. Only a new write makes a sync mean something.
-fn rewrite(disk: &dyn Disk, dir: &Path, at: &RecordRef) -> Result<(), StoreError> {
+pub(super) fn rewrite(disk: &dyn Disk, dir: &Path, at: &RecordRef) -> Result<(), StoreError> {
     let path = segment_path(dir, at.segment_first_epoch);
     let bytes = read_record(disk, &path, at)?;
     let write = || -> io::Result<()> {

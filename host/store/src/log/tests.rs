@@ -519,3 +519,38 @@ fn a_log_that_goes_on_and_is_trimmed_is_captured_whole() {
         assert!(first == 1 || first <= last - BEHIND, "epochs {first} to {last} lack some that are needed");
     }
 }
+
+/// Bug family: a run between the cut and the decision, which nobody has told that sinks took something back.
+#[test]
+fn until_somebody_who_goes_back_has_written_so_nobody_else_goes_on() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path();
+    let refs = written(dir, 10, 400);
+    let decide = |incarnation, at: &RecordRef| {
+        let decision = Decision { incarnation, sections: &[(Kind::Meta, b"{}")] };
+        EpochLog::cut_after(Arc::new(OsDisk), dir, at, 400, &decision).unwrap();
+    };
+    decide(2, &refs[6]);
+    let (log, recovery) = open(dir, &[]).unwrap();
+    assert_eq!((recovery.last_epoch, recovery.last_incarnation), (8, 2));
+    drop(log);
+    // The same once more; and the power is gone after any of its steps.
+    let before = contents(dir);
+    let cut_off: Vec<_> =
+        before.iter().filter(|(path, _)| path.ends_with(format!("{:020}.seg", 8))).collect();
+    fs::write(dir.join("CUT"), "7\n").unwrap();
+    for step in ["begun", "cut"] {
+        if step == "cut" {
+            fs::remove_file(dir.join(MARKER_NAME)).unwrap();
+            cut_off.iter().for_each(|(path, _)| fs::remove_file(path).unwrap());
+        }
+        let error = open(dir, &[]).unwrap_err();
+        let StoreError::Damaged { file, epoch, hint, .. } = &error else { panic!("{step}: {error}") };
+        assert_eq!((file, *epoch), (&dir.join("CUT"), Some(7)), "{step}");
+        assert!(hint.contains("recover --to 7"), "{step}: {hint}");
+        assert_eq!(error.exit_code(), 5);
+    }
+    decide(3, &refs[6]);
+    let (_, recovery) = open(dir, &[]).unwrap();
+    assert_eq!((recovery.last_epoch, recovery.last_incarnation), (8, 3));
+}

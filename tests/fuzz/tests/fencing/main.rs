@@ -426,7 +426,8 @@ impl Machine {
                 self.was_refused = true;
                 self.die(0);
             } else if sink == TABLE && p.outlet(sink).unwrap().queue.is_empty() {
-                self.truth.table.behind = false;
+                // Whoever has not seen that the cursor is lost has nothing to send again.
+                self.truth.table.behind &= self.truth.table.epoch.is_none();
             }
         }
         any

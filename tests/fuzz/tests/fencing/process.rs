@@ -21,7 +21,7 @@ use tidemill_store::StoreError;
 use tidemill_store::claim::Claim;
 use tidemill_store::disk::Disk;
 use tidemill_store::epoch::{Content, IMAGE_BLOCKS, IMAGE_GROUPS, Needs, Rotation, can_send_again};
-use tidemill_store::log::{EpochLog, Evidence, RecordRef, destroy};
+use tidemill_store::log::{Decision, EpochLog, Evidence, RecordRef, destroy};
 use tidemill_store::opening::{Contradiction, Since, since};
 
 /// One for each block of key groups, so that images are of keys.
@@ -390,15 +390,13 @@ pub(crate) fn go_back(
     truth.began(incarnation);
     there.retain(|r| r.epoch <= to);
     truth.cuts(there);
-    EpochLog::cut_after(disk, &dir, &at)?;
     let back_to = meta.back_to.map_or(to, |earlier| earlier.min(to));
     meta.back_to = Some(back_to);
     let text = meta.text();
-    let (mut log, _) = EpochLog::open(shared, &dir, SEGMENT_BYTES, &[], |_, _| Ok(()))?;
     let sections = [(Kind::Meta, text.as_slice())];
     let revision = Revision { incarnation, epoch: to + 1 };
     truth.makes(Epoch::new(revision, meta.clone(), &sections));
-    log.append(incarnation, to + 1, &sections)?;
+    EpochLog::cut_after(shared, &dir, &at, SEGMENT_BYTES, &Decision { incarnation, sections: &sections })?;
     truth.acknowledged(revision);
     for (name, mut sink) in places.sinks() {
         let stored = meta.cursors.get(name).copied();
