@@ -72,6 +72,9 @@ impl<R: SessionRule, F: Faults> Contained<R, F> {
         // Inputs of the next piece, where the last one took too long; and how often a fault was not found again.
         let (mut most, mut lost) = (usize::MAX, 0);
         loop {
+            if whole.rests {
+                return whole.finish(out);
+            }
             // Each round answers the rest or a part of it, or makes the next piece shorter, or takes an input out, or closes a
             // session: it ends. What never gets any faster is ended by whoever keeps count of the time.
             let reach = whole.next_piece(most.min(self.rule.inputs_max()).max(1));
@@ -151,7 +154,7 @@ impl<R: SessionRule, F: Faults> Contained<R, F> {
         }
         // All but the last input of the failing prefix work, and are answered. Does the last fail, or a timer or output before it?
         let Some(before) = self.answer(whole, Reach::Inputs { inputs: good, until: None })? else {
-            return Ok(Found::Nothing(fault));
+            return if good == 0 { self.let_go(whole, fault, reach) } else { Ok(Found::Nothing(fault)) };
         };
         let (open, timer) = (before.end.first.is_some(), self.first_timer(&before));
         whole.take_first(&before, &self.part_answers, good);
@@ -193,6 +196,36 @@ impl<R: SessionRule, F: Faults> Contained<R, F> {
             // Only the fields of the session that stays open fail: it goes without.
             (_, None) => {
                 whole.report_open = false;
+                return Ok(Found::Contained);
+            }
+        };
+        whole.close(cause, PLUGIN_FAULT, b"");
+        Ok(Found::Contained)
+    }
+
+    /// Where the rule fails with nothing asked, it cannot have the session that is open: its state is one that it does not take,
+    /// though it made it. The session ends with the first thing that happens to it; if nothing does, it stays as it is.
+    fn let_go(&mut self, whole: &mut Pieces<'_>, fault: Fault, reach: Reach) -> Result<Found, Fault> {
+        let Some((_, timers)) = whole.open_state() else { return Ok(Found::Nothing(fault)) };
+        let timer = timers.iter().copied().min();
+        let Some(failed) = self.surely(whole, Reach::Inputs { inputs: 0, until: None })? else {
+            return Ok(Found::Nothing(fault));
+        };
+        if !self.faults.found(&failed) {
+            return Err(Fault { fatal: true, ..failed });
+        }
+        let next = whole.rest.first().map(|i| (*i, whole.time(*i)));
+        let until = match (reach, next) {
+            (_, Some((_, time))) => time,
+            (Reach::Inputs { until: Some(until), .. }, None) => until,
+            (Reach::Inputs { until: None, .. } | Reach::Everything, None) => whole.turn.until,
+        };
+        let cause = match (timer.filter(|t| t.at <= until && t.at != EventTime::INFINITY), next) {
+            (Some(t), _) => Cause::Timer(t),
+            (None, Some((i, _))) => Cause::Input(i),
+            (None, None) if whole.turn.at_end => Cause::End,
+            (None, None) => {
+                whole.rests = true;
                 return Ok(Found::Contained);
             }
         };

@@ -29,6 +29,8 @@ pub(crate) struct Pieces<'a> {
     state: Vec<u8>,
     timers: Vec<Timer>,
     pub(crate) report_open: bool,
+    /// Nothing more is to be asked: what is open stays as it is.
+    pub(crate) rests: bool,
     closings: Vec<(Closing, Vec<u8>)>,
     rejections: Vec<(Rejection, Vec<u8>)>,
     counts: Vec<Count>,
@@ -56,6 +58,7 @@ impl<'a> Pieces<'a> {
             state: turns.bytes[turn.state.range()].to_vec(),
             timers: turns.timers[turn.timers.range()].to_vec(),
             report_open: turn.report_open,
+            rests: false,
             closings: Vec::new(),
             rejections: Vec::new(),
             counts: Vec::new(),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::gap::{Boundary, Gap, GapConfig};
-use crate::rule::{Input, Place, Span};
+use crate::rule::{Input, OpenHead, Place, Span};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -122,4 +122,57 @@ fn a_fault_that_is_never_found_again_is_given_up() {
         let answer = Contained::new(rule, 0).piecemeal(&turns, &turns.turns[0], &mut out);
         assert_eq!(answer.fault.map(|f| f.fatal), is_given_up.then_some(true), "{failures} failures");
     }
+}
+
+/// A turn of a session that began at 0 and has a timer at 15, with a state that the rule refuses.
+fn with_refused_state(times: &[i64], until: i64, at_end: bool) -> Turns {
+    let mut turns = turns(&[times]);
+    turns.bytes.extend_from_slice(b"bad");
+    turns.timers.push(Timer { at: EventTime::from_ms(15), number: 0 });
+    let time = EventTime::from_ms;
+    let turn = &mut turns.turns[0];
+    turn.open = Some(OpenHead { start: time(0), last: time(5), count: 2 });
+    (turn.state, turn.timers) = (Span::between(0, 3), Span::between(0, 1));
+    (turn.until, turn.at_end, turn.report_open) = (time(until), at_end, true);
+    turns
+}
+
+/// Bug family: a rule that does not take back what it has written ends the pipeline, for all keys.
+#[test]
+fn a_session_whose_state_is_refused_ends_and_what_follows_begins_anew() {
+    let refuses = |turns: &Turns, out: &mut Results| {
+        if turns.turns.iter().any(|t| turns.bytes[t.state.range()] == *b"bad") {
+            out.turns = turns.turns.iter().map(|_| TurnResult::failed(Fault::unknown("not mine"))).collect();
+        }
+    };
+    let answer = |turns: &Turns, faults: u32| {
+        let mut out = Results::default();
+        let mut rule = Contained::new(Altered(gap(), refuses), faults);
+        rule.call(turns, &mut out);
+        let r = out.turns[0].clone();
+        let closed = out.closings[r.closings.range()].iter().map(|c| (c.cause, c.first, c.last, c.reason));
+        (r.fault.map(|f| f.fatal), closed.collect::<Vec<_>>(), r.end.first, out.rejections.len())
+    };
+    let carried = |cause| (cause, Place::Carried, Place::Carried, PLUGIN_FAULT);
+    let by_timer = carried(Cause::Timer(Timer { at: EventTime::from_ms(15), number: 0 }));
+    // The next event ends it; after its timer, the timer does; and what comes then is a session of its own.
+    let (first, second) = (Place::Input(0), Place::Input(1));
+    let closed = answer(&with_refused_state(&[12, 13], 14, false), 1);
+    assert_eq!(closed, (None, vec![carried(Cause::Input(0))], Some(first), 0));
+    let (fault, closed, open, rejected) = answer(&with_refused_state(&[16, 18], 20, false), 1);
+    assert_eq!((fault, closed, open, rejected), (None, vec![by_timer], Some(first), 0));
+    let (fault, closed, open, _) = answer(&with_refused_state(&[], 15, false), 1);
+    assert_eq!((fault, closed, open), (None, vec![by_timer], None));
+    // Nothing happens to it: it stays, and its fields are not told.
+    let (fault, closed, open, _) = answer(&with_refused_state(&[], 14, false), 1);
+    assert_eq!((fault, closed, open), (None, vec![], Some(Place::Carried)));
+    let (fault, closed, open, _) = answer(&with_refused_state(&[], 14, true), 1);
+    assert_eq!((fault, closed, open), (None, vec![carried(Cause::End)], None));
+    let (_, closed, ..) = answer(&with_refused_state(&[12, 40], 100, true), 1);
+    assert_eq!(
+        closed.iter().map(|c| (c.1, c.2)).collect::<Vec<_>>(),
+        [(Place::Carried, Place::Carried), (first, first), (second, second)]
+    );
+    // It counts as a fault, of which there may be too many.
+    assert_eq!(answer(&with_refused_state(&[12], 14, false), 0).0, Some(true));
 }
