@@ -175,9 +175,17 @@ fn strike(case: &Case, follower: &mut Follower, fault: Fault) -> bool {
             }
             let Unsynced { path, synced } =
                 Unsynced::of_note(&note).expect("killed, but not by the fault library");
-            let synced = synced.unwrap_or_else(|| lengths.get(&path).copied().unwrap_or(0));
             let file = std::fs::File::options().write(true).open(&path).unwrap();
             let now = file.metadata().unwrap().len();
+            let Some(synced) = synced else {
+                // Its start may have cut a torn record off, which was longer than the one that is written now: nobody knows where
+                // that begins, so it stays, and proves nothing.
+                let before = lengths.get(&path).copied().unwrap_or(0);
+                if now > before {
+                    file.set_len(if half { before + (now - before) / 2 } else { before }).unwrap();
+                }
+                return now > before;
+            };
             assert!(now >= synced, "{} is shorter than what was synced", path.display());
             file.set_len(if half { synced + (now - synced) / 2 } else { synced }).unwrap();
             // A sync without an append before it is no loss and no proof.
