@@ -51,6 +51,8 @@ pub(crate) struct State {
     pub(crate) every_ms: Option<i64>,
     /// Snapshots that stay.
     pub(crate) keep: usize,
+    /// Epochs leave once the store has them, not once they are durable here.
+    pub(crate) remote: bool,
 }
 
 /// `[server]`.

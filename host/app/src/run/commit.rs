@@ -5,6 +5,7 @@ use super::deliver::{self, Committed, Cursors, DELIVERY_AFTER_STOP, Sections};
 use super::enrich::Enrichment;
 use super::hot::HotNames;
 use super::inlets::Inlets;
+use super::remote::Shipment;
 use super::stop::Stop;
 use super::topics::Shown;
 use crate::clock::now_ms;
@@ -81,6 +82,8 @@ pub(crate) struct Committer<'a> {
     pub(crate) sealed: Receiver<Sealed>,
     pub(crate) parts: Vec<Receiver<LaneEpoch>>,
     pub(crate) outlets: Vec<Outlet>,
+    /// Whoever brings epochs elsewhere before they leave.
+    pub(crate) shipments: Option<Sender<Shipment>>,
     pub(crate) cursors: Arc<Cursors>,
     pub(crate) progress: Arc<Progress>,
     /// Where its thread's time goes.
@@ -274,9 +277,14 @@ impl Committer<'_> {
         let Content { rows, enriched, letters, unresolved, .. } = content;
         let sections = Some(Arc::new(Sections { rows, enriched, letters }));
         self.release(&Committed { incarnation, at, sections });
-        for s in &meta.sources {
-            if let Some(p) = s.partitions.first() {
-                self.inlets.has_read(self.pipeline, &s.name, p.offset)?;
+        let read = meta.sources.iter().filter_map(|s| Some((s.name.clone(), s.partitions.first()?.offset)));
+        match &self.shipments {
+            // Whoever hung up has failed and says so itself.
+            Some(shipments) => drop(shipments.send(Shipment { at, read: read.collect() })),
+            None => {
+                for (source, offset) in read {
+                    self.inlets.has_read(self.pipeline, &source, offset)?;
+                }
             }
         }
         self.topics.iter_mut().for_each(|t| t.is_durable(&meta.sources));

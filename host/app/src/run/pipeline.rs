@@ -8,6 +8,7 @@ use super::lane::{Seen, run_lane};
 use super::layout::key_form;
 use super::patience::Patience;
 use super::reader::{End, Outputs, Reader, ToLane};
+use super::remote::Shipper;
 use super::start;
 use super::stop::Stop;
 use super::{Job, Outcome, RunError, Summary};
@@ -445,6 +446,8 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
             r.lanes.iter_mut().for_each(Lane::tell_again);
         }
     }
+    // Before a sink is asked to take anything, back or anew.
+    let shipper = Shipper::begin(job, r.log.reader(), &r.kept)?;
     start.try_states(job, &mut r.lanes)?;
     start.strike(&mut r.lanes);
     let mut sinks = open_sinks(job, &r)?;
@@ -494,7 +497,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
         )));
     }
     if was_finished && !options.reopen {
-        resend_now(job, &mut sinks, &mut r, &cursors)?;
+        resend_now(job, &mut sinks, &mut r, &cursors, shipper.as_ref())?;
         let counters = r.meta.map(|m| m.counters).unwrap_or_default();
         notes.push(format!("pipeline `{}` has finished before, and there is nothing new", pipeline.name));
         let outcome = Outcome::AlreadyFinished;
@@ -525,6 +528,9 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
     notes.iter().for_each(|note| progress.keep(Level::Info, note));
     let hurry = AtomicBool::new(false);
     let lines_dropped = r.meta.as_ref().map_or(0, |m| m.counters.plugin_lines_dropped);
+    let gate = shipper.as_ref().map(Shipper::gate);
+    let (shipments_to, shipments) = unbounded();
+    let shipments_to = shipper.is_some().then_some(shipments_to);
     std::thread::scope(|scope| {
         let mut deliveries = Vec::new();
         let mut outlets = Vec::new();
@@ -537,9 +543,9 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
             }
             let refuses = s.sink.refuses_rows().then(|| s.name.clone());
             outlets.push(Outlet { refuses, queue: to, waiting_bytes: waiting_bytes.clone() });
-            let (log, cursors) = (r.log.reader(), cursors.clone());
-            let d =
-                Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors, progress, stop };
+            let (log, cursors, gate) = (r.log.reader(), cursors.clone(), gate.clone());
+            let (name, sink) = (s.name, s.sink);
+            let d = Delivery { name, sink, queue, gate, waiting_bytes, log, cursors, progress, stop };
             deliveries.push(scope.spawn(move || stop.at_failure(d.run())));
         }
         let mut lane_threads = Vec::new();
@@ -558,6 +564,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
         }
         drop(spent_to);
         let worker = worker.map(|w| scope.spawn(move || stop.at_failure(w.run())));
+        let shipper = shipper.map(|s| scope.spawn(move || stop.at_failure(s.run(&shipments, stop))));
         let committer = Committer {
             pipeline: &pipeline.name,
             inlets,
@@ -567,6 +574,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
             sealed,
             parts,
             outlets,
+            shipments: shipments_to,
             cursors: cursors.clone(),
             progress: progress.clone(),
             laps: Laps::begin(&progress.meters),
@@ -599,6 +607,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
             ended.mark(first, &cursors, s.clone(), handle)?;
             progress.halt("SUSPENDED", &suspended_line(s), false);
         }
+        let shipped = shipper.map_or(Ok(()), join);
         let delivered: Vec<Result<bool, RunError>> = deliveries.into_iter().map(join).collect();
         let folded: Vec<Result<(), RunError>> = lane_threads.into_iter().map(join).collect();
         let enriched = worker.map_or(Ok(()), join);
@@ -607,6 +616,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
             enriched?;
             folded.into_iter().collect::<Result<(), _>>()?;
         }
+        shipped?;
         let delivered = delivered.into_iter().collect::<Result<Vec<bool>, _>>()?.into_iter().all(|d| d);
         let mut counters = counters;
         counters.fold = ended.counts;
@@ -661,6 +671,7 @@ fn resend_now(
     sinks: &mut [Opened],
     r: &mut Recovered,
     cursors: &Cursors,
+    shipper: Option<&Shipper<'_>>,
 ) -> Result<(), RunError> {
     for s in sinks.iter_mut() {
         let patience = Patience::with(&s.name, job.progress);
@@ -678,7 +689,8 @@ fn resend_now(
     meta.cursors = cursors;
     *meta.counters.dead_by_rule.entry(ROW_REFUSED.to_owned()).or_default() += deliver::count(&refused);
     let (text, epoch) = (meta_text(meta)?, r.log.last_epoch() + 1);
-    r.log.append(job.incarnation, epoch, &[(Kind::Meta, &text), (Kind::Letters, &refused)])?;
+    let at = r.log.append(job.incarnation, epoch, &[(Kind::Meta, &text), (Kind::Letters, &refused)])?;
+    shipper.map_or(Ok(()), |s| s.keep_at_start(&[at]))?;
     for s in sinks {
         let patience = Patience::with(&s.name, job.progress);
         let outbox = Outbox::new(job.incarnation, epoch, &[], &refused);
