@@ -16,7 +16,7 @@ use crate::clock::now_ms;
 use crate::config::LANES_MAX;
 use crate::config::bigquery::Target as BigQueryTarget;
 use crate::config::kafka::Cluster;
-use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
+use crate::config::plan::{self, EndOfInput, Mode, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::config::postgres::Server as PostgresServer;
 use crate::control::{self, Again, Running};
 use crate::journal::Level;
@@ -242,9 +242,20 @@ fn witnesses(job: Job<'_>) -> Result<Vec<Evidence>, RunError> {
     Ok(found)
 }
 
+/// Whether the last run let an epoch leave before it was durable.
+fn released_early(job: Job<'_>) -> Result<bool, RunError> {
+    let newest = super::peek(job.plan, &job.pipeline.name)?;
+    Ok(newest.is_some_and(|(_, _, meta)| Mode::of(&meta.fingerprint) == Mode::AtLeastOnce))
+}
+
 fn recover(job: Job<'_>) -> Result<Recovered, RunError> {
     let Job { plan, pipeline, dir, .. } = job;
-    let evidence = witnesses(job)?;
+    let mut evidence = witnesses(job)?;
+    let newest = evidence.iter().map(|e| e.epoch).max().unwrap_or(0);
+    if released_early(job)? {
+        // A sink may have the epoch that was about to be committed. All before it was.
+        evidence.iter_mut().for_each(|e| e.epoch = e.epoch.saturating_sub(1));
+    }
     let mut lanes = lanes(plan, pipeline);
     let mut meta: Option<Meta> = None;
     let mut kept = Vec::new();
@@ -282,6 +293,14 @@ fn recover(job: Job<'_>) -> Result<Recovered, RunError> {
             t.bytes,
             t.file.display(),
             t.offset
+        ));
+    }
+    if let Some(meta) = meta.as_mut().filter(|_| newest > log.last_epoch()) {
+        let last = log.last_epoch();
+        meta.back_to = Some(meta.back_to.map_or(last, |earlier| earlier.min(last)));
+        notes.push(format!(
+            "pipeline `{}`: a sink had epoch {newest}, which was not committed any more: it takes back what came after epoch {last}",
+            pipeline.name
         ));
     }
     if let Some(s) = meta.as_ref().and_then(|m| m.suspended.as_ref()) {
@@ -567,6 +586,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
         let shipper = shipper.map(|s| scope.spawn(move || stop.at_failure(s.run(&shipments, stop))));
         let committer = Committer {
             pipeline: &pipeline.name,
+            mode: pipeline.mode,
             inlets,
             topics: reader.shown(),
             log: r.log,
