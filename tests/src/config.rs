@@ -60,6 +60,8 @@ pub struct Config {
     pub session: Session,
     /// The TOML value of `early`.
     pub early: String,
+    /// When rows leave; empty: the default.
+    pub mode: String,
     /// Lateness, ms.
     pub lateness_ms: i64,
     /// `close` or `hold`; empty: the default.
@@ -94,6 +96,7 @@ impl Config {
             gap,
             session: Session::Builtin,
             early: "\"epoch\"".into(),
+            mode: String::new(),
             lateness_ms: 0,
             end_of_input: String::new(),
             to: r#"["sessions", "rows"]"#.into(),
@@ -138,6 +141,9 @@ impl Config {
             None => writeln!(t, "session = {{ plugin = \"builtin:gap\", config = {{ {} }} }}", self.rule()),
         };
         let _ = writeln!(t, "early = {}\nlateness = \"{}ms\"", self.early, self.lateness_ms);
+        if !self.mode.is_empty() {
+            let _ = writeln!(t, "mode = \"{}\"", self.mode);
+        }
         if !self.end_of_input.is_empty() {
             let _ = writeln!(t, "end_of_input = \"{}\"", self.end_of_input);
         }

@@ -204,12 +204,12 @@ fn strike(case: &Case, follower: &mut Follower, fault: Fault) -> bool {
 /// A loop for the built-in rule and one for the component.
 fn crash_loops(name: &str, wanted: u64, draw: impl Fn(&mut Rng, u64) -> Fault) {
     for session in Session::GAPS {
-        crash_loop(&format!("{name}, {session:?}"), &session, wanted, &draw);
+        crash_loop(&format!("{name}, {session:?}"), &config(session), wanted, &draw);
     }
 }
 
 /// Rounds of one run each, killed as drawn, until the kills are enough; each round ends with the model's table.
-fn crash_loop(name: &str, session: &Session, wanted: u64, draw: &impl Fn(&mut Rng, u64) -> Fault) {
+fn crash_loop(name: &str, config: &Config, wanted: u64, draw: &impl Fn(&mut Rng, u64) -> Fault) {
     let seed = env_number("TIDEMILL_CRASH_SEED", 1);
     let mut rng = Rng::new(seed);
     let (mut done, mut rounds) = (0, 0);
@@ -224,7 +224,7 @@ fn crash_loop(name: &str, session: &Session, wanted: u64, draw: &impl Fn(&mut Rn
         std::fs::hard_link(input().dir.path().join(FILE), case.path(FILE))
             .or_else(|_| std::fs::copy(input().dir.path().join(FILE), case.path(FILE)).map(drop))
             .unwrap();
-        case.configure(&config(session.clone()));
+        case.configure(config);
         record_offers(&case);
         let mut follower = Follower::default();
         while done < wanted {
@@ -251,6 +251,17 @@ fn killed_between_append_and_sync() {
     // One in four leaves half of its last record; the first does.
     let before = |r: &mut Rng, n: u64| Fault::BeforeSync { call: 1 + r.below(6), half: n.is_multiple_of(4) };
     crash_loops("between append and sync", (kills() / 4).max(4), before);
+}
+
+/// What it has sent before it was durable is taken back, and what takes its place has a higher revision.
+#[test]
+fn killed_before_an_epoch_that_has_left_is_committed() {
+    let at_least_once = Config { mode: "at-least-once".into(), ..config(Session::Builtin) };
+    let before = |r: &mut Rng, n: u64| match n % 2 {
+        0 => Fault::BeforeSync { call: 2 + r.below(6), half: n.is_multiple_of(4) },
+        _ => Fault::Events(r.below(events() / 4)),
+    };
+    crash_loop("at least once, before the commit", &at_least_once, (kills() / 2).max(6), &before);
 }
 
 #[test]

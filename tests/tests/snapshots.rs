@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+#[path = "snapshots/remote.rs"]
+mod remote;
+
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -313,9 +316,14 @@ fn by_the_clock_the_newest_are_kept_with_all_their_parts() {
 
 /// The admin API of the host that runs.
 fn admin(case: &Case) -> Api {
+    admin_in(case, "first")
+}
+
+/// The same, by the name of its data directory.
+fn admin_in(case: &Case, data_dir: &str) -> Api {
     let read = |name: &str| {
         let text =
-            wait_for("the address", SOON, || std::fs::read_to_string(case.path("first").join(name)).ok());
+            wait_for("the address", SOON, || std::fs::read_to_string(case.path(data_dir).join(name)).ok());
         text.trim().to_owned()
     };
     Api { address: read("address").replace("http://", ""), token: read("token") }

@@ -4,7 +4,7 @@ use crate::clock::{now_ms, thread_ns};
 use prometheus::{Histogram, HistogramOpts};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Seconds: from a disk without a sync to one that is about to fail.
@@ -27,6 +27,16 @@ pub(crate) struct Meters {
     plugins: Mutex<BTreeMap<String, Arc<PluginMeter>>>,
     sinks: Mutex<BTreeMap<String, Arc<SinkMeter>>>,
     sources: Mutex<BTreeMap<String, Arc<ServiceMeter>>>,
+    store: OnceLock<Arc<StoreMeter>>,
+}
+
+/// Of the object store that has a pipeline's epochs before they leave.
+#[derive(Debug, Default)]
+pub(crate) struct StoreMeter {
+    /// The newest that it has.
+    pub(crate) epoch: AtomicU64,
+    /// How its calls go.
+    pub(crate) service: Arc<ServiceMeter>,
 }
 
 /// Of the host's snapshots, since the process's start.
@@ -226,6 +236,7 @@ impl Meters {
             plugins: Mutex::default(),
             sinks: Mutex::default(),
             sources: Mutex::default(),
+            store: OnceLock::new(),
         }
     }
 
@@ -272,6 +283,16 @@ impl Meters {
     /// Those of all sources that read from a service.
     pub(crate) fn sources(&self) -> BTreeMap<String, Arc<ServiceMeter>> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The meter of the object store, for whoever brings epochs there.
+    pub(crate) fn store(&self) -> Arc<StoreMeter> {
+        self.store.get_or_init(Arc::default).clone()
+    }
+
+    /// The same, if epochs are brought there.
+    pub(crate) fn store_if_any(&self) -> Option<Arc<StoreMeter>> {
+        self.store.get().cloned()
     }
 
     /// Those of all plugins.

@@ -32,6 +32,9 @@ pub(crate) struct PipelineView {
     /// Sources whose service cannot be used now, and is tried again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) sources_away: Vec<SourceAway>,
+    /// The object store that has epochs before they leave, if it cannot be used now, and is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) store_away: Option<StoreAway>,
     /// Whether it has ever committed anything; if not, nothing follows.
     pub(crate) ran: bool,
     /// What it has committed.
@@ -134,6 +137,15 @@ pub(crate) struct SinkAway {
     pub(crate) why: String,
 }
 
+/// An object store that cannot be used now
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct StoreAway {
+    /// Since when.
+    pub(crate) since: Option<String>,
+    /// What the last try said.
+    pub(crate) why: String,
+}
+
 /// A source whose service cannot be used now
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct SourceAway {
@@ -227,6 +239,8 @@ impl PipelineView {
         let away = meters.sources().into_iter().filter_map(|(source, m)| Some((source, m.away()?)));
         self.sources_away =
             away.map(|(source, a)| SourceAway { source, since: instant(a.since_ms), why: a.why }).collect();
+        let away = meters.store_if_any().and_then(|m| m.service.away());
+        self.store_away = away.map(|a| StoreAway { since: instant(a.since_ms), why: a.why });
         self
     }
 

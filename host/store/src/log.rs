@@ -29,7 +29,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tidemill_engine::record::{self, Kind};
+use tidemill_engine::record::{self, Kind, Record};
 
 /// Where a record stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -189,14 +189,33 @@ impl EpochLog {
 impl LogReader {
     /// See [`EpochLog::read_sections`].
     pub fn read_sections(&self, at: &RecordRef) -> Result<Vec<(Kind, Vec<u8>)>, StoreError> {
+        let bytes = self.read_bytes(at)?;
+        let record = self.check(&bytes, at)?;
+        Ok(record.sections.iter().map(|(kind, bytes)| (*kind, bytes.to_vec())).collect())
+    }
+
+    /// The record as it stands in the log, for a copy that is kept elsewhere.
+    ///
+    /// # Errors
+    /// As for [`EpochLog::read_sections`].
+    pub fn read_record(&self, at: &RecordRef) -> Result<Vec<u8>, StoreError> {
+        let bytes = self.read_bytes(at)?;
+        self.check(&bytes, at)?;
+        Ok(bytes)
+    }
+
+    fn read_bytes(&self, at: &RecordRef) -> Result<Vec<u8>, StoreError> {
+        read_record(&*self.disk, &segment_path(&self.dir, at.segment_first_epoch), at)
+    }
+
+    fn check<'a>(&self, bytes: &'a [u8], at: &RecordRef) -> Result<Record<'a>, StoreError> {
         let path = segment_path(&self.dir, at.segment_first_epoch);
-        let bytes = read_record(&*self.disk, &path, at)?;
         let damaged = |what: String| damaged(&path, at.offset, at.epoch, at.epoch.saturating_sub(1), &what);
-        let record = record::decode(&bytes).map_err(|e| damaged(e.to_string()))?;
+        let record = record::decode(bytes).map_err(|e| damaged(e.to_string()))?;
         if record.header.epoch != at.epoch {
             return Err(damaged(format!("epoch {} stands in its place", record.header.epoch)));
         }
-        Ok(record.sections.iter().map(|(kind, bytes)| (*kind, bytes.to_vec())).collect())
+        Ok(record)
     }
 }
 

@@ -19,9 +19,11 @@ use crate::control::Control;
 use crate::journal::Journal;
 use crate::plugin::budget::Suspended;
 use crate::progress::Progress;
-use crate::run::{RunError, RunOptions, Summary, run};
 #[cfg(feature = "services")]
-use crate::snapshot::keeper;
+use crate::run::remote::Elsewhere;
+use crate::run::{Beside, RunError, RunOptions, Summary, run};
+#[cfg(feature = "services")]
+use crate::snapshot::{Tails, keeper};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -155,8 +157,14 @@ pub(super) fn run_watched(
     let progress: Vec<Arc<Progress>> =
         plan.pipelines.iter().map(|p| Arc::new(Progress::new(&p.name, journal.clone()))).collect();
     let watch = Watch::start(&progress, lines, quiet, stdout_used);
-    let result =
-        run(plan, options, &progress, &journal, &stop, &|line| out::note(line), &keep_snapshots(plan));
+    #[cfg(feature = "services")]
+    let tails = Tails::of(plan);
+    #[cfg(feature = "services")]
+    let elsewhere = tails.as_ref().map(|tails| tails as &dyn Elsewhere);
+    #[cfg(not(feature = "services"))]
+    let elsewhere = None;
+    let beside = Beside { thread: &keep_snapshots(plan), elsewhere };
+    let result = run(plan, options, &progress, &journal, &stop, &|line| out::note(line), beside);
     drop(watch);
     result.map_err(|e| failed(&e, &progress))
 }

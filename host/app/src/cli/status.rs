@@ -199,6 +199,10 @@ fn show_away(to: &mut impl Write, view: &PipelineView) -> Result<(), Failure> {
         let (since, why) = (shown(since.as_ref()), text::foreign(why, 1024));
         writeln!(to, "  away       {what} `{name}` since {since}, tried again: {why}")?;
     }
+    if let Some(s) = &view.store_away {
+        let (since, why) = (shown(s.since.as_ref()), text::foreign(&s.why, 1024));
+        writeln!(to, "  away       the object store since {since}, tried again, and nothing leaves: {why}")?;
+    }
     Ok(())
 }
 

@@ -2,7 +2,8 @@
 
 use super::diagnose::{Problems, nearest, one_of};
 use super::plan::{
-    Early, EndOfInput, FaultLimits, GapRule, Limits, Match, Pipeline, Place, Places, PluginUse, Rule, Target,
+    Early, EndOfInput, FaultLimits, GapRule, Limits, Match, Mode, Pipeline, Place, Places, PluginUse, Rule,
+    Target,
 };
 use super::raw::{self, Field, Section, Value};
 use super::references::{Names, PluginFile, Use, Uses};
@@ -89,7 +90,11 @@ pub(super) fn check_pipeline(
     let (validate, enrich) = (plugins("validate"), plugins("enrich"));
     let rule = check_session(&mut s, names, p);
     let early_field = s.get("early");
-    let early = early_field.as_ref().map_or(Some(Early::Epoch), |f| check_early(f, names.epoch_ms, p));
+    let mode = s.get("mode").and_then(|f| f.word(&["exactly-once", "at-least-once"], &[], p));
+    let mode = if mode == Some("at-least-once") { Mode::AtLeastOnce } else { Mode::ExactlyOnce };
+    // What is sent early is the most of what a crash may have to take back again.
+    let early_by_default = if mode == Mode::AtLeastOnce { Early::Off } else { Early::Epoch };
+    let early = early_field.as_ref().map_or(Some(early_by_default), |f| check_early(f, names.epoch_ms, p));
     let lateness_ms = duration(&mut s, "lateness", 0, p);
     if let Some(f) = s.get("retain") {
         f.word(&["lateness"], &["session"], p);
@@ -111,6 +116,7 @@ pub(super) fn check_pipeline(
         validate,
         rule: rule?,
         enrich,
+        mode,
         early: early?,
         lateness_ms,
         end_of_input,

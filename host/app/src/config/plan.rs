@@ -51,6 +51,8 @@ pub(crate) struct State {
     pub(crate) every_ms: Option<i64>,
     /// Snapshots that stay.
     pub(crate) keep: usize,
+    /// Epochs leave once the store has them, not once they are durable here.
+    pub(crate) remote: bool,
 }
 
 /// `[server]`.
@@ -339,6 +341,8 @@ pub(crate) struct Pipeline {
     pub(crate) rule: Rule,
     /// What adds fields to its sessions, in order.
     pub(crate) enrich: Vec<PluginUse>,
+    /// When what an epoch sends leaves.
+    pub(crate) mode: Mode,
     /// What is sent before a session is final.
     pub(crate) early: Early,
     /// How long after the watermark a session may still be corrected.
@@ -432,6 +436,32 @@ pub(crate) struct Match {
     /// The values, at least one.
     pub(crate) values: Vec<String>,
 }
+
+/// When what an epoch sends leaves for the sinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Once the epoch is durable.
+    ExactlyOnce,
+    /// Before, for latency (SEMANTICS 25): after a crash a sink may have rows of an epoch that never was, until they are taken back.
+    AtLeastOnce,
+}
+
+impl Mode {
+    /// As it is written.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Mode::ExactlyOnce => "exactly-once",
+            Mode::AtLeastOnce => AT_LEAST_ONCE,
+        }
+    }
+
+    /// That of the run that this is the fingerprint of.
+    pub(crate) fn of(fingerprint: &Value) -> Mode {
+        if fingerprint["mode"] == AT_LEAST_ONCE { Mode::AtLeastOnce } else { Mode::ExactlyOnce }
+    }
+}
+
+const AT_LEAST_ONCE: &str = "at-least-once";
 
 /// What is sent before a session is final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -597,6 +627,7 @@ pub(crate) fn fingerprint(pipeline: &Pipeline, plan: &Plan) -> Value {
         "rule": rule_facts(&pipeline.rule),
         "enrich": enrich_facts(pipeline, plan),
         "lateness_ms": pipeline.lateness_ms,
+        "mode": pipeline.mode.word(),
         "early": match pipeline.early {
             Early::Epoch => json!("epoch"),
             Early::Every(ms) => json!({ "every_ms": ms }),
@@ -743,7 +774,7 @@ pub(crate) fn compare(stored: &Value, new: &Value) -> Vec<Change> {
         &new["dead"]["name"],
         &mut changes,
     );
-    for aspect in ["enrich", "lateness_ms", "early", "end_of_input"] {
+    for aspect in ["enrich", "lateness_ms", "mode", "early", "end_of_input"] {
         difference(&format!("pipeline.{pipeline}.{aspect}"), &stored[aspect], &new[aspect], &mut changes);
     }
     by_name(&stored["sinks"], &new["sinks"], |name, before, now| match (before, now) {

@@ -14,6 +14,8 @@ pub(crate) use tidemill_connect::bucket::Location;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Location {}
 
+/// Where epochs leave once the store has them, and nothing is said.
+const EVERY_MS: i64 = 15 * 60 * 1_000;
 /// A day of one every quarter of an hour.
 const KEEP: usize = 96;
 /// Each is a name to list and a text to read whenever one is taken.
@@ -28,8 +30,11 @@ pub(super) fn check(f: &Field<'_>, p: &mut Problems) -> Option<State> {
     let mut s = f.section("write [state] with `store` and `snapshot`", p)?;
     let store = check_store(&mut s, p);
     let (every_ms, keep) = s.get("snapshot").map_or((None, KEEP), |f| check_snapshot(&f, p));
+    let remote = s.get("release_after").and_then(|f| f.word(&["local", "remote"], &[], p)) == Some("remote");
     s.finish(&[], p);
-    Some(State { store: store?, every_ms, keep })
+    // What comes after a snapshot is read one by one at a restore: it is not to grow for ever.
+    let every_ms = every_ms.or(remote.then_some(EVERY_MS));
+    Some(State { store: store?, every_ms, keep, remote })
 }
 
 fn check_snapshot(f: &Field<'_>, p: &mut Problems) -> (Option<i64>, usize) {

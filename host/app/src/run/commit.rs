@@ -5,9 +5,11 @@ use super::deliver::{self, Committed, Cursors, DELIVERY_AFTER_STOP, Sections};
 use super::enrich::Enrichment;
 use super::hot::HotNames;
 use super::inlets::Inlets;
+use super::remote::Shipment;
 use super::stop::Stop;
 use super::topics::Shown;
 use crate::clock::now_ms;
+use crate::config::plan::Mode;
 use crate::control::{self, Handle, Told};
 use crate::meta::Meta;
 use crate::meters::{Activity, Laps};
@@ -24,9 +26,9 @@ use tidemill_engine::hot::HotKey;
 use tidemill_engine::lane::{LaneCounts, LaneEpoch};
 use tidemill_engine::metrics::{self, Totals};
 use tidemill_engine::outbox::{Revision, RowIter, Stage};
-use tidemill_engine::record::Kind;
+use tidemill_engine::record::{self, Kind};
 use tidemill_store::epoch::{Content, Needs};
-use tidemill_store::log::EpochLog;
+use tidemill_store::log::{EpochLog, RecordRef};
 
 /// Keys over their cap that are remembered by name.
 const OVER_CAP_MAX: usize = 16;
@@ -73,6 +75,7 @@ pub(crate) struct Outlet {
 /// See the module's documentation.
 pub(crate) struct Committer<'a> {
     pub(crate) pipeline: &'a str,
+    pub(crate) mode: Mode,
     pub(crate) inlets: &'a Inlets,
     /// Who is shown how far topics are read.
     pub(crate) topics: Vec<Shown>,
@@ -81,6 +84,8 @@ pub(crate) struct Committer<'a> {
     pub(crate) sealed: Receiver<Sealed>,
     pub(crate) parts: Vec<Receiver<LaneEpoch>>,
     pub(crate) outlets: Vec<Outlet>,
+    /// Whoever brings epochs elsewhere before they leave.
+    pub(crate) shipments: Option<Sender<Shipment>>,
     pub(crate) cursors: Arc<Cursors>,
     pub(crate) progress: Arc<Progress>,
     /// Where its thread's time goes.
@@ -260,6 +265,7 @@ impl Committer<'_> {
         meta.cursors = cursors;
         meta.put_needs(&self.needs);
         let text = meta_text(&meta)?;
+        let left = self.release_early(&content, epoch, &text);
         self.laps.spent_on(Activity::Seal);
         let begun = Instant::now();
         let at = self.log.append(self.incarnation, epoch, &content.sections(&text))?;
@@ -272,11 +278,18 @@ impl Committer<'_> {
         let revision = Revision { incarnation, epoch };
         self.handle.feed.committed(&content.outbox(revision));
         let Content { rows, enriched, letters, unresolved, .. } = content;
-        let sections = Some(Arc::new(Sections { rows, enriched, letters }));
-        self.release(&Committed { incarnation, at, sections });
-        for s in &meta.sources {
-            if let Some(p) = s.partitions.first() {
-                self.inlets.has_read(self.pipeline, &s.name, p.offset)?;
+        if !left {
+            let sections = Some(Arc::new(Sections { rows, enriched, letters }));
+            self.release(&Committed { incarnation, at, sections });
+        }
+        let read = meta.sources.iter().filter_map(|s| Some((s.name.clone(), s.partitions.first()?.offset)));
+        match &self.shipments {
+            // Whoever hung up has failed and says so itself.
+            Some(shipments) => drop(shipments.send(Shipment { at, read: read.collect() })),
+            None => {
+                for (source, offset) in read {
+                    self.inlets.has_read(self.pipeline, &source, offset)?;
+                }
             }
         }
         self.topics.iter_mut().for_each(|t| t.is_durable(&meta.sources));
@@ -302,6 +315,23 @@ impl Committer<'_> {
         {
             self.settled.store(*number, Ordering::Relaxed);
         }
+    }
+
+    /// With at-least-once, what an epoch sends leaves before it is durable. Not with the first epoch: without a log, a sink that has
+    /// something is taken for another pipeline's. Not to a sink that lags: it reads from the log.
+    fn release_early(&self, content: &Content, epoch: u64, meta: &[u8]) -> bool {
+        let lags = |o: &Outlet| o.waiting_bytes.load(Ordering::Relaxed) > WAITING_IN_MEMORY_BYTES_MAX;
+        if self.mode == Mode::ExactlyOnce || epoch == 1 || self.outlets.iter().any(lags) {
+            return false;
+        }
+        let Content { rows, enriched, letters, .. } = content;
+        let (rows, enriched, letters) = (rows.clone(), enriched.clone(), letters.clone());
+        let sections = Some(Arc::new(Sections { rows, enriched, letters }));
+        // Where it will stand nobody asks: it is in memory.
+        let len = record::encoded_len(&content.sections(meta)) as u64;
+        let at = RecordRef { epoch, segment_first_epoch: 0, offset: 0, len };
+        self.release(&Committed { incarnation: self.incarnation, at, sections });
+        true
     }
 
     fn release(&self, committed: &Committed) {

@@ -16,6 +16,7 @@ use tidemill_store::log::{LogReader, RecordRef};
 
 use super::RunError;
 use super::patience::Patience;
+use super::remote::Gate;
 use super::stop::Stop;
 
 /// What an epoch sends, in memory.
@@ -96,6 +97,8 @@ pub(crate) struct Delivery<'a> {
     pub(crate) name: String,
     pub(crate) sink: Box<dyn Sink>,
     pub(crate) queue: Receiver<Committed>,
+    /// Where it waits until epochs may leave, if they are not to as soon as they are durable here.
+    pub(crate) gate: Option<Arc<Gate>>,
     /// Bytes committed and not delivered to this sink.
     pub(crate) waiting_bytes: Arc<AtomicU64>,
     pub(crate) log: LogReader,
@@ -116,6 +119,9 @@ impl Delivery<'_> {
             if self.stop.asked()
                 && stopping_since.get_or_insert_with(Instant::now).elapsed() > DELIVERY_AFTER_STOP
             {
+                return Ok(false);
+            }
+            if self.gate.as_ref().is_some_and(|gate| !gate.wait(committed.at.epoch)) {
                 return Ok(false);
             }
             let Some(cursor) = self.deliver(&committed)? else { return Ok(false) };

@@ -6,6 +6,7 @@ use super::{RunError, RunOptions, peek};
 use crate::config::plan::Plan;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use tidemill_connect::ConnectError;
 use tidemill_connect::source::ingest_log::{IngestLog, IngestPartition, Trimmer};
 
 /// A source's log, and how far each pipeline has read it durably.
@@ -56,6 +57,18 @@ impl Inlets {
     /// The offset of the first record that is kept of a source.
     pub(crate) fn first(&self, source: &str) -> u64 {
         self.by_source.get(source).map_or(0, |i| i.log.first())
+    }
+
+    /// All of a source before this offset is durable.
+    #[cfg_attr(not(feature = "services"), expect(dead_code, reason = "this build has no object stores"))]
+    pub(crate) fn durable(&self, source: &str) -> u64 {
+        self.by_source.get(source).map_or(0, |i| i.log.durable())
+    }
+
+    /// What stands in a source's log from an offset on, for a copy that is kept elsewhere; nothing at its end.
+    #[cfg_attr(not(feature = "services"), expect(dead_code, reason = "this build has no object stores"))]
+    pub(crate) fn copy(&self, source: &str, offset: u64, bytes_max: u64) -> Result<Vec<u8>, ConnectError> {
+        self.by_source.get(source).map_or(Ok(Vec::new()), |i| i.log.copy(offset, bytes_max))
     }
 
     /// A reader of a source's log, from an offset on.

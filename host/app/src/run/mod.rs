@@ -22,12 +22,14 @@ pub(crate) mod measure;
 mod patience;
 mod pipeline;
 mod reader;
+pub(crate) mod remote;
 mod start;
 mod stop;
 mod supervise;
 mod topics;
 
 use self::inlets::Inlets;
+use self::remote::Elsewhere;
 use crate::config::plan::{Pipeline, Plan};
 use crate::control::{Control, Handle};
 use crate::journal::{Journal, Level};
@@ -77,6 +79,8 @@ pub(crate) struct Job<'a> {
     control: &'a Control,
     handle: &'a Arc<Handle>,
     inlets: &'a Inlets,
+    /// Where epochs are to be before they leave; none: in the log here.
+    elsewhere: Option<&'a dyn Elsewhere>,
     progress: &'a Arc<Progress>,
     /// Set when the process is to end.
     stop: &'a AtomicBool,
@@ -180,8 +184,14 @@ impl RunError {
     }
 }
 
-/// What goes on beside the pipelines, on a thread of its own, until it is told that they have ended.
-pub(crate) type Beside<'a> = &'a (dyn Fn(&Control, &AtomicBool) + Sync);
+/// What goes on beside the pipelines.
+#[derive(Clone, Copy)]
+pub(crate) struct Beside<'a> {
+    /// On a thread of its own, until it is told that they have ended.
+    pub(crate) thread: &'a (dyn Fn(&Control, &AtomicBool) + Sync),
+    /// Where epochs are to be before they leave; none: in the log here.
+    pub(crate) elsewhere: Option<&'a dyn Elsewhere>,
+}
 
 /// Runs every pipeline of the plan until its input is used up or `stop` is set. `say` is told what a user should know
 /// while it runs.
@@ -214,7 +224,7 @@ pub(crate) fn run(
     }
     let ended = &AtomicBool::new(false);
     let all = std::thread::scope(|scope| {
-        scope.spawn(move || beside(control, ended));
+        scope.spawn(move || (beside.thread)(control, ended));
         let threads: Vec<_> = plan
             .pipelines
             .iter()
@@ -232,6 +242,7 @@ pub(crate) fn run(
                         control,
                         handle,
                         inlets,
+                        elsewhere: beside.elsewhere,
                         progress,
                         stop,
                     };

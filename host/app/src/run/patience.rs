@@ -35,6 +35,15 @@ impl<'a> Patience<'a> {
         Patience { who: format!("sink `{sink}`"), meter, progress }
     }
 
+    /// With the object store that keeps the pipeline's epochs.
+    pub(super) fn with_store(progress: &'a Progress) -> Patience<'a> {
+        Patience {
+            who: "the object store".to_owned(),
+            meter: progress.meters.store().service.clone(),
+            progress,
+        }
+    }
+
     /// With the service of a source of the pipeline whose progress this is.
     #[cfg(feature = "services")]
     pub(super) fn with_source(source: &str, progress: &'a Progress) -> Patience<'a> {

@@ -8,6 +8,7 @@ use super::lane::{Seen, run_lane};
 use super::layout::key_form;
 use super::patience::Patience;
 use super::reader::{End, Outputs, Reader, ToLane};
+use super::remote::Shipper;
 use super::start;
 use super::stop::Stop;
 use super::{Job, Outcome, RunError, Summary};
@@ -15,7 +16,7 @@ use crate::clock::now_ms;
 use crate::config::LANES_MAX;
 use crate::config::bigquery::Target as BigQueryTarget;
 use crate::config::kafka::Cluster;
-use crate::config::plan::{self, EndOfInput, Pipeline, Plan, Sink as SinkPlan, SinkKind};
+use crate::config::plan::{self, EndOfInput, Mode, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::config::postgres::Server as PostgresServer;
 use crate::control::{self, Again, Running};
 use crate::journal::Level;
@@ -241,9 +242,20 @@ fn witnesses(job: Job<'_>) -> Result<Vec<Evidence>, RunError> {
     Ok(found)
 }
 
+/// Whether the last run let an epoch leave before it was durable.
+fn released_early(job: Job<'_>) -> Result<bool, RunError> {
+    let newest = super::peek(job.plan, &job.pipeline.name)?;
+    Ok(newest.is_some_and(|(_, _, meta)| Mode::of(&meta.fingerprint) == Mode::AtLeastOnce))
+}
+
 fn recover(job: Job<'_>) -> Result<Recovered, RunError> {
     let Job { plan, pipeline, dir, .. } = job;
-    let evidence = witnesses(job)?;
+    let mut evidence = witnesses(job)?;
+    let newest = evidence.iter().map(|e| e.epoch).max().unwrap_or(0);
+    if released_early(job)? {
+        // A sink may have the epoch that was about to be committed. All before it was.
+        evidence.iter_mut().for_each(|e| e.epoch = e.epoch.saturating_sub(1));
+    }
     let mut lanes = lanes(plan, pipeline);
     let mut meta: Option<Meta> = None;
     let mut kept = Vec::new();
@@ -281,6 +293,14 @@ fn recover(job: Job<'_>) -> Result<Recovered, RunError> {
             t.bytes,
             t.file.display(),
             t.offset
+        ));
+    }
+    if let Some(meta) = meta.as_mut().filter(|_| newest > log.last_epoch()) {
+        let last = log.last_epoch();
+        meta.back_to = Some(meta.back_to.map_or(last, |earlier| earlier.min(last)));
+        notes.push(format!(
+            "pipeline `{}`: a sink had epoch {newest}, which was not committed any more: it takes back what came after epoch {last}",
+            pipeline.name
         ));
     }
     if let Some(s) = meta.as_ref().and_then(|m| m.suspended.as_ref()) {
@@ -445,6 +465,8 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
             r.lanes.iter_mut().for_each(Lane::tell_again);
         }
     }
+    // Before a sink is asked to take anything, back or anew.
+    let shipper = Shipper::begin(job, r.log.reader(), &r.kept)?;
     start.try_states(job, &mut r.lanes)?;
     start.strike(&mut r.lanes);
     let mut sinks = open_sinks(job, &r)?;
@@ -494,7 +516,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
         )));
     }
     if was_finished && !options.reopen {
-        resend_now(job, &mut sinks, &mut r, &cursors)?;
+        resend_now(job, &mut sinks, &mut r, &cursors, shipper.as_ref())?;
         let counters = r.meta.map(|m| m.counters).unwrap_or_default();
         notes.push(format!("pipeline `{}` has finished before, and there is nothing new", pipeline.name));
         let outcome = Outcome::AlreadyFinished;
@@ -525,6 +547,9 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
     notes.iter().for_each(|note| progress.keep(Level::Info, note));
     let hurry = AtomicBool::new(false);
     let lines_dropped = r.meta.as_ref().map_or(0, |m| m.counters.plugin_lines_dropped);
+    let gate = shipper.as_ref().map(Shipper::gate);
+    let (shipments_to, shipments) = unbounded();
+    let shipments_to = shipper.is_some().then_some(shipments_to);
     std::thread::scope(|scope| {
         let mut deliveries = Vec::new();
         let mut outlets = Vec::new();
@@ -537,9 +562,9 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
             }
             let refuses = s.sink.refuses_rows().then(|| s.name.clone());
             outlets.push(Outlet { refuses, queue: to, waiting_bytes: waiting_bytes.clone() });
-            let (log, cursors) = (r.log.reader(), cursors.clone());
-            let d =
-                Delivery { name: s.name, sink: s.sink, queue, waiting_bytes, log, cursors, progress, stop };
+            let (log, cursors, gate) = (r.log.reader(), cursors.clone(), gate.clone());
+            let (name, sink) = (s.name, s.sink);
+            let d = Delivery { name, sink, queue, gate, waiting_bytes, log, cursors, progress, stop };
             deliveries.push(scope.spawn(move || stop.at_failure(d.run())));
         }
         let mut lane_threads = Vec::new();
@@ -558,8 +583,10 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
         }
         drop(spent_to);
         let worker = worker.map(|w| scope.spawn(move || stop.at_failure(w.run())));
+        let shipper = shipper.map(|s| scope.spawn(move || stop.at_failure(s.run(&shipments, stop))));
         let committer = Committer {
             pipeline: &pipeline.name,
+            mode: pipeline.mode,
             inlets,
             topics: reader.shown(),
             log: r.log,
@@ -567,6 +594,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
             sealed,
             parts,
             outlets,
+            shipments: shipments_to,
             cursors: cursors.clone(),
             progress: progress.clone(),
             laps: Laps::begin(&progress.meters),
@@ -599,6 +627,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
             ended.mark(first, &cursors, s.clone(), handle)?;
             progress.halt("SUSPENDED", &suspended_line(s), false);
         }
+        let shipped = shipper.map_or(Ok(()), join);
         let delivered: Vec<Result<bool, RunError>> = deliveries.into_iter().map(join).collect();
         let folded: Vec<Result<(), RunError>> = lane_threads.into_iter().map(join).collect();
         let enriched = worker.map_or(Ok(()), join);
@@ -607,6 +636,7 @@ fn start_and_run(job: Job<'_>, again: Option<&Again>) -> Result<Summary, RunErro
             enriched?;
             folded.into_iter().collect::<Result<(), _>>()?;
         }
+        shipped?;
         let delivered = delivered.into_iter().collect::<Result<Vec<bool>, _>>()?.into_iter().all(|d| d);
         let mut counters = counters;
         counters.fold = ended.counts;
@@ -661,6 +691,7 @@ fn resend_now(
     sinks: &mut [Opened],
     r: &mut Recovered,
     cursors: &Cursors,
+    shipper: Option<&Shipper<'_>>,
 ) -> Result<(), RunError> {
     for s in sinks.iter_mut() {
         let patience = Patience::with(&s.name, job.progress);
@@ -678,7 +709,8 @@ fn resend_now(
     meta.cursors = cursors;
     *meta.counters.dead_by_rule.entry(ROW_REFUSED.to_owned()).or_default() += deliver::count(&refused);
     let (text, epoch) = (meta_text(meta)?, r.log.last_epoch() + 1);
-    r.log.append(job.incarnation, epoch, &[(Kind::Meta, &text), (Kind::Letters, &refused)])?;
+    let at = r.log.append(job.incarnation, epoch, &[(Kind::Meta, &text), (Kind::Letters, &refused)])?;
+    shipper.map_or(Ok(()), |s| s.keep_at_start(&[at]))?;
     for s in sinks {
         let patience = Patience::with(&s.name, job.progress);
         let outbox = Outbox::new(job.incarnation, epoch, &[], &refused);

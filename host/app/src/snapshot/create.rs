@@ -3,7 +3,6 @@
 use super::manifest::{Cut, Manifest, Part};
 use super::{Snapshots, failed};
 use crate::clock::now_ms;
-use crate::meta::Meta;
 use crate::run::RunError;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,6 +19,15 @@ impl Snapshots<'_> {
     /// `Refused` if nothing has run yet, `Conflict` if another snapshot is being taken or another host has taken over, and what
     /// the store or the disk says. Nothing of a snapshot that failed is ever restored.
     pub(crate) fn create(&self) -> Result<Manifest, RunError> {
+        let busy = || {
+            let file = self.plan.server.data_dir.join(LOCK);
+            RunError::Conflict(format!("another snapshot is being taken ({} is locked)", file.display()))
+        };
+        self.create_unless_busy()?.ok_or_else(busy)
+    }
+
+    /// The same; none if another one is being taken.
+    pub(super) fn create_unless_busy(&self) -> Result<Option<Manifest>, RunError> {
         let data_dir = &self.plan.server.data_dir;
         let incarnation = Claim::newest_incarnation(&OsDisk, data_dir)?.ok_or_else(|| {
             RunError::Refused(format!(
@@ -27,8 +35,8 @@ impl Snapshots<'_> {
                 data_dir.display()
             ))
         })?;
-        let _one_at_a_time = lock(data_dir)?;
-        self.claim(incarnation)?;
+        let Some(_one_at_a_time) = lock(data_dir)? else { return Ok(None) };
+        self.claim(data_dir, incarnation)?;
         let mut manifest = Manifest::begun(now_ms(), incarnation);
         // First and last: what an epoch has not read of them was there before it, or came since.
         let mut inlets = self.begin_inlets()?;
@@ -52,14 +60,14 @@ impl Snapshots<'_> {
         upload.folder(&data_dir.join("plugins/versions"), "plugins/versions")?;
         let manifest = upload.manifest;
         // Somebody may have taken over while parts were written.
-        self.claim(incarnation)?;
+        self.claim(data_dir, incarnation)?;
         let text = manifest.write().map_err(RunError::Failed)?;
         if !self.bucket.put_new(&Manifest::object(&manifest.id), text).map_err(failed)? {
             let message = format!("{}: there is a snapshot {} already", self.address(), manifest.id);
             return Err(RunError::Conflict(message));
         }
         self.let_go()?;
-        Ok(manifest)
+        Ok(Some(manifest))
     }
 
     fn begin_inlets(&self) -> Result<Vec<(String, Capture)>, RunError> {
@@ -77,17 +85,7 @@ impl Snapshots<'_> {
         for pipeline in &self.plan.pipelines {
             let dir = self.plan.server.data_dir.join("pipelines").join(&pipeline.name);
             let Some(log) = capture(&OsDisk, &dir)? else { continue };
-            let meta: Meta = serde_json::from_slice(&log.meta).map_err(|e| {
-                let name = &pipeline.name;
-                RunError::Refused(format!("pipeline `{name}`: its state was written by another version: {e}"))
-            })?;
-            manifest.pipelines.push(Cut {
-                pipeline: pipeline.name.clone(),
-                epoch: log.epoch,
-                sealed_at_ms: meta.sealed_at_ms,
-                watermark_ms: meta.watermark.ms(),
-                live_keys: meta.live_keys,
-            });
+            manifest.pipelines.push(Cut::at(&pipeline.name, log.epoch, &log.meta)?);
             logs.push((pipeline.name.clone(), log));
         }
         Ok(logs)
@@ -105,9 +103,12 @@ impl Snapshots<'_> {
             self.bucket.delete(&Manifest::object(id)).map_err(failed)?;
         }
         let mut named = BTreeSet::new();
+        let mut newest = None;
         for id in kept {
-            named.extend(self.manifest(id)?.parts.into_iter().map(|p| p.sha256));
+            let manifest = newest.insert(self.manifest(id)?);
+            named.extend(manifest.parts.iter().map(|p| p.sha256.clone()));
         }
+        newest.map_or(Ok(()), |newest| self.let_tails_go(&newest))?;
         for part in self.known_parts()?.difference(&named) {
             self.bucket.delete(&format!("parts/{part}")).map_err(failed)?;
         }
@@ -150,12 +151,13 @@ impl Upload<'_> {
     }
 }
 
-/// Held while a snapshot is taken, and parts of older ones deleted.
-fn lock(data_dir: &Path) -> Result<Box<dyn DiskFile>, RunError> {
-    let path = data_dir.join("SNAPSHOT");
+/// Of the data directory: locked while a snapshot is taken.
+const LOCK: &str = "SNAPSHOT";
+
+/// Held while a snapshot is taken, and parts of older ones deleted. None: somebody else holds it.
+fn lock(data_dir: &Path) -> Result<Option<Box<dyn DiskFile>>, RunError> {
+    let path = data_dir.join(LOCK);
     let file = OsDisk.open(&path, Open::MaybeNew).map_err(StoreError::storage("open", &path))?;
-    if file.try_lock(Lock::Exclusive).map_err(StoreError::storage("lock", &path))? {
-        return Ok(file);
-    }
-    Err(RunError::Conflict(format!("another snapshot is being taken ({} is locked)", path.display())))
+    let held = file.try_lock(Lock::Exclusive).map_err(StoreError::storage("lock", &path))?;
+    Ok(held.then_some(file))
 }

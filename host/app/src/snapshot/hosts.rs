@@ -8,6 +8,7 @@ use crate::clock::now_ms;
 use crate::run::RunError;
 use crate::store::token;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 use tidemill_store::disk::OsDisk;
 use tidemill_store::{read_if_there, replace};
 
@@ -27,13 +28,13 @@ struct Host {
 }
 
 impl Snapshots<'_> {
-    /// Sees that this data directory is the newest that the store knows of, with this incarnation; says so there if it does
-    /// not know it yet.
+    /// Sees that the data directory in `dir` is the newest that the store knows of, with this incarnation; says so there if it
+    /// does not know it yet.
     ///
     /// # Errors
     /// `Conflict` if another one has taken its place.
-    pub(super) fn claim(&self, incarnation: u64) -> Result<(), RunError> {
-        let ours = self.directory()?;
+    pub(super) fn claim(&self, dir: &Path, incarnation: u64) -> Result<(), RunError> {
+        let ours = directory(dir)?;
         for _ in 0..2 {
             let known = self.incarnations()?;
             let newest = known.last().copied().unwrap_or(0);
@@ -82,18 +83,18 @@ impl Snapshots<'_> {
             jiff::Timestamp::from_millisecond(host.at_ms).unwrap_or_default()
         ))
     }
+}
 
-    /// The data directory's own name, made when it is first needed.
-    fn directory(&self) -> Result<String, RunError> {
-        let file = self.plan.server.data_dir.join("id");
-        let known = read_if_there(&OsDisk, &file)?.and_then(|bytes| String::from_utf8(bytes).ok());
-        if let Some(id) = known.map(|id| id.trim().to_owned()).filter(|id| !id.is_empty()) {
-            return Ok(id);
-        }
-        let id = token::random().map_err(|e| RunError::Failed(e.to_string()))?;
-        replace(&OsDisk, &file, format!("{id}\n").as_bytes())?;
-        Ok(id)
+/// The own name of the data directory in `dir`, made when it is first needed.
+fn directory(dir: &Path) -> Result<String, RunError> {
+    let file = dir.join("id");
+    let known = read_if_there(&OsDisk, &file)?.and_then(|bytes| String::from_utf8(bytes).ok());
+    if let Some(id) = known.map(|id| id.trim().to_owned()).filter(|id| !id.is_empty()) {
+        return Ok(id);
     }
+    let id = token::random().map_err(|e| RunError::Failed(e.to_string()))?;
+    replace(&OsDisk, &file, format!("{id}\n").as_bytes())?;
+    Ok(id)
 }
 
 fn object(incarnation: u64) -> String {

@@ -4,6 +4,7 @@
 //! STORE/snapshots/ID.json            what is in a snapshot (manifest.rs); there once all of its parts are
 //! STORE/parts/SHA256                 a file of the data directory, or its beginning; shared by all snapshots that hold it
 //! STORE/hosts/INCARNATION.json       which data directory counts as the pipelines' own
+//! STORE/tails/…                      what came after the newest snapshot, if it is to be there before it leaves (tail.rs)
 //! ```
 //!
 //! A snapshot is each pipeline's log up to an epoch, the ingest logs with all that this epoch has not read, and the plugins. The
@@ -18,9 +19,11 @@ mod hosts;
 pub(crate) mod keeper;
 mod manifest;
 mod restore;
+mod tail;
 
 pub(crate) use self::manifest::Manifest;
 pub(crate) use self::restore::{Back, Drilled, Restored};
+pub(crate) use self::tail::Tails;
 
 use crate::config::plan::{Plan, State};
 use crate::run::RunError;
@@ -81,7 +84,7 @@ impl<'a> Snapshots<'a> {
 
     /// The newest one, or the one that is asked for.
     fn chosen(&self, id: Option<&str>) -> Result<Manifest, RunError> {
-        match id.filter(|id| *id != "latest") {
+        match id.filter(|_| !is_newest(id)) {
             Some(id) => self.manifest(id),
             None => {
                 let newest = self.ids()?.pop();
@@ -90,6 +93,11 @@ impl<'a> Snapshots<'a> {
             }
         }
     }
+}
+
+/// Whether the newest snapshot is meant, with what came after it.
+fn is_newest(id: Option<&str>) -> bool {
+    id.is_none_or(|id| id == "latest")
 }
 
 /// What an object store says, by what the caller must do.

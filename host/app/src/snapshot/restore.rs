@@ -3,7 +3,7 @@
 //! Invariant: the data directory is there with everything in it, or not at all: it is made beside its place and then put there.
 
 use super::manifest::{Manifest, Part};
-use super::{Snapshots, failed};
+use super::{Snapshots, failed, is_newest};
 use crate::clock::now_ms;
 use crate::run::RunError;
 use crate::run::go_back::GoBack;
@@ -68,18 +68,19 @@ impl Snapshots<'_> {
                 data_dir.display()
             )));
         }
-        let manifest = self.chosen(id)?;
-        let unknown =
-            manifest.pipelines.iter().find(|c| self.plan.pipelines.iter().all(|p| p.name != c.pipeline));
-        if let Some(cut) = unknown {
-            return Err(RunError::Refused(format!(
-                "snapshot {} has a pipeline `{}`, which the config has not",
-                manifest.id, cut.pipeline
-            )));
-        }
+        let mut manifest = self.chosen(id)?;
+        self.knows_all(&manifest)?;
         let beside = beside(data_dir);
         remove(&beside)?;
         self.fill(&beside, &manifest)?;
+        // From here on nothing more leaves the host that it was taken from.
+        if let Some(incarnation) = Claim::newest_incarnation(&OsDisk, &beside)? {
+            self.claim(&beside, incarnation)?;
+        }
+        if is_newest(id) {
+            self.add_tail(&beside, &mut manifest)?;
+            self.knows_all(&manifest)?;
+        }
         put_in_place(&beside, data_dir)?;
         let mut pipelines = Vec::new();
         for pipeline in &self.plan.pipelines {
@@ -99,9 +100,6 @@ impl Snapshots<'_> {
             let sinks = go_back.carry_out().map_err(go_on)?;
             pipelines.push(Back { name: pipeline.name.clone(), seen, sinks });
         }
-        if let Some(incarnation) = Claim::newest_incarnation(&OsDisk, data_dir)? {
-            self.claim(incarnation)?;
-        }
         Ok(Restored { manifest, pipelines, took: begun.elapsed() })
     }
 
@@ -111,12 +109,15 @@ impl Snapshots<'_> {
     /// What would be in the way of restoring it.
     pub(crate) fn drill(&self, id: Option<&str>) -> Result<Drilled, RunError> {
         let begun = Instant::now();
-        let manifest = self.chosen(id)?;
+        let mut manifest = self.chosen(id)?;
         let data_dir = parent_of(&self.plan.server.data_dir);
         let folder =
             tempfile::tempdir_in(data_dir).map_err(StoreError::storage("create a folder in", data_dir))?;
         let beside = folder.path().join("state");
         self.fill(&beside, &manifest)?;
+        if is_newest(id) {
+            self.add_tail(&beside, &mut manifest)?;
+        }
         let mut records = 0;
         for cut in &manifest.pipelines {
             let dir = beside.join("pipelines").join(&cut.pipeline);
@@ -137,6 +138,19 @@ impl Snapshots<'_> {
         }
         let oldest = manifest.pipelines.iter().map(|c| c.sealed_at_ms).min().unwrap_or(manifest.taken_at_ms);
         Ok(Drilled { recovery_point_ms: now_ms() - oldest, manifest, records, took: begun.elapsed() })
+    }
+
+    /// Whether the config has all that is in a snapshot.
+    fn knows_all(&self, manifest: &Manifest) -> Result<(), RunError> {
+        let unknown =
+            manifest.pipelines.iter().find(|c| self.plan.pipelines.iter().all(|p| p.name != c.pipeline));
+        match unknown {
+            None => Ok(()),
+            Some(cut) => Err(RunError::Refused(format!(
+                "snapshot {} has a pipeline `{}`, which the config has not",
+                manifest.id, cut.pipeline
+            ))),
+        }
     }
 
     fn fill(&self, dir: &Path, manifest: &Manifest) -> Result<(), RunError> {

@@ -178,6 +178,21 @@ impl IngestLog {
         self.shared.first()
     }
 
+    /// All before this offset is durable.
+    #[must_use]
+    pub fn durable(&self) -> u64 {
+        self.shared.durable.load(Ordering::Acquire)
+    }
+
+    /// What stands from an offset on, for a copy that is kept elsewhere: whole frames of one segment that are durable, in at most so
+    /// many bytes; one at least, if there is one. [`graft`] puts them into a log again.
+    ///
+    /// # Errors
+    /// `Storage` if it cannot be read, or was deleted.
+    pub fn copy(&self, offset: u64, bytes_max: u64) -> Result<Vec<u8>, ConnectError> {
+        self.reader(offset).copy(bytes_max)
+    }
+
     /// A reader that begins at an offset.
     #[must_use]
     pub fn reader(&self, offset: u64) -> IngestPartition {
@@ -292,6 +307,33 @@ impl Capture {
             Ok((name.as_str(), bytes))
         })
     }
+}
+
+/// Puts frames that a copy was kept of behind what stands in the log of a folder, which nobody has open; what the log has is passed
+/// over. `offset` is that of the first of their bytes.
+///
+/// # Errors
+/// `Storage` if something is missing between, or the disk fails.
+pub fn graft(dir: &Path, offset: u64, frames: &[u8]) -> Result<(), ConnectError> {
+    let failed = |e: io::Error| ConnectError::Storage(format!("ingest log {}: {e}", dir.display()));
+    fs::create_dir_all(dir).map_err(failed)?;
+    let (end, path) = match list(dir).map_err(failed)?.pop_last() {
+        Some((first, path)) => (mend_tail(first, &path)?, path),
+        None => (offset, begin_segment(dir, offset).map_err(failed)?.1),
+    };
+    if offset > end {
+        let what =
+            format!("what was kept of it elsewhere begins at offset {offset}, and the log ends at {end}");
+        return Err(damaged(&path, end, &what));
+    }
+    let known = usize::try_from(end - offset).unwrap_or(usize::MAX);
+    let Some(new) = frames.get(known..).filter(|new| !new.is_empty()) else { return Ok(()) };
+    let append = || {
+        let mut file = OpenOptions::new().append(true).open(&path)?;
+        file.write_all(new)?;
+        file.sync_all()
+    };
+    append().map_err(failed)
 }
 
 struct Writer {
@@ -502,6 +544,30 @@ impl IngestPartition {
         let (first, path) = segments.range(..=self.offset).next_back()?;
         let next = segments.range(self.offset + 1..).next().map(|(next, _)| *next);
         Some((*first, path.clone(), next))
+    }
+
+    fn copy(&self, bytes_max: u64) -> Result<Vec<u8>, ConnectError> {
+        let durable = self.shared.durable.load(Ordering::Acquire);
+        let Some((first, path, next)) = self.segment() else {
+            let what = format!("no segment holds offset {}", self.offset);
+            return Err(damaged(&self.shared.dir, 0, &what));
+        };
+        let end = next.unwrap_or(durable).min(durable);
+        let one = (RECORD_BYTES_MAX + FRAME_HEAD_BYTES) as u64;
+        let mut bytes = vec![0; end.saturating_sub(self.offset).min(bytes_max.max(one)) as usize];
+        let at = self.offset - first + HEADER_BYTES as u64;
+        File::open(&path)
+            .and_then(|mut file| file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes)))
+            .map_err(|e| ConnectError::Storage(format!("{}: {e}", path.display())))?;
+        let mut whole = 0;
+        while let Some(len) = sound_frame(&bytes[whole..], self.offset + whole as u64) {
+            whole += FRAME_HEAD_BYTES + len;
+        }
+        if whole == 0 && !bytes.is_empty() {
+            return Err(damaged(&path, at, "a record is damaged"));
+        }
+        bytes.truncate(whole);
+        Ok(bytes)
     }
 
     fn fill(&mut self, block: &mut Block) -> Result<(), ConnectError> {

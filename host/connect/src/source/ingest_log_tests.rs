@@ -199,3 +199,62 @@ fn a_write_that_failed_is_told_to_everyone_and_not_tried_again() {
     let mut reader = IngestPartition { shared, offset: 0, file: None };
     assert!(matches!(reader.read(&mut Block::default()), Err(ConnectError::Storage(_))));
 }
+
+#[test]
+fn frames_that_a_copy_was_kept_of_go_on_where_the_log_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|d| dir.path().join(d));
+    // A segment each few records.
+    let log = IngestLog::open(&first, Some(0), 4_000).unwrap();
+    let records: Vec<String> = (0..12).map(|n| format!("{n:0300}")).collect();
+    let mut copies: Vec<(u64, Vec<u8>)> = Vec::new();
+    for record in &records {
+        append(&log, &[record]).unwrap();
+        let from = copies.last().map_or(0, |(at, bytes)| at + bytes.len() as u64);
+        let bytes = log.copy(from, MANY).unwrap();
+        assert_eq!(bytes.len(), 308);
+        copies.push((from, bytes));
+    }
+    assert_eq!(log.copy(log.durable(), MANY).unwrap(), b"");
+    assert_eq!(log.copy(0, 1).unwrap().len() % 308, 0, "whole frames, one at least");
+
+    // The copy has a beginning, with a record that was not whole yet; and what is kept begins before its end.
+    fs::create_dir_all(&second).unwrap();
+    let begun = IngestLog::open(&second, Some(0), MANY).unwrap();
+    records[..3].iter().for_each(|r| append(&begun, &[r]).unwrap());
+    drop(begun);
+    let mut file = OpenOptions::new().append(true).open(last_segment(&second)).unwrap();
+    file.write_all(&copies[3].1[..100]).unwrap();
+    for (at, bytes) in &copies[2..] {
+        graft(&second, *at, bytes).unwrap();
+        graft(&second, *at, bytes).unwrap();
+    }
+    let again = IngestLog::open(&second, Some(0), MANY).unwrap();
+    assert_eq!((texts(&again, 0), again.durable()), (records.clone(), log.durable()));
+    append(&again, &["more"]).unwrap();
+    assert_eq!(texts(&again, log.durable()), ["more"]);
+
+    // Nothing stands there yet: it begins where what is kept begins.
+    let third = dir.path().join("third");
+    copies[5..].iter().for_each(|(at, bytes)| graft(&third, *at, bytes).unwrap());
+    let begun = IngestLog::open(&third, Some(copies[7].0), MANY).unwrap();
+    assert_eq!((begun.first(), texts(&begun, copies[7].0)), (copies[5].0, records[7..].to_vec()));
+}
+
+#[test]
+fn frames_behind_a_gap_are_not_put_into_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|d| dir.path().join(d));
+    let log = IngestLog::open(&first, Some(0), MANY).unwrap();
+    append(&log, &["a", "b", "c"]).unwrap();
+    drop(IngestLog::open(&second, Some(0), MANY).unwrap());
+    let why = graft(&second, 9, &log.copy(9, MANY).unwrap()).unwrap_err().to_string();
+    assert!(why.contains("begins at offset 9, and the log ends at 0"), "{why}");
+    assert_eq!(fs::metadata(last_segment(&second)).unwrap().len(), HEADER_BYTES as u64);
+    // A record that was damaged is not copied as if it were sound.
+    let mut bytes = fs::read(last_segment(&first)).unwrap();
+    bytes[HEADER_BYTES + 9 + FRAME_HEAD_BYTES] ^= 1;
+    fs::write(last_segment(&first), bytes).unwrap();
+    assert_eq!(log.copy(0, MANY).unwrap().len(), 9);
+    assert!(log.copy(9, MANY).unwrap_err().to_string().contains("a record is damaged"));
+}

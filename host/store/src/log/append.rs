@@ -1,4 +1,5 @@
-//! Appending: one record an epoch, durable before it is told, and a new segment where the last one is full.
+//! Appending: one record an epoch, durable before it is told, and a new segment where the last one is full. Or records that were
+//! written elsewhere, as they are.
 
 use super::marker::{MARKER_NAME, SLOT_OFFSETS, Slot};
 use super::{EpochLog, RecordRef, Segment, Tip, segment_path};
@@ -41,6 +42,56 @@ impl EpochLog {
         self.buffer.clear();
         let header = Header { incarnation, epoch, previous: self.last.checksum };
         let checksum = record::encode_into(&mut self.buffer, &header, sections);
+        self.write_buffer(epoch, Tip { epoch, incarnation, checksum })
+    }
+
+    /// Puts records behind the last one that a copy of this log has been kept of: whole records, as they are, each following the one
+    /// before. Those that the log has are passed over. When this returns, all of them are durable; the answer is how many were
+    /// added.
+    ///
+    /// # Errors
+    /// `Damaged` if they are not what follows in this log: none of them is added then. `Storage` as for [`append`](Self::append).
+    pub fn graft(&mut self, records: &[u8]) -> Result<u64, StoreError> {
+        let (mut tip, mut first, mut added, mut at) = (self.last, None, 0, 0);
+        self.buffer.clear();
+        while at < records.len() {
+            let (rest, offset) = (&records[at..], at as u64);
+            let (dir, epoch) = (&self.reader.dir, tip.epoch);
+            let refuse = |what: String| StoreError::Damaged {
+                file: dir.clone(),
+                offset,
+                epoch: Some(epoch + 1),
+                what: format!("what was kept of it elsewhere does not go on after epoch {epoch}: {what}"),
+                hint: "restore an older snapshot".to_owned(),
+            };
+            let r = record::decode(rest).map_err(|e| refuse(e.to_string()))?;
+            at += r.len;
+            if r.header.epoch <= self.last.epoch {
+                continue;
+            }
+            r.follows(tip.checksum).map_err(|e| refuse(format!("epoch {}: {e}", r.header.epoch)))?;
+            if r.header.epoch <= tip.epoch || r.header.incarnation < tip.incarnation {
+                return Err(refuse(format!(
+                    "epoch {} of incarnation {}",
+                    r.header.epoch, r.header.incarnation
+                )));
+            }
+            first.get_or_insert(r.header.epoch);
+            tip = Tip { epoch: r.header.epoch, incarnation: r.header.incarnation, checksum: r.checksum };
+            self.buffer.extend_from_slice(&rest[..r.len]);
+            added += 1;
+        }
+        if let Some(first) = first {
+            self.check_usable(first)?;
+            let written = self.write_buffer(first, tip);
+            self.poisoned = written.is_err();
+            written?;
+        }
+        Ok(added)
+    }
+
+    /// Writes what is in the buffer, which begins with the record of an epoch and ends with the one that is the last then.
+    fn write_buffer(&mut self, epoch: u64, last: Tip) -> Result<RecordRef, StoreError> {
         let len = self.buffer.len() as u64;
         self.rotate_for(epoch, len)?;
         let (Some(file), Some(segment)) = (&self.active, self.segments.back_mut()) else {
@@ -56,8 +107,8 @@ impl EpochLog {
         file.write_all_at(&self.buffer, at.offset).map_err(failed("write"))?;
         file.sync_data().map_err(failed("sync"))?;
         segment.bytes += len;
-        segment.last_epoch = epoch;
-        self.last = Tip { epoch, incarnation, checksum };
+        segment.last_epoch = last.epoch;
+        self.last = last;
 
         // The marker is not synced. It is written after the record is durable, so whatever part of it
         // reaches the disk is true; and a process that dies leaves it in the kernel's cache, where the

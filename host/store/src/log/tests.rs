@@ -554,3 +554,67 @@ fn until_somebody_who_goes_back_has_written_so_nobody_else_goes_on() {
     let (_, recovery) = open(dir, &[]).unwrap();
     assert_eq!((recovery.last_epoch, recovery.last_incarnation), (8, 3));
 }
+
+/// Records as they stand in the log, one text for all of them.
+fn copied(log: &EpochLog, refs: &[RecordRef]) -> Vec<u8> {
+    refs.iter().flat_map(|at| log.reader().read_record(at).unwrap()).collect()
+}
+
+#[test]
+fn records_that_a_copy_was_kept_of_go_on_where_the_log_ends() {
+    let tmp = tempfile::tempdir().unwrap();
+    let refs = written(&tmp.path().join("first"), 12, 400);
+    let (first, _) = open(&tmp.path().join("first"), &[]).unwrap();
+    let dir = tmp.path().join("second");
+    written(&dir, 4, 400);
+    let (mut log, _) = open(&dir, &[]).unwrap();
+    // Some that the log has are among them, and some come twice.
+    assert_eq!(log.graft(&copied(&first, &refs[2..8])).unwrap(), 4);
+    assert_eq!(log.graft(&copied(&first, &refs[5..12])).unwrap(), 4);
+    assert_eq!((log.graft(&copied(&first, &refs[..12])).unwrap(), log.last_epoch()), (0, 12));
+    let at = append(&mut log, 13).unwrap();
+    assert_eq!(log.read_sections(&at).unwrap()[1].1, body(13));
+    drop(log);
+    let mut epochs = Vec::new();
+    let (_, recovery) = EpochLog::open(Arc::new(OsDisk), &dir, 64 << 20, &sink(13), |record, at| {
+        assert_eq!(record.section(Kind::State), Some(&body(at.epoch)[..]));
+        epochs.push(at.epoch);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((epochs, recovery.dropped_tail), ((1..=13).collect(), None));
+
+    // A log that nothing stands in begins with what its copy begins with.
+    let (mut log, _) = open(&tmp.path().join("third"), &[]).unwrap();
+    assert_eq!((log.graft(&copied(&first, &refs)).unwrap(), log.last_epoch()), (12, 12));
+}
+
+#[test]
+fn records_that_do_not_follow_are_not_put_into_the_log() {
+    let tmp = tempfile::tempdir().unwrap();
+    let refs = written(&tmp.path().join("first"), 12, 400);
+    let (first, _) = open(&tmp.path().join("first"), &[]).unwrap();
+    let dir = tmp.path().join("second");
+    written(&dir, 4, 400);
+    let (mut log, _) = open(&dir, &[]).unwrap();
+    let before = contents(&dir);
+    let mut refuse = |records: &[u8], why: &str| {
+        let error = log.graft(records).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        assert!(contents(&dir) == before && log.last_epoch() == 4, "{error}");
+    };
+    // One is missing between; one is damaged, or cut off.
+    refuse(&copied(&first, &refs[5..]), "does not go on after epoch 4: epoch 6");
+    refuse(&copied(&first, &[refs[4], refs[6]]), "does not go on after epoch 5: epoch 7");
+    let good = copied(&first, &refs[4..]);
+    let mut bytes = good.clone();
+    bytes[refs[4].len as usize + 9] ^= 1;
+    refuse(&bytes, "does not go on after epoch 5");
+    refuse(&good[..good.len() - 1], "does not go on after epoch 11");
+    // Of another log of this name.
+    let dir = tmp.path().join("another");
+    let (mut another, _) = open(&dir, &[]).unwrap();
+    let refs: Vec<_> = (1..=6).map(|e| another.append(2, e, &[(Kind::Meta, b"{}")]).unwrap()).collect();
+    refuse(&copied(&another, &refs), "does not go on after epoch 4: epoch 5");
+    assert_eq!(log.graft(&good).unwrap(), 8);
+}

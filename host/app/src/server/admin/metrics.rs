@@ -232,6 +232,14 @@ fn tell_progress(handle: &Handle, page: &mut Page) {
         let help = "Calls of a source's service that was away, and is tried again";
         page.count("tidemill_source_tries_in_vain_total", help, &labels, m.tries_in_vain.load(Relaxed));
     }
+    if let Some(m) = p.meters.store_if_any() {
+        let help = "The newest epoch that the object store has: no later one leaves";
+        page.gauge("tidemill_store_epoch", help, &of, number(m.epoch.load(Relaxed)));
+        let help = "1 for an object store that can be used, 0 for one whose last call said that it is away";
+        page.gauge("tidemill_store_available", help, &of, here(&m.service));
+        let help = "Calls of an object store that was away, and is tried again";
+        page.count("tidemill_store_tries_in_vain_total", help, &of, m.service.tries_in_vain.load(Relaxed));
+    }
     for (plugin, m) in p.meters.plugins() {
         let labels = [of[0], ("plugin", plugin.as_str())];
         page.count("tidemill_plugin_calls_total", "Calls of a plugin", &labels, m.calls.load(Relaxed));

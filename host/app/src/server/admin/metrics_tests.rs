@@ -94,6 +94,9 @@ const MOVES: &[Moves] = &[
     ("tidemill_sink_tries_in_vain_total", "sink=\"sessions\"", |_, h| {
         h.progress.meters.sink("sessions").service.is_away("refused");
     }),
+    ("tidemill_store_epoch", "", |_, h| h.progress.meters.store().epoch.store(7, Relaxed)),
+    ("tidemill_store_available", "", |_, h| drop(h.progress.meters.store())),
+    ("tidemill_store_tries_in_vain_total", "", |_, h| h.progress.meters.store().service.is_away("refused")),
     ("tidemill_plugin_metric_total", "metric=\"coupons\"", |m, _| total(m, "coupons", Vec::new()).add(1.0)),
     ("tidemill_plugin_observations_count", "metric=\"pages\"", |m, _| {
         total(m, "pages", vec![1.0, 5.0]).add(3.0);

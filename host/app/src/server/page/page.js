@@ -73,6 +73,7 @@ function show(p, now) {
   part(".state").className = "state badge " + (MOOD[p.state] || "");
   const gone = (p.sinks_away || []).map((s) => ["sink " + s.sink, s.why]);
   gone.push(...(p.sources_away || []).map((s) => ["source " + s.source, s.why]));
+  if (p.store_away) gone.push(["the object store", p.store_away.why]);
   const away = gone.map(([who, why]) => who + " is away, tried again: " + why).join("\n");
   const why = p.failure || (p.suspended && p.suspended.why + "\n" + p.suspended.first_fault) || away;
   part(".why").textContent = why;
