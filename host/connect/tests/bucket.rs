@@ -108,7 +108,10 @@ fn who_is_refused_is_told_so_and_not_tried_again() {
         bucket.delete("a").unwrap_err(),
     ];
     for e in errors {
-        assert!(matches!(&e, ConnectError::Config(why) if why.starts_with("s3://clicks/tidemill/a: cannot")), "{e:?}");
+        assert!(
+            matches!(&e, ConnectError::Config(why) if why.starts_with("s3://clicks/tidemill/a: cannot")),
+            "{e:?}"
+        );
     }
     assert!(begun.elapsed() < Duration::from_secs(5));
     server.demand(Some(KEY));

@@ -62,7 +62,8 @@ impl Objects {
     #[must_use]
     pub fn start() -> Objects {
         let state = Arc::<Mutex<State>>::default();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(serve(listener, state.clone()));
@@ -212,7 +213,9 @@ impl State {
         let path = head.uri.path().trim_matches('/');
         let name = percent_encoding::percent_decode_str(path).decode_utf8_lossy().into_owned();
         let query: BTreeMap<String, String> =
-            url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+            url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes())
+                .into_owned()
+                .collect();
         match (&head.method, name.contains('/')) {
             (&Method::GET, false) if query.contains_key("list-type") => self.list(&name, &query),
             (&Method::POST, false) if query.contains_key("delete") => self.delete_all(&name, &body),
@@ -230,7 +233,8 @@ impl State {
     }
 
     fn put(&mut self, name: String, headers: &HeaderMap, body: Bytes) -> Answer {
-        let only_new = says(headers, "if-none-match", "*") || says(headers, "x-goog-if-generation-match", "0");
+        let only_new =
+            says(headers, "if-none-match", "*") || says(headers, "x-goog-if-generation-match", "0");
         if only_new && self.objects.contains_key(&name) {
             return error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
         }
@@ -255,7 +259,10 @@ impl State {
             );
         }
         if rest.peek().is_some() {
-            let _ = write!(text, "<IsTruncated>true</IsTruncated><NextContinuationToken>{last}</NextContinuationToken>");
+            let _ = write!(
+                text,
+                "<IsTruncated>true</IsTruncated><NextContinuationToken>{last}</NextContinuationToken>"
+            );
         }
         text.push_str("</ListBucketResult>");
         respond(StatusCode::OK, text.into())
