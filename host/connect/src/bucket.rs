@@ -231,6 +231,12 @@ impl Bucket {
             | Error::NotImplemented { .. }
             | Error::InvalidPath { .. }
             | Error::UnknownConfigurationKey { .. } => ConnectError::Config(text),
+            // Of a listing the client says in words only that the service refuses it.
+            Error::Generic { .. }
+                if ["status code: 401", "status code: 403"].iter().any(|s| text.contains(s)) =>
+            {
+                ConnectError::Config(text)
+            }
             _ => ConnectError::Unavailable(text),
         }
     }

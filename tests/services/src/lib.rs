@@ -1,6 +1,6 @@
 //! Real services for tests: fetched once, started on free ports of this machine, stopped with the test.
 //!
-//! `kafka` starts a broker, `bigquery` is one within the process, `proxy` stands between a client and a service and is as bad
+//! `kafka` starts a broker, `bigquery` and `objects` are services within the process, `proxy` stands between a client and a service and is as bad
 //! as a test wants it. Shares no code with the host and knows no client: it is the other side of what is tested.
 //!
 //! Where a service cannot be had (no Java, no artifacts), tests that ask for it say why in one line and pass, unless
@@ -12,6 +12,8 @@ mod artifacts;
 #[cfg(feature = "bigquery")]
 pub mod bigquery;
 pub mod kafka;
+#[cfg(feature = "objects")]
+pub mod objects;
 pub mod proxy;
 
 /// Why a service is not there.
