@@ -8,6 +8,7 @@ mod demo;
 mod planted;
 mod prove;
 mod rows;
+mod runner;
 mod services;
 mod steps;
 mod suite;
@@ -51,13 +52,19 @@ failed; those of bench are in its help.
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((runner::NAME, program)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
+    {
+        return runner::run(program).unwrap_or_else(told);
+    }
     match command(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            say(&format!("xtask: {}", failure.message));
-            ExitCode::from(failure.code)
-        }
+        Err(failure) => told(failure),
     }
+}
+
+fn told(failure: Failure) -> ExitCode {
+    say(&format!("xtask: {}", failure.message));
+    ExitCode::from(failure.code)
 }
 
 fn command(arguments: &[String]) -> Result<(), Failure> {

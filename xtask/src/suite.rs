@@ -1,7 +1,7 @@
 //! `cargo xtask test`: all set-up and every test, one step after the other.
 
 use crate::steps::{self, FEATURES, Failure, PURE_TARGET, cargo, say, seconds, target_dir};
-use crate::{planted, services};
+use crate::{planted, runner, services};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -78,6 +78,7 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
     let found = target_dir().join("tests-report.txt");
     steps::doing("the tests' report cannot be written", std::fs::write(&found, ""))?;
     let mut tests = cargo(&["test", LOCKED, ALL, FEATURES, PROFILE]);
+    tests.envs(runner::variable());
     let passed = list.step("every test", tests.env("TIDEMILL_BIN", binary).env("TIDEMILL_REPORT", &found));
     say("\nwhat the tests found:");
     steps::doing("the tests' report cannot be read", std::fs::read_to_string(&found))?

@@ -6,6 +6,7 @@
 
 use super::*;
 use serde_json::Value;
+use tidemill_services::objects::{ObjectFault, Objects};
 
 const REMOTE: &str = "release_after = \"remote\"";
 
@@ -203,4 +204,57 @@ fn when_epochs_leave_is_checked_with_the_rest_of_the_config() {
         out.status.code() == Some(4) && said.contains("release_after") && said.contains("remote"),
         "{said}"
     );
+}
+
+/// The same by S3's API over sockets, where requests are throttled, break, and are made without an answer.
+#[test]
+fn a_bucket_that_fails_now_and_then_costs_no_row_either() {
+    let server = Objects::start();
+    server.demand(Some("AKIDEXAMPLE"));
+    let case = Case::new();
+    let bytes = shop(34, 200_000);
+    let config = config(&case.path("first"), "close");
+    case.put(FILE, &bytes);
+    case.configure(&config);
+    let text = std::fs::read_to_string(case.path("pipeline.toml")).unwrap();
+    let text = text.replace("epoch = \"10ms\"", "epoch = \"10ms\"\nsegment = \"64KiB\"");
+    let options = "region = \"eu-west-1\", allow_http = \"true\", access_key_id = \"AKIDEXAMPLE\"";
+    let state = format!(
+        "{text}\n[state]\nstore = \"s3://clicks/tidemill\"\n{REMOTE}\nsnapshot = {{ every = \"1s\", keep = 2 }}\n\
+         options = {{ endpoint = \"{}\", {options}, secret_access_key = \"${{env:WRITE_KEY}}\" }}\n",
+        server.endpoint()
+    );
+    case.put("pipeline.toml", state.as_bytes());
+    let (mut follower, mut lost) = (Follower::default(), 0);
+    for (n, fault) in
+        [ObjectFault::Throttled, ObjectFault::Unanswered, ObjectFault::Broken].into_iter().enumerate()
+    {
+        server.order_every(Some((7, fault)));
+        follower.read(&case.path("rows.jsonl"));
+        let until = follower.total + 500;
+        let mut process = case.start(&[], &[("WRITE_KEY", KEY.into())]);
+        wait_for("rows", RUN_MAX, || {
+            follower.read(&case.path("rows.jsonl"));
+            (follower.total >= until || process.ended()).then_some(())
+        });
+        if process.ended() {
+            break;
+        }
+        process.kill();
+        lost += 1;
+        data_dir_is_lost(&case, "first");
+        let seen = case.table();
+        done(&case, &["restore"]);
+        assert!(seen == case.table(), "turn {n}: a row was taken back");
+    }
+    assert!(lost > 1 && server.met() > 6, "lost {lost} times, {} faults", server.met());
+    server.order_every(None);
+    case.start(&[], &[("WRITE_KEY", KEY.into())]).outcome(RUN_MAX).exits(0);
+    same_sinks("after all of them", &model_of(&config, &bytes), &case);
+    assert!(
+        server.names().iter().any(|n| n.starts_with("clicks/tidemill/snapshots/")),
+        "{:?}",
+        server.names()
+    );
+    report!("snapshots: a bucket by S3's API, {} requests failed", server.met());
 }
