@@ -125,6 +125,13 @@ fn command(case: &Case, arguments: &[&str]) -> Outcome {
     Outcome { code: out.status.code(), said }
 }
 
+/// What is wrong with the lookup, as the newest record has it.
+fn trouble(case: &Case) -> Option<String> {
+    let out = command(case, &["status", "--json"]).said;
+    let all: Value = serde_json::from_str(&out).ok()?;
+    all["pipelines"][0]["lookups"]["visitors"]["trouble"].as_str().map(str::to_owned)
+}
+
 fn lines_so_far(case: &Case) -> usize {
     std::fs::read(case.path("rows.jsonl")).unwrap_or_default().iter().filter(|b| **b == b'\n').count()
 }
@@ -161,7 +168,7 @@ fn sessions_have_what_the_table_has() {
 #[test]
 fn whatever_happens_each_session_waits_and_gets_its_row_once() {
     let Some(server) = bigtable() else { return };
-    let n = 20_000;
+    let n = 30_000;
     fill(&server, n);
     let proxy = Proxy::to(server.address());
     let more = "on_failure = \"hold\"\ntimeout = \"1s\"\nconcurrency = 2";
@@ -171,9 +178,16 @@ fn whatever_happens_each_session_waits_and_gets_its_row_once() {
     command(&case, &["check"]).exits(4).says("Bigtable at").says(&proxy.address());
     let mut process = case.start(&[], &[]);
     hears(&mut process, "lookup `visitors`: Bigtable at", 1);
-    server.start_again().unwrap();
-    let paced = Fault { delay_ms: 20, ..Fault::default() };
-    server.meet(&paced);
+    // So that the run lasts until all has happened.
+    let paced = Fault { delay_ms: 60, ..Fault::default() };
+    // It has its tables back before anybody asks for them.
+    let comes_back = || {
+        proxy.refuse(true);
+        server.start_again().unwrap();
+        server.meet(&paced);
+        proxy.refuse(false);
+    };
+    comes_back();
     hears(&mut process, "lookup `visitors` answers again", 1);
     let mut kills = 0;
     let goes_on = |process: &mut Process| {
@@ -196,10 +210,9 @@ fn whatever_happens_each_session_waits_and_gets_its_row_once() {
             wait_for(what, SOON, || (server.counts().met >= met + 12 || process.ended()).then_some(()));
         } else {
             hears(&mut process, "Bigtable at", 1);
-            wait_for(what, SOON, || {
-                let status = command(&case, &["status"]).said;
-                (status.contains("credentials") || status.contains("no answer within")).then_some(())
-            });
+            let words =
+                if fault.token.is_some() { "are the `credentials` right?" } else { "no answer within" };
+            wait_for(what, SOON, || trouble(&case).filter(|why| why.contains(words)));
         }
         assert!(!process.ended(), "{what}: nothing was left to look up; {calls} connections");
         process.kill();
@@ -211,12 +224,12 @@ fn whatever_happens_each_session_waits_and_gets_its_row_once() {
     goes_on(&mut process);
     server.stop();
     hears(&mut process, "lookup `visitors`: Bigtable at", 1);
-    server.start_again().unwrap();
-    server.meet(&paced);
+    comes_back();
     goes_on(&mut process);
     proxy.hold(true);
+    assert!(!process.ended(), "nothing was left to look up");
     wait_for("the silence to be told", SOON, || {
-        command(&case, &["status"]).said.contains("no answer within").then_some(())
+        trouble(&case).filter(|why| why.contains("no answer within"))
     });
     proxy.hold(false);
     server.meet(&Fault::default());
@@ -232,7 +245,8 @@ fn whatever_happens_each_session_waits_and_gets_its_row_once() {
 #[test]
 fn a_service_that_stays_away_holds_the_source_up() {
     let Some(server) = bigtable() else { return };
-    let n = 60_000;
+    // Many times what an epoch takes in.
+    let n = 200_000;
     fill(&server, n);
     let proxy = Proxy::to(server.address());
     proxy.refuse(true);
@@ -242,22 +256,22 @@ fn a_service_that_stays_away_holds_the_source_up() {
     let mut process = case.start(&[], &[]);
     hears(&mut process, "lookup `visitors`: Bigtable at", 1);
     let api = Api::of(&case, &process);
-    let metric = |name: &str| -> Option<f64> {
+    let metric = |name: &str, label: &str| -> Option<f64> {
         let text = String::from_utf8(api.try_ask("GET", "/metrics", &[], b"")?.body).unwrap();
-        text.lines().find(|l| l.starts_with(name))?.rsplit(' ').next()?.parse().ok()
+        let line = text.lines().find(|l| l.starts_with(name) && l.contains(label))?;
+        line.rsplit(' ').next()?.parse().ok()
     };
     // Some wait, and over many tries in vain no more come.
     let mut last = (None, proxy.connections());
     let waiting = wait_for("the reader to wait", SOON, || {
-        let now = metric("tidemill_unresolved_revisions").filter(|n| *n > 0.0);
+        let now = metric("tidemill_unresolved_revisions", "").filter(|n| *n > 0.0);
         if now != last.0 {
             last = (now, proxy.connections());
         }
         now.filter(|_| proxy.connections() >= last.1 + 3)
     });
     assert!(waiting < n as f64 / 2.0, "{waiting} of {n} wait: the reader does not");
-    let of_visitors = "tidemill_lookup_failures_total{lookup=\"visitors\"";
-    assert!(metric(of_visitors).unwrap() > 0.0);
+    assert!(metric("tidemill_lookup_failures_total", "lookup=\"visitors\"").unwrap() > 0.0);
     proxy.refuse(false);
     process.outcome(RUN_MAX).exits(0).says("lookup `visitors` answers again");
     all_enriched("stays away", &case, &expected);

@@ -11,6 +11,7 @@ use tidemill_connect::lookup::{Fetched, LookupError, Provider as _};
 use tidemill_services::bigquery::{BigQuery, PAGE_ROWS};
 
 const TABLE: &str = "projects/p/datasets/clicks/tables/products";
+/// With two without a key: four pages.
 const ROWS: u64 = PAGE_ROWS as u64 * 3 + 7;
 /// Longer than any test, and no time at all.
 const NEVER: Duration = Duration::from_secs(3_600);
@@ -39,7 +40,9 @@ fn fill(server: &BigQuery, version: u64) {
         let row = json!({"id": n, "name": format!("v{version}"), "price": n as f64 / 4.0, "seen": 1_700_000_000_000_000_i64});
         row.as_object().unwrap().clone()
     };
-    server.load(TABLE, (0..ROWS).map(row).collect());
+    // Rows without a key are nobody's, however many there are.
+    let nobody = || json!({"name": "nobody"}).as_object().unwrap().clone();
+    server.load(TABLE, [nobody(), nobody()].into_iter().chain((0..ROWS).map(row)).collect());
 }
 
 fn expected(n: u64, version: u64) -> Value {
