@@ -201,7 +201,7 @@ mod with_client {
                 sqlite::What::Table(table) => What::Table(table.clone()),
                 sqlite::What::Query(query) => What::Query(query.clone()),
             };
-            BigQueryProvider::new(self.dataset.clone(), what, key.to_owned(), refresh)
+            BigQueryProvider::new(&self.dataset, what, key.to_owned(), refresh)
         }
     }
 

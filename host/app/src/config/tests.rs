@@ -1038,9 +1038,9 @@ fn bigtable_lookups() {
         &format!(
             "42:12 lookup.regions.endpoint: a token would be sent where anybody on the way can read it (write `https://`, or `credentials = \"none\"`)
              43:17 lookup.regions.columns.a: `profile` is no column ({example})
-             43:44 lookup.regions.columns.b.column: `:x` is no column ({example})
-             43:55 lookup.regions.columns.b.as: `lookup.regions.columns.b.as` cannot be `int` (did you mean \"int64\"?)
-             43:64 lookup.regions.columns.c.as: `lookup.regions.columns.c.as` is missing (write `{{ column = \"stats:visits\", as = \"int64\" }}`)"
+             43:43 lookup.regions.columns.b.column: `:x` is no column ({example})
+             43:54 lookup.regions.columns.b.as: `lookup.regions.columns.b.as` cannot be `int` (write `text`, `int64`, `float64`, `json` or `base64`)
+             43:63 lookup.regions.columns.c.as: `lookup.regions.columns.c.as` is missing (write `{{ column = \"stats:visits\", as = \"int64\" }}`)"
         ),
     );
     check_lookup(

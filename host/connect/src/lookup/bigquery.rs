@@ -88,13 +88,13 @@ impl BigQueryProvider {
     /// # Errors
     /// `Config`: the credentials cannot be used. `Failed`: the system gives no thread.
     pub fn new(
-        dataset: Dataset,
+        dataset: &Dataset,
         what: What,
         key: String,
         refresh: Duration,
     ) -> Result<BigQueryProvider, ConnectError> {
         let client = Arc::new(dataset.connect_to_read()?);
-        let source = Arc::new(Source::new(&dataset, what, key));
+        let source = Arc::new(Source::new(dataset, what, key));
         Ok(BigQueryProvider { client, source, refresh, shared: Arc::default() })
     }
 

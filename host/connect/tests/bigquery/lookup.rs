@@ -49,7 +49,7 @@ fn expected(n: u64, version: u64) -> Value {
     json!({"id": n, "name": format!("v{version}"), "price": n as f64 / 4.0, "seen": "2023-11-14T22:13:20Z"})
 }
 
-fn provider_of(dataset: Dataset, what: What, refresh: Duration) -> BigQueryProvider {
+fn provider_of(dataset: &Dataset, what: What, refresh: Duration) -> BigQueryProvider {
     BigQueryProvider::new(dataset, what, "id".into(), refresh).unwrap()
 }
 
@@ -58,7 +58,7 @@ fn table() -> What {
 }
 
 fn provider(server: &BigQuery, refresh: Duration) -> BigQueryProvider {
-    provider_of(dataset(server, PATIENT), table(), refresh)
+    provider_of(&dataset(server, PATIENT), table(), refresh)
 }
 
 fn keys(range: impl IntoIterator<Item = u64>) -> Vec<Arc<str>> {
@@ -92,7 +92,7 @@ fn rows_are_what_a_table_and_a_query_have() {
     let server = server();
     server.queries_run_for(3);
     for what in [table(), What::Query("SELECT * FROM products;".into())] {
-        let provider = provider_of(dataset(&server, PATIENT), what, NEVER);
+        let provider = provider_of(&dataset(&server, PATIENT), what, NEVER);
         provider.probe().unwrap();
         assert_eq!(provider.read_at(), None, "nothing is read before it is asked for");
         all_of(&provider, 1);
@@ -185,8 +185,7 @@ fn a_refresh_that_fails_leaves_what_was_there_and_is_tried_again() {
         (3, 404, "notFound", "create it, or name another"),
         (2, 401, "authError", "are the `credentials` right?"),
     ];
-    let mut version = 1;
-    for (after, status, reason, words) in faults {
+    for (version, (after, status, reason, words)) in (1..).zip(faults) {
         server.refuse_pages(Some((after, status, reason)));
         fill(&server, version + 1);
         look_until(&provider, words, |_| {
@@ -199,10 +198,9 @@ fn a_refresh_that_fails_leaves_what_was_there_and_is_tried_again() {
             "{why}"
         );
         server.refuse_pages(None);
-        version += 1;
         look_until(&provider, "its return", |_| {
             let of_row = shown(&provider.fetch(&keys([7]), PATIENT).unwrap()[0]).unwrap();
-            provider.trouble().is_none() && of_row == expected(7, version)
+            provider.trouble().is_none() && of_row == expected(7, version + 1)
         });
     }
 }
@@ -210,7 +208,7 @@ fn a_refresh_that_fails_leaves_what_was_there_and_is_tried_again() {
 #[test]
 fn a_service_that_dies_or_falls_silent_in_the_middle_leaves_what_was_there() {
     let server = server();
-    let provider = provider_of(dataset(&server, IMPATIENT), table(), AT_ONCE);
+    let provider = provider_of(&dataset(&server, IMPATIENT), table(), AT_ONCE);
     all_of(&provider, 1);
     fill(&server, 2);
     server.delay_tables(100);
@@ -281,7 +279,7 @@ fn a_schema_that_changes_is_used_or_named() {
 #[test]
 fn a_query_that_is_wrong_says_so() {
     let server = server();
-    let provider = provider_of(dataset(&server, PATIENT), What::Query("SELEKT".into()), NEVER);
+    let provider = provider_of(&dataset(&server, PATIENT), What::Query("SELEKT".into()), NEVER);
     assert!(matches!(provider.probe(), Err(ConnectError::Config(why)) if why.contains("Syntax error")));
     let said = provider.fetch(&keys([1]), PATIENT);
     assert!(matches!(&said, Err(LookupError::Refused(m)) if m.contains("Syntax error")), "{said:?}");

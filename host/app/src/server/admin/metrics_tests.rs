@@ -106,7 +106,7 @@ const MOVES: &[Moves] = &[
     ("tidemill_lookup_given_up_total", "", |m, _| lookup(m).given_up += 1),
     ("tidemill_lookup_call_seconds_total", "", |m, _| lookup(m).call_us += 1_000),
     ("tidemill_lookup_age_seconds", "lookup=\"users\"", |m, _| {
-        m.lookups.entry("users".into()).or_default().read_at_ms = Some(now_ms() - 9_000);
+        m.lookups.entry("users".into()).or_default().read_at_ms = Some(1_000);
     }),
     ("tidemill_backlog_bytes", "", |_, h| h.progress.bytes_total.store(100, Relaxed)),
     ("tidemill_lane_queue_batches", "", |_, h| h.progress.meters.lane_queue.store(7, Relaxed)),
