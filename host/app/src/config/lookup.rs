@@ -155,7 +155,9 @@ pub(crate) fn probe_service(lookup: &Lookup) -> Result<(), ConnectError> {
     match &lookup.kind {
         #[cfg(feature = "services")]
         LookupKind::Postgres { server, what, key } => postgres(server, what, key).probe(),
+        #[cfg(feature = "services")]
         LookupKind::Bigtable(table) => table.probe(Duration::from_millis(lookup.settings.timeout_ms)),
+        #[cfg(feature = "services")]
         LookupKind::BigQuery { tables, what, key, refresh } => tables.probe(what, key, *refresh),
         _ => Ok(()),
     }
