@@ -412,3 +412,118 @@ fn a_table_that_does_not_fit_is_named_before_anything_is_sent() {
     edit(&case, "dataset = \"clicks\"", "dataset = \"none\"");
     case.run().exits(4).says("Not found: Dataset p:none");
 }
+
+const PRODUCTS: &str = "projects/p/datasets/clicks/tables/products";
+
+/// What is known of visitors in a version of the table, which has many pages.
+fn load_visitors(server: &BigQuery, version: &str) {
+    let row = |n: u64| {
+        let row = serde_json::json!({"id": format!("u{n}"), "segment": version, "country": "NL"});
+        row.as_object().unwrap().clone()
+    };
+    server.load(PRODUCTS, (0..500).map(row).collect());
+}
+
+/// Sessions are enriched from a table that is kept whole: down at the start, refused in the middle of a refresh, killed, and every
+/// session has the row of a whole table, the old one until the new one is there.
+#[test]
+fn a_table_beside_the_stream_is_read_again_and_used() {
+    let server = bigquery();
+    let resource = serde_json::json!({
+        "tableReference": {"projectId": "p", "datasetId": "clicks", "tableId": "products"},
+        "schema": {"fields": [
+            {"name": "id", "type": "STRING"}, {"name": "segment", "type": "STRING"}, {"name": "country", "type": "STRING"},
+        ]},
+    });
+    assert_eq!(server.ask("POST", "/bigquery/v2/projects/p/datasets/clicks/tables", resource).0, 200);
+    load_visitors(&server, "v1");
+    let case = Case::new();
+    case.put("campaigns.csv", b"id,channel,budget\nspring,mail,100\n");
+    let mut config = config();
+    config.to = r#"["rows"]"#.into();
+    config.early = "\"off\"".into();
+    config.sources[0].more = "follow = true".into();
+    let mut enricher = tidemill_tests::Plugin::new("profile-enricher", "");
+    enricher.lookups = "visitor = \"visitors\", campaign = \"campaigns\"".into();
+    config.enrich = vec![enricher];
+    config.lookups = format!(
+        "[lookup.campaigns]\nkind = \"file\"\npath = {:?}\nkey = \"id\"\n[lookup.visitors]\nkind = \"bigquery\"\nproject = \"p\"\n\
+         dataset = \"clicks\"\ntable = \"products\"\nkey = \"id\"\nrefresh = \"1s\"\non_failure = \"hold\"\ncredentials = \"none\"\n\
+         endpoint = \"{}\"\n",
+        case.path("campaigns.csv").to_str().unwrap(),
+        server.endpoint()
+    );
+    case.configure(&config);
+    edit(&case, "[server]", "[server]\nlisten = \"127.0.0.1:0\"");
+    // Some visits, which the last event shows to be over.
+    let visit = |n: i64| {
+        use std::io::Write as _;
+        let mut log = std::fs::OpenOptions::new().create(true).append(true).open(case.path(FILE)).unwrap();
+        let mut say = |user: &str, s: i64| {
+            let ts = 1_700_000_000_000 + (n * 600 + s) * 1_000;
+            writeln!(log, "{{\"user\":\"{user}\",\"ts\":{ts},\"id\":\"{user}-{n}\"}}").unwrap();
+        };
+        ["u1", "u250", "u499", "unknown"].into_iter().for_each(|user| say(user, 0));
+        say("u0", 300);
+    };
+    let found = || -> Vec<(String, Option<String>)> {
+        let text = std::fs::read_to_string(case.path("rows.jsonl")).unwrap_or_default();
+        let lines = text.split_inclusive('\n').filter(|l| l.ends_with('\n'));
+        let rows = lines.map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        let mut rows: Vec<_> = rows
+            .map(|l| {
+                let segment = l["fields"]["visitor_segment"].as_str().map(str::to_owned);
+                (l["key"].as_str().unwrap().to_owned(), segment)
+            })
+            .filter(|(key, _)| key != "u0")
+            .collect();
+        rows.sort();
+        rows
+    };
+    let mut wanted = Vec::new();
+    let mut want = |version: &str| {
+        let known = ["u1", "u250", "u499"].map(|key| (key.to_owned(), Some(version.to_owned())));
+        wanted.extend(known);
+        wanted.push(("unknown".to_owned(), None));
+        wanted.sort();
+        wanted.clone()
+    };
+    server.down(true);
+    command(&case, &["check"]).exits(4).says("BigQuery at");
+    visit(0);
+    let mut process = case.start(&[], &[]);
+    hears(&mut process, "lookup `visitors`: BigQuery at", 1);
+    server.down(false);
+    let rows = want("v1");
+    wait_for("the first visits", SOON, || (found() == rows).then_some(()));
+    // Refused in the middle of a refresh: what was there serves, and it is told, with its age.
+    server.refuse_pages(Some((2, 403, "accessDenied")));
+    load_visitors(&server, "v2");
+    hears(&mut process, "its content before is used", 1);
+    visit(1);
+    let rows = want("v1");
+    wait_for("the second visits", SOON, || (found() == rows).then_some(()));
+    let api = Api::of(&case, &process);
+    let age = || -> Option<f64> {
+        let text = String::from_utf8(api.try_ask("GET", "/metrics", &[], b"")?.body).unwrap();
+        let mut lines = text.lines().filter(|l| l.starts_with("tidemill_lookup_age_seconds"));
+        lines.find(|l| l.contains("visitors"))?.rsplit(' ').next()?.parse().ok()
+    };
+    wait_for("its age to rise beyond the interval", SOON, || age().filter(|age| *age > 2.0));
+    server.refuse_pages(None);
+    hears(&mut process, "lookup `visitors` answers again", 2);
+    wait_for("its age to fall", SOON, || age().filter(|age| *age < 2.0));
+    visit(2);
+    let rows = want("v2");
+    wait_for("the third visits", SOON, || (found() == rows).then_some(()));
+    // Killed: the table is in memory alone, and is read again.
+    process.kill();
+    load_visitors(&server, "v3");
+    visit(3);
+    let process = case.start(&[], &[]);
+    let rows = want("v3");
+    wait_for("the fourth visits", SOON, || (found() == rows).then_some(()));
+    process.terminate();
+    process.outcome(RUN_MAX).exits(0);
+    assert_eq!(found(), rows);
+}

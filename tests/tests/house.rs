@@ -159,3 +159,38 @@ fn every_file_opens_with_its_job() {
         files.iter().filter(|f| !fs::read_to_string(f).unwrap().starts_with("//! ")).collect();
     assert!(silent.is_empty(), "no `//!` at the top of {silent:?}");
 }
+
+/// Names of tests in the tables of a page: what stands in backquotes and has so many words.
+fn named_tests(page: &str) -> BTreeSet<String> {
+    let is_test = |name: &String| {
+        name.matches('_').count() > 2
+            && name.chars().all(|c| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit())
+    };
+    let rows = page.lines().filter(|line| line.starts_with('|'));
+    rows.flat_map(quoted).filter(is_test).collect()
+}
+
+/// Bug family: a page that promises what a test showed once.
+#[test]
+fn every_test_that_a_page_names_is_there() {
+    let mut files = Vec::new();
+    for folder in ["host", "tests", "xtask"] {
+        sources(&workspace().join(folder), &mut files);
+    }
+    let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let mut seen = 0;
+    for page in ["connectors", "kafka", "postgres", "bigquery", "bigtable", "snapshots"] {
+        let names = named_tests(&read(&format!("docs/{page}.md")));
+        let gone: Vec<_> = names.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+        assert!(gone.is_empty(), "docs/{page}.md names tests that are not there: {gone:?}");
+        seen += names.len();
+    }
+    assert!(seen > 150, "{seen}");
+}
+
+#[test]
+fn a_name_in_a_table_is_found() {
+    let found =
+        named_tests("| down | `it_is_waited_for_then`, `x` |\n`not_in_a_table_at_all`\n| option `a_b_c_d` |");
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["it_is_waited_for_then"]);
+}

@@ -41,6 +41,18 @@ pub(crate) fn kafka() -> String {
     }
 }
 
+/// What becomes of the tests that want Bigtable.
+pub(crate) fn bigtable() -> String {
+    match path().into_iter().map(|f| f.join("go")).find(|p| p.is_file()) {
+        Some(go) => format!(
+            "Bigtable: the tests build a stand-in of Google's own library with {}, once that has fetched it; if it cannot, they say so",
+            go.display()
+        ),
+        None => "skipping what needs Bigtable: there is no `go` in the path (https://go.dev/dl, or apt-get install golang)"
+            .to_owned(),
+    }
+}
+
 fn path() -> Vec<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect()
 }

@@ -157,6 +157,9 @@ pub(crate) struct LookupMeta {
     pub(crate) counts: LookupCounts,
     /// What was wrong with it.
     pub(crate) trouble: Option<String>,
+    /// When the rows that it keeps whole were read, host clock, ms; none if it keeps none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) read_at_ms: Option<i64>,
 }
 
 /// An entry of the log about the log itself.

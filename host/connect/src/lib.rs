@@ -7,6 +7,8 @@ pub mod bigquery;
 #[cfg(feature = "services")]
 pub mod bucket;
 pub mod format;
+#[cfg(feature = "bigquery")]
+mod google;
 #[cfg(feature = "services")]
 pub mod kafka;
 pub mod lookup;

@@ -31,7 +31,7 @@ pub(crate) fn kafka() -> Result<PathBuf, Absent> {
 }
 
 /// Tests run from `target/PROFILE/deps`.
-fn target_dir() -> Result<PathBuf, Absent> {
+pub(crate) fn target_dir() -> Result<PathBuf, Absent> {
     let test = std::env::current_exe().map_err(|e| Absent::Broken(format!("the test's own path: {e}")))?;
     let target = test.ancestors().nth(3).map(Path::to_owned);
     target.ok_or_else(|| Absent::Broken(format!("{} stands in no target folder", test.display())))

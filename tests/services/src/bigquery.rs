@@ -1,11 +1,12 @@
 //! A BigQuery within the test's process: tables over REST, and rows over gRPC with the documented rules of change capture, which
 //! no emulator has. Both on one port of this machine.
 //!
-//! `append` has the rules for rows, `rest` those for tables, `table` what readers see, `faults` what a test may have happen.
+//! `append` has the rules for rows, `rest` those for tables, `read` those for rows that are read, `table` what readers see, `faults` what a test may have happen.
 //! Where the documents leave open what happens, it refuses. Google's own Python client is held against it, too.
 
 mod append;
 mod faults;
+mod read;
 mod rest;
 mod table;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod tests;
 
 pub use self::append::REQUEST_BYTES_MAX;
 pub use self::faults::{Fault, THROTTLED, UNAVAILABLE};
+pub use self::read::PAGE_ROWS;
 pub use self::table::Row;
 
 use self::append::Connection;
@@ -142,6 +144,34 @@ impl BigQuery {
     pub fn forget_deleted(&self) {
         locked(&self.shared.tables).forget_deleted();
     }
+    /// Exchanges the rows of a table that nobody's changes made; who lists it meanwhile sees that it is another.
+    pub fn load(&self, table: &str, rows: Vec<Row>) {
+        let mut tables = locked(&self.shared.tables);
+        let tag = tables.next();
+        let table = tables.tables.get_mut(table).expect("the table");
+        table.load(rows);
+        let mut resource = table.resource.clone();
+        resource["etag"] = format!("\"{tag}\"").into();
+        resource["lastModifiedTime"] = tag.to_string().into();
+        table.put(resource);
+    }
+    /// New queries run for so many answers before they have a result.
+    pub fn queries_run_for(&self, answers: u64) {
+        locked(&self.shared.tables).queries_run_for = answers;
+    }
+    /// Every request for tables, and for rows that are read, takes so long.
+    pub fn delay_tables(&self, delay_ms: u64) {
+        self.shared.faults.rest_delay_ms.store(delay_ms, Ordering::Relaxed);
+    }
+    /// After so many pages of rows they are refused with this status and reason; `None`: not any more.
+    pub fn refuse_pages(&self, after: Option<(u64, u16, &str)>) {
+        *locked(&self.shared.faults.pages) = after.map(|(n, status, reason)| (n, status, reason.to_owned()));
+    }
+    /// Pages of rows that were asked for.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.shared.faults.pages_asked.load(Ordering::Relaxed)
+    }
     /// Requests for rows as they came over the wire.
     #[must_use]
     pub fn requests(&self) -> Vec<Vec<u8>> {
@@ -253,13 +283,24 @@ async fn answer_rest(shared: &Shared, request: Request<Incoming>) -> Response<Bo
     if let Some((status, reason)) = locked(&shared.faults.rest).clone() {
         return json(rest::error(status, &reason, "refused as the test wants it"));
     }
+    tokio::time::sleep(Duration::from_millis(shared.faults.rest_delay_ms.load(Ordering::Relaxed))).await;
+    if is_page(path)
+        && let Some((status, reason)) = shared.faults.refuse_page()
+    {
+        return json(rest::error(status, &reason, "refused as the test wants it"));
+    }
     let asked = Asked {
         method: head.method.as_str(),
-        path,
+        path: head.uri.path_and_query().map_or(path, |both| both.as_str()),
         body: serde_json::from_slice(&body).unwrap_or_default(),
         if_match: header(&head.headers, "if-match"),
     };
     json(rest::answer(&mut locked(&shared.tables), asked))
+}
+
+/// Whether it is asked for rows.
+fn is_page(path: &str) -> bool {
+    path.ends_with("/data") || path.contains("/queries")
 }
 
 fn json((status, body): rest::Answer) -> Response<Body> {

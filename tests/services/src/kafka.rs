@@ -301,7 +301,7 @@ impl Ports {
 }
 
 /// Tries ports from a place on that is another for each process and moment.
-fn listen() -> std::io::Result<TcpListener> {
+pub(crate) fn listen() -> std::io::Result<TcpListener> {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let from = since.subsec_nanos() / 100 % u32::from(PORTS.end - PORTS.start);
     let mut tried = Err(std::io::Error::other("no port is free"));

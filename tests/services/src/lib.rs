@@ -1,9 +1,9 @@
 //! Real services for tests: fetched once, started on free ports of this machine, stopped with the test.
 //!
-//! `kafka` starts a broker, `bigquery` and `objects` are services within the process, `proxy` stands between a client and a service and is as bad
-//! as a test wants it. Shares no code with the host and knows no client: it is the other side of what is tested.
+//! `kafka` starts a broker, `bigtable` a stand-in of Google's own, `bigquery` and `objects` are services within the process, `proxy`
+//! stands between a client and a service and is as bad as a test wants it. Shares no code with the host and knows no client: it is the other side of what is tested.
 //!
-//! Where a service cannot be had (no Java, no artifacts), tests that ask for it say why in one line and pass, unless
+//! Where a service cannot be had (no Java, no Go, no artifacts), tests that ask for it say why in one line and pass, unless
 //! `TIDEMILL_REQUIRE_SERVICES` wants it. A service that is there and does not start is a failure always.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
@@ -11,6 +11,10 @@
 mod artifacts;
 #[cfg(feature = "bigquery")]
 pub mod bigquery;
+#[cfg(feature = "bigquery")]
+pub mod bigtable;
+#[cfg(feature = "bigquery")]
+mod go;
 pub mod kafka;
 #[cfg(feature = "objects")]
 pub mod objects;

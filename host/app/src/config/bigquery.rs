@@ -1,7 +1,7 @@
-//! Where a table of BigQuery is and what it looks like: the keys of a sink of `kind = "bigquery"`.
+//! Where a table of BigQuery is and what it looks like: the keys of a sink, and of a lookup, of `kind = "bigquery"`.
 //!
-//! A build without the feature `services` has no client for it: there a [`Target`] is a type without values, and the compiler sees
-//! that nothing is done with one.
+//! A build without the feature `services` has no client for it: there a [`Target`], or [`Tables`], is a type without values, and the
+//! compiler sees that nothing is done with one.
 
 use super::diagnose::Problems;
 use super::raw::{Field, Section};
@@ -41,6 +41,24 @@ impl Target {
     }
 }
 
+/// See the module's documentation.
+#[cfg(not(feature = "services"))]
+#[derive(Debug, Clone)]
+pub(crate) enum Tables {}
+
+#[cfg(not(feature = "services"))]
+impl Tables {
+    /// Gets ready to read one.
+    pub(crate) fn provider(
+        &self,
+        _: &tidemill_connect::lookup::sqlite::What,
+        _: &str,
+        _: std::time::Duration,
+    ) -> Result<Box<dyn tidemill_connect::lookup::Provider>, tidemill_connect::ConnectError> {
+        match *self {}
+    }
+}
+
 /// Notes that this build cannot speak to it; false if it can.
 pub(super) fn is_missing(kind: &Field<'_>, p: &mut Problems) -> bool {
     if cfg!(feature = "services") {
@@ -58,17 +76,30 @@ pub(super) fn check(s: &mut Section<'_>, _: Option<std::time::Duration>, _: &mut
     None
 }
 
+#[cfg(not(feature = "services"))]
+pub(super) fn check_tables(
+    s: &mut Section<'_>,
+    _: Option<std::time::Duration>,
+    _: &mut Problems,
+) -> Option<Tables> {
+    s.forgive(&KEYS);
+    None
+}
+
 #[cfg(feature = "services")]
-pub(crate) use self::with_client::Target;
+pub(crate) use self::with_client::{Tables, Target};
 #[cfg(feature = "services")]
-pub(super) use self::with_client::check;
+pub(super) use self::with_client::{check, check_credentials, check_tables, endpoint, name};
 
 #[cfg(feature = "services")]
 mod with_client {
     use super::{Field, Problems, Section};
     use std::path::PathBuf;
     use std::time::Duration;
+    use tidemill_connect::ConnectError;
     use tidemill_connect::bigquery::{CredentialsFrom, Dataset, ROWS_ENDPOINT, TABLES_ENDPOINT};
+    use tidemill_connect::lookup::bigquery::{BigQueryProvider, What};
+    use tidemill_connect::lookup::{Provider, sqlite};
     use tidemill_connect::sink::bigquery::{ColumnKind, OwnColumn, SESSION_COLUMNS, TableOptions};
 
     /// Columns that a table may be clustered by.
@@ -135,8 +166,74 @@ mod with_client {
         Some(Target { dataset, options, table: table? })
     }
 
+    /// Tables that are read, for a lookup.
+    #[derive(Debug, Clone)]
+    pub(crate) struct Tables {
+        dataset: Dataset,
+    }
+
+    impl Tables {
+        /// Gets ready to read one.
+        pub(crate) fn provider(
+            &self,
+            what: &sqlite::What,
+            key: &str,
+            refresh: Duration,
+        ) -> Result<Box<dyn Provider>, ConnectError> {
+            Ok(Box::new(self.client(what, key, refresh)?))
+        }
+        /// Whether it is there.
+        pub(crate) fn probe(
+            &self,
+            what: &sqlite::What,
+            key: &str,
+            refresh: Duration,
+        ) -> Result<(), ConnectError> {
+            self.client(what, key, refresh)?.probe()
+        }
+        fn client(
+            &self,
+            what: &sqlite::What,
+            key: &str,
+            refresh: Duration,
+        ) -> Result<BigQueryProvider, ConnectError> {
+            let what = match what {
+                sqlite::What::Table(table) => What::Table(table.clone()),
+                sqlite::What::Query(query) => What::Query(query.clone()),
+            };
+            BigQueryProvider::new(&self.dataset, what, key.to_owned(), refresh)
+        }
+    }
+
+    /// Reads the keys that say where tables are. `timeout`: of each answer; none if it is wrong itself.
+    pub(in super::super) fn check_tables(
+        s: &mut Section<'_>,
+        timeout: Option<Duration>,
+        p: &mut Problems,
+    ) -> Option<Tables> {
+        let project = s.need("project", "write `project = \"my-project\"`", p);
+        let project = project.and_then(|f| name(&f, "-.:", p));
+        let dataset =
+            s.need("dataset", "write `dataset = \"clicks\"`; of a query, the one of tables without", p);
+        let dataset = dataset.and_then(|f| name(&f, "_", p));
+        let location = s.get("location").and_then(|f| name(&f, "-", p));
+        let credentials = check_credentials(s.get("credentials"), p);
+        let is_open = credentials == Some(CredentialsFrom::None);
+        let tables_endpoint = endpoint(s.get("endpoint"), TABLES_ENDPOINT, is_open, p);
+        let dataset = Dataset {
+            project: project?,
+            dataset: dataset?,
+            location,
+            tables_endpoint: tables_endpoint?,
+            rows_endpoint: ROWS_ENDPOINT.to_owned(),
+            credentials: credentials?,
+            timeout: timeout?,
+        };
+        Some(Tables { dataset })
+    }
+
     /// A name that stands in a URL: letters, digits, and what else this one may have.
-    fn name(f: &Field<'_>, more: &str, p: &mut Problems) -> Option<String> {
+    pub(in super::super) fn name(f: &Field<'_>, more: &str, p: &mut Problems) -> Option<String> {
         let text = f.text(p)?;
         if !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c)) {
             return Some(text.to_owned());
@@ -147,7 +244,10 @@ mod with_client {
         None
     }
 
-    fn check_credentials(f: Option<Field<'_>>, p: &mut Problems) -> Option<CredentialsFrom> {
+    pub(in super::super) fn check_credentials(
+        f: Option<Field<'_>>,
+        p: &mut Problems,
+    ) -> Option<CredentialsFrom> {
         let Some(f) = f else { return Some(CredentialsFrom::Default) };
         match f.text(p)? {
             "default" => Some(CredentialsFrom::Default),
@@ -162,7 +262,12 @@ mod with_client {
     }
 
     /// Scheme and host. A token is never sent where anybody on the way can read it.
-    fn endpoint(f: Option<Field<'_>>, usual: &str, is_open: bool, p: &mut Problems) -> Option<String> {
+    pub(in super::super) fn endpoint(
+        f: Option<Field<'_>>,
+        usual: &str,
+        is_open: bool,
+        p: &mut Problems,
+    ) -> Option<String> {
         let Some(f) = f else { return Some(usual.to_owned()) };
         let text = f.text(p)?;
         let (scheme, host) = text.split_once("://").unwrap_or_default();

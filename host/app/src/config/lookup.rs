@@ -1,5 +1,7 @@
 //! `[lookup.NAME]`: where enrichers' questions are answered.
 
+use super::bigquery::Tables;
+use super::bigtable::Table;
 use super::diagnose::{Problems, Spot, nearest};
 use super::last;
 use super::plan::{Pipeline, Secret};
@@ -62,6 +64,19 @@ pub(crate) enum LookupKind {
         /// The column that holds the key.
         key: String,
     },
+    /// A table of Bigtable.
+    Bigtable(Table),
+    /// A table or query of BigQuery, kept in memory whole.
+    BigQuery {
+        /// Where it is.
+        tables: Tables,
+        /// The table or query.
+        what: What,
+        /// The column that holds the key.
+        key: String,
+        /// How often it is read again.
+        refresh: Duration,
+    },
     /// A service.
     Http {
         /// Its URL.
@@ -93,6 +108,8 @@ impl Lookup {
             LookupKind::File { path, format, key } => Box::new(FileProvider::open(path, *format, key)?),
             LookupKind::Sqlite { path, what, key } => Box::new(SqliteProvider::open(path, what, key)?),
             LookupKind::Postgres { server, what, key } => postgres_provider(server, what, key),
+            LookupKind::Bigtable(table) => table.provider()?,
+            LookupKind::BigQuery { tables, what, key, refresh } => tables.provider(what, key, *refresh)?,
             LookupKind::Http { url, method, headers, rows } => {
                 let headers: Vec<(String, String)> =
                     headers.iter().map(|(name, value)| (name.clone(), value.reveal().to_owned())).collect();
@@ -105,7 +122,10 @@ impl Lookup {
     pub(crate) fn path(&self) -> Option<&Path> {
         match &self.kind {
             LookupKind::File { path, .. } | LookupKind::Sqlite { path, .. } => Some(path),
-            LookupKind::Postgres { .. } | LookupKind::Http { .. } => None,
+            LookupKind::Postgres { .. }
+            | LookupKind::Bigtable(_)
+            | LookupKind::BigQuery { .. }
+            | LookupKind::Http { .. } => None,
         }
     }
 }
@@ -135,39 +155,60 @@ pub(crate) fn probe_service(lookup: &Lookup) -> Result<(), ConnectError> {
     match &lookup.kind {
         #[cfg(feature = "services")]
         LookupKind::Postgres { server, what, key } => postgres(server, what, key).probe(),
+        #[cfg(feature = "services")]
+        LookupKind::Bigtable(table) => table.probe(Duration::from_millis(lookup.settings.timeout_ms)),
+        #[cfg(feature = "services")]
+        LookupKind::BigQuery { tables, what, key, refresh } => tables.probe(what, key, *refresh),
         _ => Ok(()),
     }
 }
 
 /// Keys that only some kinds of lookup have.
-const ELSEWHERE: [(&str, &str); 12] = [
+const ELSEWHERE: [(&str, &str); 22] = [
     ("path", "kind = \"http\" and \"postgres\" have a `url`"),
     ("format", "only kind = \"file\" has it"),
-    ("key", "kind = \"http\" has no columns; `{key}` in the `url` stands for the key"),
-    ("table", "only kind = \"sqlite\" and \"postgres\" have it"),
-    ("query", "only kind = \"sqlite\" and \"postgres\" have it"),
+    ("key", "`{key}` in the `url`, or in the `row_key` of Bigtable, stands for the key"),
+    ("table", "only kind = \"sqlite\", \"postgres\", \"bigtable\" and \"bigquery\" have it"),
+    ("query", "only kind = \"sqlite\", \"postgres\" and \"bigquery\" have it"),
     ("url", "only kind = \"http\" and \"postgres\" have it"),
     ("password", "only kind = \"postgres\" has it"),
     ("sslmode", "only kind = \"postgres\" has it"),
     ("sslrootcert", "only kind = \"postgres\" has it"),
     ("method", "only kind = \"http\" has it"),
     ("headers", "only kind = \"http\" has it"),
+    ("project", "only kind = \"bigtable\" and \"bigquery\" have it"),
+    ("instance", "only kind = \"bigtable\" has it"),
+    ("app_profile", "only kind = \"bigtable\" has it"),
+    ("row_key", "only kind = \"bigtable\" has it"),
+    ("columns", "only kind = \"bigtable\" has it"),
+    ("dataset", "only kind = \"bigquery\" has it"),
+    ("location", "only kind = \"bigquery\" has it"),
+    ("refresh", "only kind = \"bigquery\" has it; a file is read again when it changes"),
+    ("credentials", "only kind = \"bigtable\" and \"bigquery\" have it"),
+    ("endpoint", "only kind = \"bigtable\" and \"bigquery\" have it"),
     ("batch", "a GET asks for one key; `concurrency` says how many are under way at a time"),
 ];
+
+/// Kinds that a build without clients of services does not have are among them: it says so itself.
+const KINDS: [&str; 6] = ["file", "sqlite", "postgres", "bigtable", "bigquery", "http"];
 
 pub(super) fn check_lookup(mut s: Section<'_>, p: &mut Problems) -> Option<Lookup> {
     let name = last(&s.path).to_owned();
     let at = s.at;
     let mut path_at = at;
-    let later = ["bigtable", "feature_store", "model"];
-    let kind = s.need("kind", "write `kind = \"file\"`, \"sqlite\", \"postgres\" or \"http\"", p);
-    let word = kind.as_ref().and_then(|f| f.word(&["file", "sqlite", "postgres", "http"], &later, p));
-    let word = word.filter(|w| *w != "postgres" || !kind.is_some_and(|f| super::postgres::is_missing(&f, p)));
+    let later = ["feature_store", "model"];
+    let kind = s.need(
+        "kind",
+        "write `kind = \"file\"`, \"sqlite\", \"postgres\", \"bigtable\", \"bigquery\" or \"http\"",
+        p,
+    );
+    let word = kind.as_ref().and_then(|f| f.word(&KINDS, &later, p));
+    let word = word.filter(|w| !kind.is_some_and(|f| is_missing(w, &f, p)));
     let kind = match word {
         Some("http") => check_http(&mut s, p),
+        Some(kind @ ("file" | "sqlite")) => check_stored(&mut s, kind == "file", &mut path_at, p),
         // Whose time for an answer is among the settings.
-        Some("postgres") => None,
-        Some(kind) => check_stored(&mut s, kind == "file", &mut path_at, p),
+        Some(_) => None,
         None => {
             s.forgive(&ELSEWHERE.map(|(key, _)| key));
             s.forgive(&["rows"]);
@@ -175,15 +216,26 @@ pub(super) fn check_lookup(mut s: Section<'_>, p: &mut Problems) -> Option<Looku
         }
     };
     let on_failure = check_on_failure(&mut s, p);
-    let settings = check_settings(&mut s, word == Some("file"), is_get(kind.as_ref()), on_failure, p);
+    let settings = check_settings(&mut s, word, is_get(kind.as_ref()), on_failure, p);
+    let timeout = settings.as_ref().map(|s| Duration::from_millis(s.timeout_ms));
     let kind = match word {
-        Some("postgres") => {
-            check_postgres(&mut s, settings.as_ref().map(|s| Duration::from_millis(s.timeout_ms)), p)
-        }
+        Some("postgres") => check_postgres(&mut s, timeout, p),
+        Some("bigtable") => super::bigtable::check(&mut s, p).map(LookupKind::Bigtable),
+        Some("bigquery") => check_bigquery(&mut s, timeout, p),
         _ => kind,
     };
     s.finish(&ELSEWHERE, p);
     Some(Lookup { name, at, path_at, kind: kind?, settings: settings?, on_failure: on_failure? })
+}
+
+/// Notes that this build cannot speak to a service of this kind; false if it can.
+fn is_missing(word: &str, kind: &Field<'_>, p: &mut Problems) -> bool {
+    match word {
+        "postgres" => super::postgres::is_missing(kind, p),
+        "bigtable" => super::bigtable::is_missing(kind, p),
+        "bigquery" => super::bigquery::is_missing(kind, p),
+        _ => false,
+    }
 }
 
 const KEY_HELP: &str = "write `key = \"visitor\"`: the column that holds the key";
@@ -218,7 +270,25 @@ fn check_postgres(s: &mut Section<'_>, timeout: Option<Duration>, p: &mut Proble
     Some(LookupKind::Postgres { server: server?, what: what?, key: key? })
 }
 
-/// A table, or a query with this for the keys.
+fn check_bigquery(s: &mut Section<'_>, timeout: Option<Duration>, p: &mut Problems) -> Option<LookupKind> {
+    let tables = super::bigquery::check_tables(s, timeout, p);
+    let key = s.need("key", KEY_HELP, p);
+    let key = key.and_then(|f| f.text(p)).map(str::to_owned);
+    let what = check_what(s, "", p);
+    let refresh = s.get("refresh").map_or(Some(bounds::REFRESH_MS), |f| {
+        let ms = f.duration_ms(p)?;
+        if (bounds::REFRESH_MS_MIN..=bounds::REFRESH_MS_MAX).contains(&ms) {
+            return Some(ms);
+        }
+        let help = "\"1h\" is usual".to_owned();
+        f.wrong(format!("`{}` must lie between 1s and 7d", f.path), help, p);
+        None
+    });
+    let refresh = Duration::from_millis(refresh?.unsigned_abs());
+    Some(LookupKind::BigQuery { tables: tables?, what: what?, key: key?, refresh })
+}
+
+/// A table, or a query with this for the keys; without, it is of all rows.
 fn check_what(s: &mut Section<'_>, keys: &str, p: &mut Problems) -> Option<What> {
     let (table, query) = (s.get("table"), s.get("query"));
     match (table, query) {
@@ -229,7 +299,8 @@ fn check_what(s: &mut Section<'_>, keys: &str, p: &mut Problems) -> Option<What>
             None
         }
         (None, None) => {
-            s.need("table", &format!("write `table = \"visitors\"`, or a `query` with `{keys}`"), p);
+            let with = if keys.is_empty() { String::new() } else { format!(" with `{keys}`") };
+            s.need("table", &format!("write `table = \"visitors\"`, or a `query`{with}"), p);
             None
         }
     }
@@ -312,13 +383,17 @@ fn check_on_failure(s: &mut Section<'_>, p: &mut Problems) -> Option<OnFailure> 
 
 fn check_settings(
     s: &mut Section<'_>,
-    is_file: bool,
+    word: Option<&str>,
     is_get: bool,
     on_failure: Option<OnFailure>,
     p: &mut Problems,
 ) -> Option<Settings> {
     // What is in memory already is not kept a second time.
-    let ttl = if is_file { (0, 0) } else { (bounds::TTL_MS, bounds::NEGATIVE_TTL_MS) };
+    let ttl = if matches!(word, Some("file" | "bigquery")) {
+        (0, 0)
+    } else {
+        (bounds::TTL_MS, bounds::NEGATIVE_TTL_MS)
+    };
     let cache_bytes = s.get("cache").map_or(Some(bounds::CACHE_BYTES), |f| f.size_bytes(p));
     let ttl_ms = s.get("ttl").map_or(Some(ttl.0), |f| f.duration_ms(p));
     let negative_ttl_ms = s.get("negative_ttl").map_or(Some(ttl.1), |f| f.duration_ms(p));
@@ -329,7 +404,9 @@ fn check_settings(
         (within(s, "batch", bounds::BATCH_KEYS, 1..=bounds::BATCH_KEYS_MAX, p), bounds::CONCURRENCY)
     };
     let concurrency = within(s, "concurrency", at_once, 1..=bounds::CONCURRENCY_MAX, p);
-    let timeout_ms = s.get("timeout").map_or(Some(bounds::TIMEOUT_MS), |f| {
+    // Where a whole table is read an answer is much of it.
+    let usual = if word == Some("bigquery") { bounds::PAGE_TIMEOUT_MS } else { bounds::TIMEOUT_MS };
+    let timeout_ms = s.get("timeout").map_or(Some(usual), |f| {
         let ms = f.duration_ms(p)?;
         if ms == 0 {
             let help = "\"2s\" is usual".to_owned();
@@ -412,7 +489,7 @@ pub(super) fn probe(lookup: &Lookup, similar: impl Fn(&str) -> Option<String>, p
     if let Err(e) = lookup.provider() {
         let column = match &lookup.kind {
             LookupKind::File { key, .. } | LookupKind::Sqlite { key, .. } => key.as_str(),
-            LookupKind::Postgres { .. } | LookupKind::Http { .. } => "",
+            _ => "",
         };
         let text = e.to_string();
         // The message lists the columns that there are; the nearest one is probably meant.

@@ -6,6 +6,7 @@
 //! so that one mistake is one problem.
 
 pub(crate) mod bigquery;
+pub(crate) mod bigtable;
 mod cycle;
 mod diagnose;
 #[cfg(test)]

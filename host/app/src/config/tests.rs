@@ -982,13 +982,110 @@ fn mistakes_in_lookups() {
         (
             "key = \"region\"",
             "key = \"region\"\ntable = \"x\"",
-            "41:1 lookup.regions.table: `table` means nothing here: only kind = \"sqlite\" and \"postgres\" have it\n",
+            "41:1 lookup.regions.table: `table` means nothing here: only kind = \"sqlite\", \"postgres\", \"bigtable\" and \
+             \"bigquery\" have it\n",
         ),
     ];
     for (line, by, want) in table {
         let problems = parsed(&with_lookups(line, by)).err().unwrap_or_else(|| panic!("{by} is taken"));
         assert_eq!(listed(&problems), want, "{by}");
     }
+}
+
+/// A config whose lookup `regions` has these keys.
+#[track_caller]
+fn check_lookup(keys: &str, want: &str) {
+    let file = "kind = \"file\"\npath = \"regions.csv.gz\"\nkey = \"region\"";
+    match parsed(&with_lookups(file, keys)) {
+        Ok(plan) => assert_eq!((listed(&plan.warnings), want), (String::new(), "")),
+        Err(problems) => {
+            let want: String = want.lines().map(|line| format!("{}\n", line.trim_start())).collect();
+            assert_eq!(listed(&problems), want);
+        }
+    }
+}
+
+#[cfg(feature = "services")]
+#[test]
+fn bigtable_lookups() {
+    let place = "kind = \"bigtable\"\nproject = \"my-project\"\ninstance = \"clicks\"\ntable = \"visitors\"";
+    let columns = "columns = { segment = \"profile:segment\" }";
+    check_lookup(&format!("{place}\n{columns}"), "");
+    check_lookup(
+        &format!(
+            "{place}\napp_profile = \"batch\"\nrow_key = \"visitor#{{key}}\"\ncredentials = \"key.json\"\nbatch = 500\ntimeout = \"1s\"\n\
+             endpoint = \"http://127.0.0.1:8086\"\n\
+             columns = {{ segment = \"profile:a:b\", empty = \"f:\", visits = {{ column = \"stats:visits\", as = \"int64\" }} }}"
+        ),
+        "",
+    );
+    check_lookup(
+        "kind = \"bigtable\"\nproject = \"a/b\"\nkey = \"id\"\nrow_key = \"visitor\"\ncredentials = '{\"private_key\": \"x\"}'",
+        "37:9 lookup.regions.instance: `lookup.regions.instance` is missing (write `instance = \"clicks\"`)
+         37:9 lookup.regions.table: `lookup.regions.table` is missing (write `table = \"visitors\"`)
+         37:9 lookup.regions.columns: `lookup.regions.columns` is missing (write `columns = { segment = \"profile:segment\" }`: a family and a qualifier for each field)
+         39:11 lookup.regions.project: `a/b` cannot be a name here (use letters, digits and `-`, `.`, `:`)
+         40:1 lookup.regions.key: `key` means nothing here: `{key}` in the `url`, or in the `row_key` of Bigtable, stands for the key
+         41:11 lookup.regions.row_key: `visitor` has no `{key}`, so that all keys would have the same row (\"visitor#{key}\" is one)
+         42:15 lookup.regions.credentials: credentials do not belong into this file (write the path of the file that holds them: `credentials = \"/run/secrets/bigquery.json\"`)",
+    );
+    let example = "write a family (letters, digits, `_`, `-`, `.`), a colon, and a qualifier of up to 128 bytes, as in \"profile:segment\"";
+    check_lookup(
+        &format!(
+            "{place}\nendpoint = \"http://bt.example\"\n\
+             columns = {{ a = \"profile\", b = {{ column = \":x\", as = \"int\" }}, c = {{ column = \"f:q\" }} }}"
+        ),
+        &format!(
+            "42:12 lookup.regions.endpoint: a token would be sent where anybody on the way can read it (write `https://`, or `credentials = \"none\"`)
+             43:17 lookup.regions.columns.a: `profile` is no column ({example})
+             43:43 lookup.regions.columns.b.column: `:x` is no column ({example})
+             43:54 lookup.regions.columns.b.as: `lookup.regions.columns.b.as` cannot be `int` (write `text`, `int64`, `float64`, `json` or `base64`)
+             43:63 lookup.regions.columns.c.as: `lookup.regions.columns.c.as` is missing (write `{{ column = \"stats:visits\", as = \"int64\" }}`)"
+        ),
+    );
+    check_lookup(
+        &format!("{place}\ncolumns = {{}}"),
+        "42:11 lookup.regions.columns: a row has between 1 and 100 columns (write `columns = { segment = \"profile:segment\" }`: a family and a qualifier for each field)",
+    );
+}
+
+#[cfg(feature = "services")]
+#[test]
+fn bigquery_lookups() {
+    let place = "kind = \"bigquery\"\nproject = \"my-project\"\ndataset = \"shop\"\nkey = \"id\"";
+    check_lookup(&format!("{place}\ntable = \"products\""), "");
+    let more = "location = \"EU\"\nrefresh = \"10m\"\ntimeout = \"1m\"\ncredentials = \"none\"\nendpoint = \"http://bq.example\"";
+    let query = with_lookups(
+        "kind = \"file\"\npath = \"regions.csv.gz\"\nkey = \"region\"",
+        &format!("{place}\nquery = \"SELECT * FROM products\"\n{more}"),
+    );
+    let s = parsed(&query).unwrap().lookups[2].settings;
+    assert_eq!((s.ttl_ms, s.negative_ttl_ms, s.timeout_ms), (0, 0, 60_000), "it is in memory already");
+    check_lookup(
+        "kind = \"bigquery\"\nproject = \"p\"\ndataset = \"a-b\"\nrefresh = \"10ms\"\ninstance = \"i\"",
+        "37:9 lookup.regions.key: `lookup.regions.key` is missing (write `key = \"visitor\"`: the column that holds the key)
+         37:9 lookup.regions.table: `lookup.regions.table` is missing (write `table = \"visitors\"`, or a `query`)
+         40:11 lookup.regions.dataset: `a-b` cannot be a name here (use letters, digits and `_`)
+         41:11 lookup.regions.refresh: `lookup.regions.refresh` must lie between 1s and 7d (\"1h\" is usual)
+         42:1 lookup.regions.instance: `instance` means nothing here: only kind = \"bigtable\" has it",
+    );
+    check_lookup(
+        "kind = \"file\"\npath = \"regions.csv.gz\"\nkey = \"region\"\nrefresh = \"1h\"",
+        "41:1 lookup.regions.refresh: `refresh` means nothing here: only kind = \"bigquery\" has it; a file is read again when it changes",
+    );
+}
+
+#[cfg(not(feature = "services"))]
+#[test]
+fn a_build_without_services_says_so_of_lookups() {
+    check_lookup(
+        "kind = \"bigtable\"\nproject = \"p\"\ncolumns = { a = \"f:q\" }",
+        "38:8 lookup.regions.kind: this build has no Bigtable (build it with `--features services`, or use a kind without a service)",
+    );
+    check_lookup(
+        "kind = \"bigquery\"\nproject = \"p\"\ndataset = \"d\"",
+        "38:8 lookup.regions.kind: this build has no BigQuery (build it with `--features services`, or use a kind without a service)",
+    );
 }
 
 #[test]

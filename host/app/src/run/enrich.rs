@@ -28,7 +28,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tidemill_connect::lookup::LookupCounts;
 use tidemill_engine::outbox::Revision;
 use tidemill_engine::unresolved::{Id, Leaving, Left, Outcome, Resolution, Unresolved};
@@ -144,6 +144,8 @@ pub(crate) struct Enrichment {
     resolved_at: Instant,
     /// Lookups with which something was wrong, as last described.
     troubled: BTreeSet<String>,
+    /// Of lookups that keep their rows whole, when these were read, as last described.
+    read_at: BTreeMap<String, SystemTime>,
 }
 
 impl Enrichment {
@@ -175,7 +177,9 @@ impl Enrichment {
             records,
             resolved_at: Instant::now(),
             troubled: BTreeSet::new(),
+            read_at: BTreeMap::new(),
         };
+        e.read_at = e.all_read_at();
         e.tell();
         e
     }
@@ -199,9 +203,13 @@ impl Enrichment {
         self.tell();
     }
 
-    /// Whether a lookup has broken down or come back since the newest record: who looks from outside is to see that.
+    /// Whether a lookup has broken down, come back or read its rows again since the newest record: who looks from outside is to see
+    /// that.
     pub(crate) fn has_news(&self) -> bool {
-        self.lookups.iter().any(|l| l.lookup.trouble().is_some() != self.troubled.contains(&l.name))
+        self.lookups.iter().any(|l| {
+            l.lookup.trouble().is_some() != self.troubled.contains(&l.name)
+                || l.lookup.read_at() != self.read_at.get(&l.name).copied()
+        })
     }
 
     /// Says how much waits.
@@ -220,11 +228,13 @@ impl Enrichment {
     pub(crate) fn describe(&mut self, meta: &mut Meta, coming: u64, epoch: u64, progress: &Progress) {
         meta.unresolved = self.account.count() + coming;
         meta.unresolved_from = self.account.oldest().or((coming > 0).then_some(epoch));
+        // Taken first: what is read meanwhile is news still.
+        self.read_at = self.all_read_at();
         meta.lookups = self.lookups();
         for (name, lookup) in &meta.lookups {
             match (&lookup.trouble, self.troubled.contains(name)) {
-                (Some(why), false) => progress.keep(Level::Warn, &format!("lookup `{name}`: {why}")),
-                (None, true) => progress.keep(Level::Info, &format!("lookup `{name}` answers again")),
+                (Some(why), false) => progress.tell(Level::Warn, &format!("lookup `{name}`: {why}")),
+                (None, true) => progress.tell(Level::Info, &format!("lookup `{name}` answers again")),
                 (Some(_), true) | (None, false) => {}
             }
         }
@@ -232,12 +242,20 @@ impl Enrichment {
         self.troubled = troubled.map(|(name, _)| name.clone()).collect();
     }
 
+    fn all_read_at(&self) -> BTreeMap<String, SystemTime> {
+        self.lookups.iter().filter_map(|l| Some((l.name.clone(), l.lookup.read_at()?))).collect()
+    }
+
     /// What the lookups did since the pipeline's first start, and what is wrong with them now.
     pub(crate) fn lookups(&self) -> BTreeMap<String, LookupMeta> {
         let mut all = self.counted.clone();
         for l in &self.lookups {
             let before = all.get(&l.name).map_or(LookupCounts::default(), |m| m.counts);
-            let now = LookupMeta { counts: before.plus(l.lookup.counts()), trouble: l.lookup.trouble() };
+            let now = LookupMeta {
+                counts: before.plus(l.lookup.counts()),
+                trouble: l.lookup.trouble(),
+                read_at_ms: l.lookup.read_at().map(since_1970_ms),
+            };
             all.insert(l.name.clone(), now);
         }
         all
@@ -266,6 +284,11 @@ impl Enrichment {
         let silent = timeout.is_some_and(|t| self.resolved_at.elapsed() > STUCK_AFTER + t);
         silent || self.tray.is_abandoned()
     }
+}
+
+fn since_1970_ms(at: SystemTime) -> i64 {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Drop for Enrichment {

@@ -3,6 +3,7 @@
 
 use super::stream::{StorageCode, code_in};
 use crate::ConnectError;
+use crate::google::said;
 use reqwest::Response;
 use serde_json::Value;
 use std::error::Error;
@@ -27,17 +28,17 @@ pub(super) fn of_request(place: &str, e: &reqwest::Error) -> ConnectError {
     ConnectError::Unavailable(text)
 }
 
-/// An answer that is no yes.
-pub(super) async fn of_answer(place: &str, answer: Response) -> ConnectError {
+/// An answer that is no yes. `rights`: what is to be granted, behind a backtick.
+pub(super) async fn of_answer(place: &str, rights: &str, answer: Response) -> ConnectError {
     let status = answer.status().as_u16();
     let body: Value = answer.json().await.unwrap_or_default();
     let error = &body["error"];
     let reason = error["errors"][0]["reason"].as_str().unwrap_or_default();
     let message = error["message"].as_str().unwrap_or("no word of why");
-    of_status(place, status, reason, message)
+    of_status(place, rights, status, reason, message)
 }
 
-fn of_status(place: &str, status: u16, reason: &str, message: &str) -> ConnectError {
+fn of_status(place: &str, rights: &str, status: u16, reason: &str, message: &str) -> ConnectError {
     let shown = if reason.is_empty() { status.to_string() } else { format!("{status} {reason}") };
     let text = format!("{place}: {message} ({shown})");
     match (status, reason) {
@@ -47,9 +48,7 @@ fn of_status(place: &str, status: u16, reason: &str, message: &str) -> ConnectEr
         )
         | (408 | 429 | 500..=599, _) => ConnectError::Unavailable(text),
         (401, _) => ConnectError::Config(format!("{text}; are the `credentials` right?")),
-        (403, _) => ConnectError::Config(format!(
-            "{text}; grant `roles/bigquery.dataEditor` on the dataset, or show other `credentials`"
-        )),
+        (403, _) => ConnectError::Config(format!("{text}; grant `{rights}, or show other `credentials`")),
         (404, _) => ConnectError::Config(format!("{text}; create it, or name another")),
         (400, _) => ConnectError::Config(text),
         _ => ConnectError::Failed(text),
@@ -87,20 +86,6 @@ pub(super) fn of_stream(place: &str, status: &Status) -> ConnectError {
     of_code(place, status.code(), code_in(status.details()), &said(status))
 }
 
-/// The message, and what lay below it.
-fn said(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = status.source();
-    while let Some(c) = cause {
-        let more = c.to_string();
-        if !text.contains(&more) {
-            text.push_str(&format!(": {more}"));
-        }
-        cause = c.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,7 +114,7 @@ mod tests {
             (500, "backendError", "later"),
             (503, "", "later"),
         ] {
-            let e = of_status("BigQuery at x", status, reason, "words");
+            let e = of_status("BigQuery at x", "r`", status, reason, "words");
             assert!(e.to_string().starts_with("BigQuery at x: words"), "{e}");
             assert_eq!(kind(&e), expected, "{status} {reason}");
         }

@@ -1,7 +1,8 @@
 //! One long-lived stream of the Storage Write API: requests go out, and their answers come back in the same order.
 
-use super::{AGENT, CONNECT_MS_MAX, Dataset, failure};
+use super::{Dataset, failure};
 use crate::ConnectError;
+use crate::google::{self, AGENT};
 use googleapis_tonic_google_cloud_bigquery_storage_v1::google::cloud::bigquery::storage::v1 as api;
 use googleapis_tonic_google_cloud_bigquery_storage_v1::google::rpc;
 use prost::Message as _;
@@ -11,15 +12,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http::HeaderMap;
 use tonic::metadata::{MetadataMap, MetadataValue};
-use tonic::transport::{ClientTlsConfig, Endpoint};
 use tonic::{Code, Streaming};
 
 pub(super) use api::storage_error::StorageErrorCode as StorageCode;
 
 /// Requests that wait to be sent: one is filled while another goes out.
 const WAITING: usize = 1;
-/// Silence after which the other end is asked whether it is still there, and how long its answer may take.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 
 /// What rows are made of, as the service decodes them.
 pub(crate) type Schema = DescriptorProto;
@@ -64,7 +62,7 @@ impl Stream {
             "projects/{}/datasets/{}/tables/{table}/streams/_default",
             dataset.project, dataset.dataset
         );
-        let channel = connect(dataset, &place).await?;
+        let channel = google::connect(&dataset.rows_endpoint, &place, dataset.timeout).await?;
         let (to, requests) = mpsc::channel(WAITING);
         let mut request = tonic::Request::new(ReceiverStream::new(requests));
         *request.metadata_mut() = MetadataMap::from_headers(headers);
@@ -162,34 +160,6 @@ impl Drop for Stream {
         if let Answers::Coming(coming) = &self.answers {
             coming.abort();
         }
-    }
-}
-
-async fn connect(dataset: &Dataset, place: &str) -> Result<tonic::transport::Channel, ConnectError> {
-    let wrong = |e: &dyn std::fmt::Display| ConnectError::Config(format!("{place}: {e}"));
-    let most = dataset.timeout.min(Duration::from_millis(CONNECT_MS_MAX));
-    let mut endpoint = Endpoint::from_shared(dataset.rows_endpoint.clone())
-        .and_then(|e| e.user_agent(AGENT))
-        .map_err(|e| wrong(&e))?
-        .connect_timeout(most)
-        .http2_keep_alive_interval(KEEPALIVE.0)
-        .keep_alive_timeout(KEEPALIVE.1)
-        .keep_alive_while_idle(true);
-    if dataset.rows_endpoint.starts_with("https:") {
-        endpoint = endpoint.tls_config(ClientTlsConfig::new().with_native_roots()).map_err(|e| wrong(&e))?;
-    }
-    match tokio::time::timeout(most, endpoint.connect()).await {
-        Ok(Ok(channel)) => Ok(channel),
-        Ok(Err(e)) => {
-            let mut text = format!("{place}: no connection: {e}");
-            let mut cause = std::error::Error::source(&e);
-            while let Some(c) = cause {
-                text.push_str(&format!(": {c}"));
-                cause = c.source();
-            }
-            Err(ConnectError::Unavailable(text))
-        }
-        Err(_) => Err(ConnectError::Unavailable(format!("{place}: no connection within {most:?}"))),
     }
 }
 

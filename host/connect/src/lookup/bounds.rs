@@ -39,12 +39,31 @@ pub const ROW_BYTES_MAX: usize = 64 << 10;
 pub const KEY_BYTES_MAX: usize = 4 << 10;
 /// Bytes of the answer to one HTTP call.
 pub const RESPONSE_BYTES_MAX: u64 = 16 << 20;
-/// Bytes of the rows of a file that is kept in memory; larger tables belong into a database.
+/// Bytes of the rows of a file or table that is kept in memory; larger tables belong into a database.
 pub const FILE_BYTES_MAX: usize = 256 << 20;
+/// How often a table that is kept whole is read again, ms, by default: each time costs what reading all of it costs.
+pub const REFRESH_MS: i64 = 3_600_000;
+/// The same at least: nothing looks more often.
+pub const REFRESH_MS_MIN: i64 = LOOK_MS as i64;
+/// And at most: what is a week old is no longer what it was.
+pub const REFRESH_MS_MAX: i64 = 7 * 24 * 3_600_000;
+/// How long one answer may take while such a table is read, ms, by default.
+pub const PAGE_TIMEOUT_MS: i64 = 30_000;
+/// Rows that one answer is asked for; the service gives fewer if they are long.
+pub const PAGE_ROWS: u64 = 20_000;
+/// Bytes of one answer: a service that keeps its own rules sends a third of it.
+pub const PAGE_BYTES_MAX: usize = 64 << 20;
+/// Wait before a table that could not be read is tried again, ms; it doubles from one to the next, up to [`RELOAD_MAX_MS`].
+pub const RELOAD_MS: u64 = 1_000;
+/// The longest, ms. The service's return is noticed within this.
+pub const RELOAD_MAX_MS: u64 = 60_000;
+/// How often a table that changes while it is read is begun anew before that counts as a failure.
+pub const READS_MAX: u32 = 3;
 /// How often a provider looks whether its rows have changed, ms.
 pub const LOOK_MS: u64 = 1_000;
 
 const _: () = {
+    assert!(RELOAD_MS <= RELOAD_MAX_MS && REFRESH_MS_MIN <= REFRESH_MS && REFRESH_MS <= REFRESH_MS_MAX);
     assert!(BACKOFF_MS <= BACKOFF_MAX_MS && BATCH_KEYS <= BATCH_KEYS_MAX);
     assert!(CONCURRENCY <= CONCURRENCY_MAX && CONCURRENCY_OF_ONE <= CONCURRENCY_MAX);
     assert!(

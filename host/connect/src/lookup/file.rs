@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How the file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct FileProvider {
     path: PathBuf,
     format: Format,
     key: String,
-    table: RwLock<Arc<Table>>,
+    table: RwLock<(Arc<Table>, SystemTime)>,
     /// Held while the file is looked at and read.
     stamps: Mutex<Stamps>,
     /// Never held for long: others ask for it meanwhile.
@@ -72,12 +72,13 @@ impl FileProvider {
     pub fn open(path: &Path, format: Format, key: &str) -> Result<FileProvider, ConnectError> {
         let wrong = |e: &dyn std::fmt::Display| ConnectError::Config(format!("{}: {e}", path.display()));
         let stamp = stamp(path).map_err(|e| wrong(&e))?;
+        let begun = SystemTime::now();
         let table = read(path, format, key).map_err(|e| wrong(&e))?;
         Ok(FileProvider {
             path: path.to_owned(),
             format,
             key: key.to_owned(),
-            table: RwLock::new(Arc::new(table)),
+            table: RwLock::new((Arc::new(table), begun)),
             stamps: Mutex::new(Stamps { read: stamp, seen: stamp }),
             trouble: Mutex::default(),
         })
@@ -90,7 +91,7 @@ impl FileProvider {
 
 impl Provider for FileProvider {
     fn fetch(&self, keys: &[Arc<str>], _: Duration) -> Result<Vec<Fetched>, LookupError> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner).0.clone();
         Ok(keys.iter().map(|k| Ok(table.get(&**k).cloned())).collect())
     }
 
@@ -111,6 +112,7 @@ impl Provider for FileProvider {
         if now == stamps.read || !settled {
             return false;
         }
+        let begun = SystemTime::now();
         let new = read(&self.path, self.format, &self.key);
         if stamp(&self.path).ok() != Some(now) {
             // It changed while it was read: the next looks will find it at rest.
@@ -120,7 +122,7 @@ impl Provider for FileProvider {
         match new {
             Ok(table) => {
                 self.troubled().broken = None;
-                *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+                *self.table.write().unwrap_or_else(PoisonError::into_inner) = (Arc::new(table), begun);
                 true
             }
             Err(e) => {
@@ -134,6 +136,10 @@ impl Provider for FileProvider {
     fn trouble(&self) -> Option<String> {
         let trouble = self.troubled();
         trouble.gone.clone().or_else(|| trouble.broken.clone())
+    }
+
+    fn read_at(&self) -> Option<SystemTime> {
+        Some(self.table.read().unwrap_or_else(PoisonError::into_inner).1)
     }
 }
 

@@ -10,6 +10,10 @@
 //! ([`bounds`]). What a missing answer means for a session is the caller's to decide.
 
 mod batch;
+#[cfg(feature = "bigquery")]
+pub mod bigquery;
+#[cfg(feature = "bigquery")]
+pub mod bigtable;
 pub mod bounds;
 mod cache;
 mod counts;
@@ -25,7 +29,7 @@ pub use counts::LookupCounts;
 pub use service::Lookup;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A row that was found: a JSON object.
 pub type Row = Arc<str>;
@@ -78,6 +82,11 @@ pub trait Provider: Send + Sync {
 
     /// What is wrong although it answers: a file that was changed to what is no table.
     fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// When the rows that it keeps whole were read, if it keeps some.
+    fn read_at(&self) -> Option<SystemTime> {
         None
     }
 }

@@ -5,7 +5,7 @@ use super::batch::{Answers, Batcher, Settings};
 use super::counts::LookupCounts;
 use super::{Answer, LookupError, Provider, Ticket, bounds};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Takes answers that were not known at once; called from the lookup's threads.
 type Reply = Box<dyn Fn(Answers) + Send + Sync>;
@@ -147,6 +147,12 @@ impl Lookup {
     pub fn trouble(&self) -> Option<String> {
         let failed = self.shared.state().batcher.trouble();
         failed.map(|e| e.to_string()).or_else(|| self.shared.provider.trouble())
+    }
+
+    /// When the rows that it keeps whole were read, if it keeps some.
+    #[must_use]
+    pub fn read_at(&self) -> Option<SystemTime> {
+        self.shared.provider.read_at()
     }
 }
 

@@ -31,6 +31,12 @@ pub(super) struct Faults {
     pub(super) delay_ms: AtomicU64,
     /// Tables are not answered for: status and reason.
     pub(super) rest: Mutex<Option<(u16, String)>>,
+    /// Every request over REST takes so long, ms.
+    pub(super) rest_delay_ms: AtomicU64,
+    /// After so many pages of rows they are refused: status and reason.
+    pub(super) pages: Mutex<Option<(u64, u16, String)>>,
+    /// Requests for pages of rows.
+    pub(super) pages_asked: AtomicU64,
     /// Who asks has to show this token.
     pub(super) token: Mutex<Option<String>>,
     /// Rows with this text anywhere in them are bad.
@@ -59,6 +65,18 @@ impl Faults {
         }
         self.met.fetch_add(1, Ordering::Relaxed);
         Some(fault)
+    }
+
+    /// With what the next page of rows is refused.
+    pub(super) fn refuse_page(&self) -> Option<(u16, String)> {
+        self.pages_asked.fetch_add(1, Ordering::Relaxed);
+        let mut pages = locked(&self.pages);
+        let (left, status, reason) = pages.as_mut()?;
+        if *left == 0 {
+            return Some((*status, reason.clone()));
+        }
+        *left -= 1;
+        None
     }
 
     /// Whether somebody who shows this may come in.

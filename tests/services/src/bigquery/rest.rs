@@ -1,5 +1,6 @@
 //! Tables over REST: what is documented of getting, creating and patching them, as far as anybody here uses it.
 
+use super::read;
 use super::table::{Table, Tables, canonical};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ const LABEL_LENGTH_MAX: usize = 63;
 /// A request as it arrived.
 pub(super) struct Asked<'a> {
     pub(super) method: &'a str,
+    /// With what follows a `?`.
     pub(super) path: &'a str,
     pub(super) body: Value,
     /// The entity tag that must still be there.
@@ -44,8 +46,15 @@ fn invalid(message: &str) -> Answer {
 }
 
 pub(super) fn answer(tables: &mut Tables, asked: Asked<'_>) -> Answer {
-    let path = asked.path.trim_start_matches("/bigquery/v2/");
+    let (path, query) = asked.path.split_once('?').unwrap_or((asked.path, ""));
+    let path = path.trim_start_matches("/bigquery/v2/");
     let parts: Vec<&str> = path.split('/').collect();
+    match (asked.method, &parts[..]) {
+        ("POST", ["projects", p, "queries"]) => return read::query(tables, p, &asked.body),
+        ("GET", ["projects", p, "queries", job]) => return read::results(tables, p, job, query),
+        ("GET", [of @ .., "data"]) => return read::list(tables, &of.join("/"), query),
+        _ => {}
+    }
     let (dataset, table) = match parts[..] {
         ["projects", p, "datasets", d, "tables"] => (format!("projects/{p}/datasets/{d}"), None),
         ["projects", p, "datasets", d, "tables", t] => (format!("projects/{p}/datasets/{d}"), Some(t)),

@@ -116,6 +116,11 @@ impl Table {
         }
     }
 
+    /// Exchanges the rows that are no changes.
+    pub(super) fn load(&mut self, rows: Vec<Row>) {
+        self.plain = rows;
+    }
+
     pub(super) fn insert(&mut self, row: Row) {
         self.plain.push(row);
     }
@@ -158,6 +163,10 @@ pub(super) struct Tables {
     pub(super) count: u64,
     /// Keys that stood more than once in one request.
     pub(super) twice_in_a_request: u64,
+    /// Queries that were begun, by name.
+    pub(super) jobs: BTreeMap<String, super::read::Job>,
+    /// How many answers say of a new query that it still runs.
+    pub(super) queries_run_for: u64,
 }
 
 impl Tables {

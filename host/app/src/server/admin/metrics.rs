@@ -357,6 +357,15 @@ fn tell_lookups(meta: &Meta, pipeline: &str, page: &mut Page) {
         page.count("tidemill_lookup_given_up_total", "Keys that were given up", &labels, c.given_up);
         let time = number(c.call_us) / 1e6;
         page.counter("tidemill_lookup_call_seconds_total", "Time in calls to a provider", &labels, time);
+        if let Some(at_ms) = l.read_at_ms {
+            let help = "How long ago the rows that are kept whole were read";
+            page.gauge(
+                "tidemill_lookup_age_seconds",
+                help,
+                &labels,
+                seconds(now_ms().saturating_sub(at_ms).max(0)),
+            );
+        }
     }
 }
 

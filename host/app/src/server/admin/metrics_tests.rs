@@ -108,6 +108,9 @@ const MOVES: &[Moves] = &[
     ("tidemill_lookup_failures_total", "", |m, _| lookup(m).failures += 1),
     ("tidemill_lookup_given_up_total", "", |m, _| lookup(m).given_up += 1),
     ("tidemill_lookup_call_seconds_total", "", |m, _| lookup(m).call_us += 1_000),
+    ("tidemill_lookup_age_seconds", "lookup=\"users\"", |m, _| {
+        m.lookups.entry("users".into()).or_default().read_at_ms = Some(1_000);
+    }),
     ("tidemill_backlog_bytes", "", |_, h| h.progress.bytes_total.store(100, Relaxed)),
     ("tidemill_lane_queue_batches", "", |_, h| h.progress.meters.lane_queue.store(7, Relaxed)),
     ("tidemill_epoch_commit_duration_seconds_count", "", |_, h| {
