@@ -44,6 +44,8 @@ pub(crate) enum Input {
     Followed(PathBuf),
     /// Requests.
     Posted,
+    /// A topic of the cluster that the job names.
+    Topic(String),
 }
 
 /// Where rows go.
@@ -55,6 +57,15 @@ pub(crate) enum Sink {
     Nothing,
     /// `sessions.db`.
     Sqlite,
+    /// A topic of the job's cluster, by its number.
+    Topic(u64),
+    /// A table of the job's BigQuery, by its number.
+    BigQuery(u64),
+}
+
+/// The topic of rows, by its number.
+pub(crate) fn topic_of_rows(number: u64) -> String {
+    format!("rows-{number}")
 }
 
 /// One pipeline, `clicks`. Its files stand in the folder of its config.
@@ -74,6 +85,8 @@ pub(crate) struct Job {
     pub(crate) lanes: Option<u32>,
     /// The component of the rule.
     pub(crate) component: PathBuf,
+    /// Where the service is that the source or the sink needs.
+    pub(crate) service: String,
 }
 
 impl Job {
@@ -91,6 +104,7 @@ impl Job {
             disorder: "10s",
             lanes: None,
             component: component.to_owned(),
+            service: String::new(),
         }
     }
 
@@ -111,6 +125,10 @@ impl Job {
             }
             Input::Posted => {
                 t += "kind = \"http\"\nlisten = \"127.0.0.1:0\"\nfar_future = \"off\"\nidle = \"60s\"\n";
+            }
+            Input::Topic(topic) => {
+                let at = &self.service;
+                let _ = writeln!(t, "kind = \"kafka\"\nbrokers = {at:?}\ntopics = {topic:?}\nidle = \"1h\"");
             }
         }
         let (format, key, time) = match self.format {
@@ -133,12 +151,20 @@ impl Job {
         let end = if self.reads { ", end = { field = \"type\", in = [\"logout\"] }" } else { "" };
         let to = match self.sink {
             Sink::Nothing => "{ sink = \"rows\", stages = [\"retracted\"] }",
-            Sink::File | Sink::Sqlite if self.early => "\"rows\"",
-            Sink::File | Sink::Sqlite => "{ sink = \"rows\", stages = [\"final\"] }",
+            _ if self.early => "\"rows\"",
+            _ => "{ sink = \"rows\", stages = [\"final\"] }",
         };
+        let at = &self.service;
         let sink = match self.sink {
-            Sink::Sqlite => "kind = \"sqlite\"\npath = \"sessions.db\"\ntable = \"sessions\"",
-            Sink::File | Sink::Nothing => "kind = \"file\"\npath = \"rows.jsonl\"",
+            Sink::Sqlite => "kind = \"sqlite\"\npath = \"sessions.db\"\ntable = \"sessions\"".to_owned(),
+            Sink::File | Sink::Nothing => "kind = \"file\"\npath = \"rows.jsonl\"".to_owned(),
+            Sink::Topic(n) => {
+                format!("kind = \"kafka\"\nbrokers = {at:?}\ntopic = {:?}", topic_of_rows(n))
+            }
+            Sink::BigQuery(n) => format!(
+                "kind = \"bigquery\"\nproject = \"p\"\ndataset = \"d\"\ntable = \"rows_{n}\"\ncredentials = \"none\"\n\
+                 endpoint = {at:?}\nstorage_endpoint = {at:?}"
+            ),
         };
         let _ = write!(
             t,
@@ -181,6 +207,16 @@ mod tests {
             ..job
         };
         let text = other.text();
+        let topics = Job {
+            input: Input::Topic("clicks".to_owned()),
+            sink: Sink::Topic(3),
+            service: "b:1".to_owned(),
+            ..other
+        };
+        let of_topics = topics.text();
+        for part in ["topics = \"clicks\"", "brokers = \"b:1\"", "topic = \"rows-3\""] {
+            assert!(of_topics.contains(part), "no {part} in {of_topics}");
+        }
         for part in [
             "lanes = 2",
             "\"inclusive\", end = { field",

@@ -5,6 +5,7 @@
 //! any client does.
 
 mod child;
+mod cluster;
 mod compare;
 mod config;
 mod error;
@@ -92,6 +93,9 @@ struct Arguments {
     /// Folder of the yardstick's programs
     #[arg(long, value_name = "PATH", hide = true, default_value = "target/yardstick/release")]
     yardstick: PathBuf,
+    /// Reads a topic to its end and no more, as a program beside tidemill
+    #[arg(long, value_names = ["BROKERS", "TOPIC"], num_args = 2, hide = true)]
+    consume: Option<Vec<String>>,
     /// The project's folder
     #[arg(long, value_name = "PATH", hide = true, default_value = ".")]
     workspace: PathBuf,
@@ -132,6 +136,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Outcome<()> {
+    if let Some([brokers, topic]) = arguments.consume.as_deref() {
+        return cluster::consume(brokers, topic);
+    }
     let chosen = chosen(&arguments.only)?;
     let absolute = |path: &Path| std::path::absolute(path).doing(path.display());
     let (workspace, folder) = (absolute(&arguments.workspace)?, absolute(&arguments.folder)?);

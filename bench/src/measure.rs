@@ -1,6 +1,7 @@
 //! The measurements: what each is called, what it is about, how long it takes, and where it is made.
 
 mod formats;
+mod kafka;
 mod keys;
 mod lanes;
 mod latency;
@@ -9,6 +10,7 @@ mod order;
 mod parts;
 mod recovery;
 mod runaway;
+mod sinks;
 mod stage;
 mod swap;
 mod whole;
@@ -30,7 +32,7 @@ pub(crate) struct Measurement {
 }
 
 /// In the order in which they are made and shown.
-pub(crate) const ALL: [Measurement; 12] = [
+pub(crate) const ALL: [Measurement; 14] = [
     Measurement {
         name: "whole",
         about: "the whole job beside the yardstick: built-in and Wasm rule, early rows, SQLite",
@@ -48,6 +50,18 @@ pub(crate) const ALL: [Measurement; 12] = [
         about: "JSON, CSV and combined log",
         seconds: (15, 60),
         run: formats::run,
+    },
+    Measurement {
+        name: "kafka",
+        about: "from a topic, beside reading it plainly with the same client, and beside a file",
+        seconds: (60, 240),
+        run: kafka::run,
+    },
+    Measurement {
+        name: "sinks",
+        about: "rows a second into each sink: JSON lines, SQLite, Kafka, BigQuery",
+        seconds: (60, 180),
+        run: sinks::run,
     },
     Measurement {
         name: "lanes",

@@ -12,11 +12,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tidemill_services::bigquery::{BigQuery, Fault, Row as Cells, THROTTLED, UNAVAILABLE};
 use tidemill_tests::api::Api;
+use tidemill_tests::bigquery::{self, sink};
 use tidemill_tests::model::{self, Format, Gap, Log, Row, Source, Unit};
 use tidemill_tests::traffic::{Shop, delayed, file_of};
 use tidemill_tests::{
     Case, Config, Follower, Outcome, Process, RUN_MAX, Stored, binary, current, latest, report, same_table,
-    stored, wait_for,
+    wait_for,
 };
 
 const FILE: &str = "in.jsonl";
@@ -34,17 +35,8 @@ fn config() -> Config {
     config
 }
 
-fn bigquery() -> BigQuery {
+fn start() -> BigQuery {
     BigQuery::start("p", "clicks", "EU")
-}
-
-/// A sink of this name to a table.
-fn sink(server: &BigQuery, name: &str, table: &str, more: &str) -> String {
-    format!(
-        "\n[sink.{name}]\nkind = \"bigquery\"\nproject = \"p\"\ndataset = \"clicks\"\ntable = \"{table}\"\n\
-         endpoint = \"{0}\"\nstorage_endpoint = \"{0}\"\n{more}\n",
-        server.endpoint()
-    )
 }
 
 const OPEN: &str = "credentials = \"none\"\ntimeout = \"5s\"";
@@ -84,21 +76,8 @@ fn model_of(bytes: &[u8]) -> (Log, Vec<Row>) {
     (log, rows)
 }
 
-/// A row as the other sinks write it.
-fn as_line(cells: &Cells) -> Stored {
-    let mut line = cells.clone();
-    for (from, to) in [("start_time", "start_ms"), ("end_time", "end_ms")] {
-        let us = line.remove(from).unwrap().as_i64().unwrap();
-        line.insert(to.to_owned(), us.div_euclid(1_000).into());
-    }
-    let fields = line["fields"].as_str().unwrap();
-    line["fields"] = serde_json::from_str(fields).unwrap();
-    line.entry("reason").or_insert(serde_json::Value::Null);
-    stored(&serde_json::Value::Object(line).to_string())
-}
-
 fn table(server: &BigQuery) -> Vec<Stored> {
-    server.rows(TABLE).iter().map(as_line).collect()
+    bigquery::table(server, TABLE)
 }
 
 /// Both sinks hold the model's rows, and the table no row twice or early.
@@ -149,7 +128,7 @@ fn arrives(process: &mut Process, server: &BigQuery, more_than: u64) {
 
 #[test]
 fn the_table_is_the_models() {
-    let server = bigquery();
+    let server = start();
     let bytes = input(60_000);
     let case = case_of(&bytes, &config(), &server, &format!("{OPEN}\nmax_staleness = \"10m\""));
     let outcome = command(&case, &["check"]);
@@ -173,7 +152,7 @@ fn the_table_is_the_models() {
 
 #[test]
 fn killed_again_and_again_it_is_the_models() {
-    let server = bigquery();
+    let server = start();
     let bytes = input(500_000);
     let (log, rows) = model_of(&bytes);
     let case = case_of(&bytes, &config(), &server, OPEN);
@@ -211,7 +190,7 @@ fn killed_again_and_again_it_is_the_models() {
 /// Down at the start, dies, breaks, throttles, is slow, keeps answers back: nothing is lost, nothing doubled, each absence said.
 #[test]
 fn a_service_that_fails_in_every_way_gets_the_models_table() {
-    let server = bigquery();
+    let server = start();
     let bytes = input(300_000);
     let case = case_of(&bytes, &config(), &server, "credentials = \"none\"\ntimeout = \"500ms\"");
     server.down(true);
@@ -247,7 +226,7 @@ fn a_service_that_fails_in_every_way_gets_the_models_table() {
 /// Rows that BigQuery refuses are dead letters, each once, whatever is killed; all others are in the table.
 #[test]
 fn rows_that_are_refused_become_dead_letters_once() {
-    let server = bigquery();
+    let server = start();
     let bytes = input(200_000);
     let (_, rows) = model_of(&bytes);
     let mut config = config();
@@ -286,7 +265,7 @@ fn rows_that_are_refused_become_dead_letters_once() {
 /// waits; and no token is shown.
 #[test]
 fn credentials_are_shown_and_wrong_ones_end_the_start_and_are_waited_for_later() {
-    let server = bigquery();
+    let server = start();
     let bytes = input(100_000);
     let case = case_of(&bytes, &config(), &server, "timeout = \"5s\"");
     let metadata = [("GCE_METADATA_HOST", server.address()), ("HOME", "/nowhere".to_owned())];
@@ -311,7 +290,7 @@ fn credentials_are_shown_and_wrong_ones_end_the_start_and_are_waited_for_later()
 /// What waits for a service that is away is bounded: the sources wait with it.
 #[test]
 fn a_service_that_stays_away_holds_the_sources_up() {
-    let server = bigquery();
+    let server = start();
     let bytes = input(400_000);
     let case = case_of(&bytes, &config(), &server, OPEN);
     edit(&case, "[server]", "[server]\nlisten = \"127.0.0.1:0\"");
@@ -353,7 +332,7 @@ fn a_service_that_stays_away_holds_the_sources_up() {
 /// Two hosts on one table: the older ends when it looks, and what it wrote until then holds nothing up.
 #[test]
 fn a_process_that_was_replaced_writes_no_more() {
-    let server = bigquery();
+    let server = start();
     let mut config = config();
     config.sources[0].path = "-".into();
     config.sources[0].disorder_ms = 0;
@@ -397,7 +376,7 @@ fn a_process_that_was_replaced_writes_no_more() {
 /// What the config may say, and what it may not.
 #[test]
 fn a_table_that_does_not_fit_is_named_before_anything_is_sent() {
-    let server = bigquery();
+    let server = start();
     let bytes = input(1_000);
     let case = case_of(&bytes, &config(), &server, &format!("{OPEN}\nlocation = \"US\""));
     let made = serde_json::json!({

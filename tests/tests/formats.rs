@@ -9,12 +9,9 @@
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use tidemill_tests::avro::{Registry, framed, long, text, varint};
 use tidemill_tests::binary;
 
 const START_MS: i64 = 1_714_521_600_000;
@@ -22,25 +19,6 @@ const START_MS: i64 = 1_714_521_600_000;
 /// Who clicked, and when: visits of several users, with gaps between them.
 fn clicks() -> Vec<(String, i64)> {
     (0..600).map(|n| (format!("u{}", n % 7), START_MS + n * 9_000 + (n / 150) * 3_600_000)).collect()
-}
-
-fn varint(mut n: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while n >= 0x80 {
-        bytes.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    bytes.push(n as u8);
-    bytes
-}
-
-/// A number as Avro writes it.
-fn long(n: i64) -> Vec<u8> {
-    varint(((n << 1) ^ (n >> 63)) as u64)
-}
-
-fn text(t: &str) -> Vec<u8> {
-    [long(t.len() as i64), t.as_bytes().to_vec()].concat()
 }
 
 /// A Protobuf field with a length.
@@ -167,51 +145,23 @@ fn check_says_which_fields_the_schema_does_not_have() {
     assert!(said.contains("the schema (input) has no field `url`"), "{said}");
 }
 
-/// Answers for schema 7 once it is there, and says of others that there are none.
-fn registry(is_there: &Arc<AtomicBool>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let is_there = is_there.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let (mut head, mut byte) = (Vec::new(), [0]);
-            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() > 0 {
-                head.push(byte[0]);
-            }
-            let (status, body) = if !is_there.load(Ordering::Acquire) {
-                (503, String::new())
-            } else if head.starts_with(b"GET /schemas/ids/7 ") {
-                (200, serde_json::json!({ "schema": SCHEMA }).to_string())
-            } else {
-                (404, String::new())
-            };
-            let length = body.len();
-            let answer =
-                format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
-            let _ = stream.write_all(answer.as_bytes());
-        }
-    });
-    url
-}
-
 #[test]
 fn framed_records_are_read_by_the_schemas_of_a_registry() {
-    let framed = |id: u8, value: Vec<u8>| [vec![0, 0, 0, 0, id], value].concat();
     let mut records: Vec<Vec<u8>> =
-        clicks().iter().enumerate().map(|(n, (who, at))| framed(7, click(n, who, *at))).collect();
-    records.insert(5, framed(8, click(0, "u", START_MS)));
-    records.insert(6, framed(7, vec![0xff]));
+        clicks().iter().enumerate().map(|(n, (who, at))| framed(7, &click(n, who, *at))).collect();
+    records.insert(5, framed(8, &click(0, "u", START_MS)));
+    records.insert(6, framed(7, &[0xff]));
     records.insert(7, b"{}".to_vec());
     let file = delimited(records);
-    let is_there = Arc::new(AtomicBool::new(false));
-    let source = format!("{AVRO}\nregistry = \"{}\"", registry(&is_there));
+    let registry = Registry::new(&[(7, SCHEMA)]);
+    registry.is_there(false);
+    let source = format!("{AVRO}\nregistry = \"{}\"", registry.url());
     let dir = tempfile::tempdir().unwrap();
     let away = run(dir.path(), &source, &file);
     let said = String::from_utf8_lossy(&away.stderr).into_owned();
     assert_eq!(away.status.code(), Some(1), "{said}");
     assert!(said.contains("cannot say what schema 7 is") && said.contains("503"), "{said}");
-    is_there.store(true, Ordering::Release);
+    registry.is_there(true);
     succeeded(&run(dir.path(), &source, &file));
     assert_eq!(sessions(dir.path()), expected());
     let dead = dead(dir.path());

@@ -29,7 +29,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
             cargo(&["build", "--quiet", "--release", "--manifest-path", &manifest, "--target-dir", &out]);
         step("the yardstick", built)?;
         if !names(arguments, "--bin") {
-            step("tidemill", cargo(&["build", "--locked", "--release", "-p", "tidemill"]))?;
+            let build = ["build", "--locked", "--release", "-p", "tidemill", "--features", "services"];
+            step("tidemill", cargo(&build))?;
         }
     }
     let mut build = cargo(&["build", "--quiet", "--locked", "--profile", PROFILE, "-p", "tidemill-bench"]);

@@ -33,7 +33,7 @@ pub(crate) fn help() -> String {
         .map(|p| {
             let wanted =
                 p.wanted.map_or_else(String::new, |n| format!("; {} in all runs", totals::grouped(n)));
-            format!("  {:<9}{:>2}  {}{wanted}", p.name, p.share, p.what)
+            format!("  {:<12}{:>3}  {}{wanted}", p.name, p.share, p.what)
         })
         .collect();
     format!(

@@ -30,11 +30,12 @@ pub(crate) fn kafka() -> Result<PathBuf, Absent> {
     Ok(libraries)
 }
 
-/// Tests run from `target/PROFILE/deps`.
+/// Tests run from `target/PROFILE/deps`, programs from `target/PROFILE`.
 pub(crate) fn target_dir() -> Result<PathBuf, Absent> {
-    let test = std::env::current_exe().map_err(|e| Absent::Broken(format!("the test's own path: {e}")))?;
-    let target = test.ancestors().nth(3).map(Path::to_owned);
-    target.ok_or_else(|| Absent::Broken(format!("{} stands in no target folder", test.display())))
+    let own = std::env::current_exe().map_err(|e| Absent::Broken(format!("the program's own path: {e}")))?;
+    let profile = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+    let target = profile.and_then(Path::parent).map(Path::to_owned);
+    target.ok_or_else(|| Absent::Broken(format!("{} stands in no target folder", own.display())))
 }
 
 fn copy(folder: &Path, libraries: &Path) -> Result<(), Absent> {

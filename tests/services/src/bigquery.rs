@@ -104,6 +104,11 @@ impl BigQuery {
     pub fn rows(&self, table: &str) -> Vec<Row> {
         locked(&self.shared.tables).rows(table)
     }
+    /// A sum over what readers see of a table, without a copy of it.
+    #[must_use]
+    pub fn sum(&self, table: &str, of: impl Fn(&Row) -> u64) -> u64 {
+        locked(&self.shared.tables).tables.get(table).map_or(0, |t| t.kept().map(of).sum())
+    }
     /// Rows that arrived at a table, whatever became of them.
     #[must_use]
     pub fn arrived(&self, table: &str) -> u64 {
@@ -176,6 +181,10 @@ impl BigQuery {
     #[must_use]
     pub fn requests(&self) -> Vec<Vec<u8>> {
         locked(&self.shared.requests).clone()
+    }
+    /// Lets go of them: a long run has many.
+    pub fn forget_requests(&self) {
+        locked(&self.shared.requests).clear();
     }
     /// Connections for rows that were opened so far.
     #[must_use]

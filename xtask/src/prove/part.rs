@@ -26,7 +26,7 @@ pub(super) struct Part {
 }
 
 /// In the order in which they run.
-pub(super) const PARTS: [Part; 6] = [
+pub(super) const PARTS: [Part; 7] = [
     Part {
         name: "seeds",
         what: "the simulator: the real engine and store under a seed, with faults of disk, sources, sinks and clock",
@@ -62,6 +62,15 @@ pub(super) const PARTS: [Part; 6] = [
         wanted: Some(200),
         builds: &["--bin=tidemill", "--test=crash", "--test=http"],
         run: kills,
+    },
+    Part {
+        name: "architecture",
+        what: "Kafka to BigQuery and to Postgres, a million events each: kills of the host and the broker, broken streams",
+        share: 4,
+        unit: "records",
+        wanted: None,
+        builds: &["--bin=tidemill", "--test=architecture"],
+        run: architecture,
     },
     Part {
         name: "fuzz",
@@ -244,6 +253,42 @@ fn kills(prove: &mut Prove, log: &Path, until: Instant) -> Result<(), Failure> {
             [("kills", file + http), ("with a file and SQLite", file), ("with HTTP", http), ("rounds", 1)]
                 .map(|(unit, n)| (unit.to_owned(), n))
                 .into(),
+        )?;
+        let left = until.saturating_duration_since(Instant::now());
+        if prove.again.len() > before || left < begun.elapsed() / 2 {
+            return Ok(());
+        }
+    }
+}
+
+/// How large one round is.
+const ARCHITECTURE: [(&str, u64); 4] = [
+    ("TIDEMILL_ARCHITECTURE_EVENTS", 1_000_000),
+    ("TIDEMILL_ARCHITECTURE_KILLS", 10),
+    ("TIDEMILL_ARCHITECTURE_RESTARTS", 2),
+    ("TIDEMILL_ARCHITECTURE_BREAKS", 2),
+];
+
+fn architecture(prove: &mut Prove, log: &Path, until: Instant) -> Result<(), Failure> {
+    loop {
+        let begun = Instant::now();
+        let round = prove.totals.ever("architecture", "rounds") + 1;
+        let before = prove.again.len();
+        let knobs = [&ARCHITECTURE[..], &[("TIDEMILL_ARCHITECTURE_SEED", round)]].concat();
+        let said = prove.tests(&["--test", "architecture"], &knobs, log, until)?;
+        said.iter().for_each(|line| say(&format!("    {line}")));
+        let sum = |words| said.iter().filter_map(|l| number_before(l, words)).sum::<u64>();
+        prove.count(
+            "architecture",
+            [
+                ("records", sum(" records")),
+                ("kills", sum(" kills")),
+                ("restarts", sum(" restarts")),
+                ("breaks", sum(" breaks")),
+                ("rounds", 1),
+            ]
+            .map(|(unit, n)| (unit.to_owned(), n))
+            .into(),
         )?;
         let left = until.saturating_duration_since(Instant::now());
         if prove.again.len() > before || left < begun.elapsed() / 2 {

@@ -698,7 +698,7 @@ fn the_examples_are_right() {
         let path = entry.path();
         let is_config = path.extension().is_some_and(|e| e == "toml");
         let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-        let needs_services = ["postgres", "kafka", "http-to-kafka"].contains(&stem);
+        let needs_services = ["postgres", "kafka", "kafka-to-bigquery", "http-to-kafka"].contains(&stem);
         if !is_config || (needs_services && !cfg!(feature = "services")) {
             continue;
         }

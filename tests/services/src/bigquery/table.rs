@@ -125,19 +125,24 @@ impl Table {
         self.plain.push(row);
     }
 
-    /// What readers see, by key; columns that the schema has no more are not seen.
-    fn rows(&self) -> Vec<Row> {
+    /// The rows that hold, by key, with columns that the schema has no more.
+    pub(super) fn kept(&self) -> impl Iterator<Item = &Row> {
         let changed = self.changes.values().filter_map(|(_, change)| match change {
             Change::Upsert(row) => Some(row),
             Change::Delete => None,
         });
+        self.plain.iter().chain(changed)
+    }
+
+    /// What readers see, by key; columns that the schema has no more are not seen.
+    fn rows(&self) -> Vec<Row> {
         let seen = |row: &Row| -> Row {
             row.iter()
                 .filter(|(name, _)| self.column(name).is_some())
                 .map(|(n, v)| (n.clone(), v.clone()))
                 .collect()
         };
-        self.plain.iter().chain(changed).map(seen).collect()
+        self.kept().map(seen).collect()
     }
 }
 

@@ -1,0 +1,420 @@
+//! The whole, as somebody runs it: two data sources in topics of Kafka (Avro and JSON) to the validator, the checkout rule and the
+//! enricher, sessions to a warehouse, and what cannot be used to a topic of dead letters. The host is killed, the broker is
+//! killed, the warehouse's stream breaks; in the end readers of the table see the naive model's sessions with what is known of
+//! their visitors, and readers of the topic each letter once.
+//!
+//! The bug family: parts that hold one by one and not together. A letter whose transaction is lost while its epoch's rows are not, a
+//! row that waits for a lookup over a kill and goes out twice or never, a source that is back before the other.
+//!
+//! `TIDEMILL_ARCHITECTURE_EVENTS` (default 40,000), `_KILLS` (3), `_RESTARTS` (1), `_BREAKS` (1) and `_SEED` set the size; all of it
+//! is `cargo xtask prove --only architecture`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod clicks;
+mod warehouse;
+
+use clicks::{Clicks, DISORDER_MS, LAST, Letter, PARTITIONS, SCHEMAS, letter, reasons};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tidemill_services::kafka::Broker;
+use tidemill_tests::avro::Registry;
+use tidemill_tests::component::{Made, Sessionizer};
+use tidemill_tests::plugins::{lend, plugin};
+use tidemill_tests::service::Service;
+use tidemill_tests::traffic::Rng;
+use tidemill_tests::{Case, Process, env_number, kafka, report, same_table, wait_for};
+use warehouse::{BigQuery, Postgres, Warehouse};
+
+/// Long enough for whatever has to happen next, on a machine that does something else as well.
+const SOON: Duration = Duration::from_secs(240);
+/// So long nothing may change before all is taken for done, though it is not what was expected.
+const STILL: Duration = Duration::from_secs(30);
+
+/// The broker is killed, so one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// What happens to the parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blow {
+    KillHost,
+    KillBroker,
+    BreakStream,
+}
+
+struct Size {
+    seed: u64,
+    events: u64,
+    kills: u64,
+    restarts: u64,
+    breaks: u64,
+}
+
+impl Size {
+    fn asked(seed: u64) -> Size {
+        let number = |what: &str, default| env_number(&format!("TIDEMILL_ARCHITECTURE_{what}"), default);
+        Size {
+            seed: number("SEED", seed),
+            events: number("EVENTS", 40_000),
+            kills: number("KILLS", 3),
+            restarts: number("RESTARTS", 1),
+            breaks: number("BREAKS", 1),
+        }
+    }
+
+    fn blows(&self, rng: &mut Rng) -> Vec<Blow> {
+        let counts = [
+            (Blow::KillHost, self.kills),
+            (Blow::KillBroker, self.restarts),
+            (Blow::BreakStream, self.breaks),
+        ];
+        let mut blows: Vec<Blow> =
+            counts.iter().flat_map(|(blow, n)| std::iter::repeat_n(*blow, *n as usize)).collect();
+        rng.shuffle(&mut blows);
+        blows
+    }
+}
+
+/// What is known of a visitor, if anything is.
+fn visitor(key: &str) -> Option<Value> {
+    let n: u64 = key.bytes().map(u64::from).sum();
+    (!n.is_multiple_of(7)).then(|| json!({"segment": format!("s{}", n % 5), "country": "NL"}))
+}
+
+/// What is known of campaigns: of all but the last.
+const CAMPAIGNS: [(&str, &str, &str); 3] =
+    [("c0", "mail", "100"), ("c1", "search", "2500"), ("c2", "banner", "40")];
+
+/// The lookup of visitors: what answers for them may be exchanged by these lines alone.
+fn visitors(service: &Service) -> String {
+    format!(
+        "[lookup.visitors]\nkind = \"http\"\nurl = \"{}\"\nmethod = \"post\"\non_failure = \"hold\"\nretries = 20\n",
+        service.url()
+    )
+}
+
+/// A session with what is known of its visitor and its campaign.
+fn enriched(made: &Made) -> Made {
+    let mut fields: Value = serde_json::from_str(&made.fields).unwrap();
+    if let Some(row) = visitor(&made.row.key) {
+        fields["visitor_segment"] = row["segment"].clone();
+        fields["visitor_country"] = row["country"].clone();
+    }
+    if let Some((_, channel, budget)) = CAMPAIGNS.iter().find(|c| fields["campaign"] == c.0) {
+        fields["campaign_channel"] = (*channel).into();
+        fields["campaign_budget"] = (*budget).into();
+    }
+    Made { row: made.row.clone(), fields: fields.to_string() }
+}
+
+/// The parts around the host.
+struct World<'a> {
+    broker: &'a Broker,
+    warehouse: &'a dyn Warehouse,
+    topics: [String; 2],
+    letters: String,
+    registry: Registry,
+    service: Service,
+}
+
+impl<'a> World<'a> {
+    fn new(broker: &'a Broker, warehouse: &'a dyn Warehouse) -> World<'a> {
+        let topic = |what, partitions| kafka::topic(broker, what, partitions);
+        let service = Service::new(visitor);
+        service.fail_every(40);
+        World {
+            broker,
+            warehouse,
+            topics: [topic("clicks-web", PARTITIONS[0] as i32), topic("clicks-app", PARTITIONS[1] as i32)],
+            letters: topic("letters", 1),
+            registry: Registry::new(&SCHEMAS),
+            service,
+        }
+    }
+
+    fn case(&self) -> Case {
+        let case = Case::new();
+        let campaigns = CAMPAIGNS.map(|(id, channel, budget)| format!("{id},{channel},{budget}\n")).concat();
+        case.put("campaigns.csv", format!("id,channel,budget\n{campaigns}").as_bytes());
+        let component = |name: &str| format!("path = {:?}", plugin(name).display().to_string());
+        let kafka = format!("kind = \"kafka\"\nbrokers = \"{}\"\ntimeout = \"5s\"", self.broker.plain());
+        let text = format!(
+            r#"[server]
+data_dir = {state:?}
+epoch = "50ms"
+
+[source.web]
+{kafka}
+topics = "{web}"
+format = "avro"
+registry = "{registry}"
+key = "visitor"
+time = {{ field = "at" }}
+id = "event_id"
+disorder = "{DISORDER_MS}ms"
+idle = "1h"
+[source.web.fields]
+kind = "what"
+type = "what"
+url = "address"
+user = "visitor"
+
+[source.app]
+{kafka}
+topics = "{app}"
+format = "json"
+key = "/user/id"
+time = {{ field = "ts", unit = "ms" }}
+id = "/event/id"
+disorder = "{DISORDER_MS}ms"
+idle = "1h"
+[source.app.fields]
+kind = "/event/type"
+type = "/event/type"
+url = "page"
+user = "/user/id"
+campaign = "/utm/campaign"
+amount = "/cart/total"
+
+[plugin.validator]
+{validator}
+config = {{ types = ["page_view", "checkout", "purchase", "scroll"] }}
+[plugin.checkout]
+{checkout}
+config = {{ idle = "30s" }}
+[plugin.profile]
+{profile}
+lookups = {{ visitor = "visitors", campaign = "campaigns" }}
+
+{visitors}
+[lookup.campaigns]
+kind = "file"
+path = {campaigns:?}
+key = "id"
+
+[pipeline.visits]
+from = ["web", "app"]
+validate = ["validator"]
+session = {{ plugin = "checkout" }}
+enrich = ["profile"]
+to = ["table"]
+dead = "letters"
+
+[sink.letters]
+{kafka}
+topic = "{letters}"
+{table}"#,
+            state = case.path("state").display().to_string(),
+            web = self.topics[0],
+            app = self.topics[1],
+            registry = self.registry.url(),
+            validator = component("clickstream-validator"),
+            checkout = component("checkout-sessions"),
+            profile = component("profile-enricher"),
+            visitors = visitors(&self.service),
+            campaigns = case.path("campaigns.csv").display().to_string(),
+            letters = self.letters,
+            table = self.warehouse.sink(&case),
+        );
+        case.put("pipeline.toml", text.as_bytes());
+        lend(&case.path("state"));
+        case
+    }
+
+    /// Looks at something again and again, never for more than a tenth of the time: whoever is looked at has to work.
+    fn sees<T>(&self, what: &str, process: &mut Process, mut look: impl FnMut(&str) -> Option<T>) -> T {
+        let mut next = Instant::now();
+        wait_for(what, SOON, || {
+            if Instant::now() < next {
+                return None;
+            }
+            let begun = Instant::now();
+            let said = process.said_so_far();
+            assert!(!process.ended(), "it has ended while a test waited for {what}:\n{said}");
+            let found = look(&said);
+            next = Instant::now() + 10 * begun.elapsed();
+            found
+        })
+    }
+
+    /// Waits until this many further events are in the table.
+    fn reaches(&self, process: &mut Process, events: u64) {
+        let target = self.warehouse.events() + events;
+        self.sees("events in the table", process, |_| (self.warehouse.events() >= target).then_some(()));
+    }
+
+    /// Waits until it says something once more than it had.
+    fn hears(&self, process: &mut Process, text: &str, heard: usize) {
+        self.sees(&format!("it to say {text:?}"), process, |said| {
+            (said.matches(text).count() > heard).then_some(())
+        });
+    }
+
+    /// Waits until all is there, or for [`STILL`] nothing more comes.
+    fn settles(&self, process: &mut Process, sessions: u64, letters: usize) {
+        let (mut last, mut since) = ((0, 0), Instant::now());
+        self.sees("all of it", process, |_| {
+            let certain = self.warehouse.certain(LAST);
+            // The topic is read as a whole, so only if the table is complete.
+            let written = if certain < sessions { 0 } else { self.written().len() };
+            if (certain, written) != last {
+                (last, since) = ((certain, written), Instant::now());
+            }
+            let done = certain == sessions && written >= letters;
+            (done || since.elapsed() > STILL).then_some(())
+        });
+    }
+
+    fn written(&self) -> Vec<Letter> {
+        kafka::read_committed(self.broker, &self.letters, 1).iter().map(|(_, line)| letter(line)).collect()
+    }
+}
+
+const TABLE_AWAY: &str = "sink `table` is unavailable";
+const TABLE_BACK: &str = "sink `table` is back after";
+const SOURCE_AWAY: &str = "source `web` is unavailable";
+const SOURCE_BACK: &str = "source `web` is back after";
+
+/// One blow while a piece of the clicks is on its way; the host that goes on, if it does.
+fn strike(
+    world: &World<'_>,
+    blow: Blow,
+    mut host: Process,
+    send: impl FnOnce(),
+    events: u64,
+) -> Option<Process> {
+    let heard = |host: &Process, text: &str| host.said_so_far().matches(text).count();
+    match blow {
+        Blow::KillHost => {
+            send();
+            world.reaches(&mut host, events);
+            host.kill();
+            return None;
+        }
+        Blow::KillBroker => {
+            send();
+            world.reaches(&mut host, events);
+            let before = [SOURCE_AWAY, SOURCE_BACK].map(|text| heard(&host, text));
+            world.broker.stop();
+            world.hears(&mut host, SOURCE_AWAY, before[0]);
+            world.broker.start_again().unwrap();
+            world.hears(&mut host, SOURCE_BACK, before[1]);
+        }
+        Blow::BreakStream => {
+            let before = [TABLE_AWAY, TABLE_BACK].map(|text| heard(&host, text));
+            world.warehouse.break_off();
+            send();
+            world.hears(&mut host, TABLE_AWAY, before[0]);
+            world.warehouse.mend();
+            world.hears(&mut host, TABLE_BACK, before[1]);
+        }
+    }
+    Some(host)
+}
+
+fn architecture(broker: &Broker, warehouse: &dyn Warehouse, size: &Size) {
+    let begun = Instant::now();
+    let world = World::new(broker, warehouse);
+    let mut rng = Rng::new(size.seed);
+    let clicks = Clicks::new(size.seed, size.events, world.topics.clone());
+    let case = world.case();
+    let blows = size.blows(&mut rng);
+    let pieces = blows.len() + 1;
+    let mut running = None;
+    for (n, blow) in blows.iter().enumerate() {
+        let host = running.take().unwrap_or_else(|| case.start(&[], &[]));
+        // Less than the piece has, also without what is rejected and discarded; some at their start.
+        let events = if n % 3 == 2 { 0 } else { rng.below(clicks.events / (4 * pieces as u64)) };
+        running = strike(&world, *blow, host, || clicks.produce(broker, n, pieces), events);
+        eprintln!("{:>4} s  {blow:?} after {events} events", begun.elapsed().as_secs());
+    }
+    let mut host = running.unwrap_or_else(|| case.start(&[], &[]));
+    clicks.produce(broker, pieces - 1, pieces);
+
+    let (log, bytes) = clicks.log();
+    let mut rule = Sessionizer::new("checkout-sessions", r#"{"idle":"30s"}"#);
+    let (kept, gone) = rule.sessions(&log, bytes, &BTreeSet::new(), &[]);
+    let mut sessions: Vec<Made> = kept.iter().map(enriched).collect();
+    sessions.sort();
+    let mut letters: Vec<Letter> =
+        clicks.letters.iter().cloned().chain(gone.into_iter().map(Letter::Session)).collect();
+    letters.sort();
+    world.settles(&mut host, sessions.len() as u64, letters.len());
+    host.terminate();
+    let outcome = host.outcome(SOON);
+    outcome.exits(0);
+
+    let rows: Vec<_> = warehouse.rows().into_iter().filter(|s| s.row.key != LAST).collect();
+    let revisions = rows.len();
+    let (retracted, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|s| s.stage == "retracted");
+    let early = rows.iter().find(|s| s.stage == "early");
+    let mut seen: Vec<Made> =
+        rows.iter().map(|s| Made { row: s.row.clone(), fields: s.fields.clone() }).collect();
+    seen.sort();
+    same_table(warehouse.name(), &sessions, &seen);
+    assert!(early.is_none(), "still early in the end: {early:?}");
+    let mut written = world.written();
+    written.sort();
+    same_table("letters", &letters, &written);
+    proves_something(&sessions, &letters, retracted.len());
+    report!(
+        "Kafka to {}: {} records of {} events and more, {} kills, {} restarts of the broker, {} breaks of the stream; {} sessions, \
+         {revisions} ids with those retracted; {} letters ({}), {} more in transactions that were killed; registry asked {} times, \
+         lookups answered {}; {} s",
+        warehouse.name(),
+        clicks.records(),
+        clicks.events,
+        size.kills,
+        size.restarts,
+        size.breaks,
+        sessions.len(),
+        letters.len(),
+        reasons(&letters),
+        kafka::aborted(broker, &world.letters, 1),
+        world.registry.asked(),
+        world.service.asked().answered,
+        begun.elapsed().as_secs(),
+    );
+}
+
+/// Every way for a session to end, and every kind of letter, was there to be compared.
+fn proves_something(sessions: &[Made], letters: &[Letter], retracted: usize) {
+    for reason in ["purchase", "campaign", "idle"] {
+        let some = sessions.iter().any(|m| m.row.reason.as_deref() == Some(reason));
+        assert!(some, "no session ends by {reason}: it proves nothing");
+    }
+    for field in ["visitor_segment", "campaign_budget"] {
+        assert!(sessions.iter().any(|m| m.fields.contains(field)), "no session has {field}");
+    }
+    let told = reasons(letters);
+    for reason in [
+        "malformed_avro",
+        "malformed_json",
+        "unknown_schema",
+        "missing_field",
+        "rejected: missing_field",
+        "rejected: bad_url",
+        "rejected: unknown_type",
+        "sessions: incomplete",
+    ] {
+        assert!(told.contains(&format!("{reason} ")), "no letter of {reason}: it proves nothing");
+    }
+    assert!(retracted > 0, "no session was taken back: it proves nothing");
+}
+
+#[test]
+fn from_kafka_to_bigquery_all_is_the_models_whatever_breaks() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(broker) = kafka::broker() else { return };
+    architecture(broker, &BigQuery::start(), &Size::asked(1));
+}
+
+#[test]
+fn from_kafka_to_postgres_all_is_the_models_whatever_breaks() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(broker) = kafka::broker() else { return };
+    let Some(warehouse) = Postgres::start() else { return };
+    architecture(broker, &warehouse, &Size::asked(2));
+}
