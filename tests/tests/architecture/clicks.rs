@@ -117,6 +117,11 @@ pub(crate) struct Clicks {
     pub(crate) letters: Vec<Letter>,
 }
 
+/// How many visitors there are to so many events.
+pub(crate) fn users(events: u64) -> u64 {
+    200 + events / 25
+}
+
 impl Clicks {
     /// So many, from a seed, for these topics.
     pub(crate) fn new(seed: u64, events: u64, topics: [String; 2]) -> Clicks {
@@ -225,7 +230,7 @@ fn made(rng: &mut Rng, events: u64) -> Vec<Click> {
         let page = rng.below(5_000);
         Click {
             id: format!("e{n}"),
-            user: format!("u{}", rng.zipf(200 + events / 25)),
+            user: format!("u{}", rng.zipf(users(events))),
             ts,
             kind: if wrong == Some(Wrong::Kind) { "hover" } else { kind },
             address: match wrong {

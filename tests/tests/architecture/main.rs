@@ -12,10 +12,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod clicks;
+mod visitors;
 mod warehouse;
 
 use clicks::{Clicks, DISORDER_MS, LAST, Letter, PARTITIONS, SCHEMAS, letter, reasons};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,9 +24,9 @@ use tidemill_services::kafka::Broker;
 use tidemill_tests::avro::Registry;
 use tidemill_tests::component::{Made, Sessionizer};
 use tidemill_tests::plugins::{lend, plugin};
-use tidemill_tests::service::Service;
 use tidemill_tests::traffic::Rng;
 use tidemill_tests::{Case, Process, env_number, kafka, report, same_table, wait_for};
+use visitors::{Visitors, visitor};
 use warehouse::{BigQuery, Postgres, Warehouse};
 
 /// Long enough for whatever has to happen next, on a machine that does something else as well.
@@ -77,23 +78,9 @@ impl Size {
     }
 }
 
-/// What is known of a visitor, if anything is.
-fn visitor(key: &str) -> Option<Value> {
-    let n: u64 = key.bytes().map(u64::from).sum();
-    (!n.is_multiple_of(7)).then(|| json!({"segment": format!("s{}", n % 5), "country": "NL"}))
-}
-
 /// What is known of campaigns: of all but the last.
 const CAMPAIGNS: [(&str, &str, &str); 3] =
     [("c0", "mail", "100"), ("c1", "search", "2500"), ("c2", "banner", "40")];
-
-/// The lookup of visitors: what answers for them may be exchanged by these lines alone.
-fn visitors(service: &Service) -> String {
-    format!(
-        "[lookup.visitors]\nkind = \"http\"\nurl = \"{}\"\nmethod = \"post\"\non_failure = \"hold\"\nretries = 20\n",
-        service.url()
-    )
-}
 
 /// A session with what is known of its visitor and its campaign.
 fn enriched(made: &Made) -> Made {
@@ -116,21 +103,19 @@ struct World<'a> {
     topics: [String; 2],
     letters: String,
     registry: Registry,
-    service: Service,
+    visitors: Visitors,
 }
 
 impl<'a> World<'a> {
-    fn new(broker: &'a Broker, warehouse: &'a dyn Warehouse) -> World<'a> {
+    fn new(broker: &'a Broker, warehouse: &'a dyn Warehouse, users: u64) -> World<'a> {
         let topic = |what, partitions| kafka::topic(broker, what, partitions);
-        let service = Service::new(visitor);
-        service.fail_every(40);
         World {
             broker,
             warehouse,
             topics: [topic("clicks-web", PARTITIONS[0] as i32), topic("clicks-app", PARTITIONS[1] as i32)],
             letters: topic("letters", 1),
             registry: Registry::new(&SCHEMAS),
-            service,
+            visitors: Visitors::start((0..=users).map(|n| format!("u{n}")).chain([LAST.to_owned()])),
         }
     }
 
@@ -188,6 +173,7 @@ config = {{ idle = "30s" }}
 {profile}
 lookups = {{ visitor = "visitors", campaign = "campaigns" }}
 
+[lookup.visitors]
 {visitors}
 [lookup.campaigns]
 kind = "file"
@@ -213,7 +199,7 @@ topic = "{letters}"
             validator = component("clickstream-validator"),
             checkout = component("checkout-sessions"),
             profile = component("profile-enricher"),
-            visitors = visitors(&self.service),
+            visitors = self.visitors.lookup(),
             campaigns = case.path("campaigns.csv").display().to_string(),
             letters = self.letters,
             table = self.warehouse.sink(&case),
@@ -316,7 +302,7 @@ fn strike(
 
 fn architecture(broker: &Broker, warehouse: &dyn Warehouse, size: &Size) {
     let begun = Instant::now();
-    let world = World::new(broker, warehouse);
+    let world = World::new(broker, warehouse, clicks::users(size.events));
     let mut rng = Rng::new(size.seed);
     let clicks = Clicks::new(size.seed, size.events, world.topics.clone());
     let case = world.case();
@@ -362,7 +348,7 @@ fn architecture(broker: &Broker, warehouse: &dyn Warehouse, size: &Size) {
     report!(
         "Kafka to {}: {} records of {} events and more, {} kills, {} restarts of the broker, {} breaks of the stream; {} sessions, \
          {revisions} ids with those retracted; {} letters ({}), {} more in transactions that were killed; registry asked {} times, \
-         lookups answered {}; {} s",
+         {}; {} s",
         warehouse.name(),
         clicks.records(),
         clicks.events,
@@ -374,7 +360,7 @@ fn architecture(broker: &Broker, warehouse: &dyn Warehouse, size: &Size) {
         reasons(&letters),
         kafka::aborted(broker, &world.letters, 1),
         world.registry.asked(),
-        world.service.asked().answered,
+        world.visitors.asked(),
         begun.elapsed().as_secs(),
     );
 }
