@@ -54,13 +54,13 @@ pub(crate) const ALL: [Measurement; 14] = [
     Measurement {
         name: "kafka",
         about: "from a topic, beside reading it plainly with the same client, and beside a file",
-        seconds: (60, 240),
+        seconds: (20, 120),
         run: kafka::run,
     },
     Measurement {
         name: "sinks",
         about: "rows a second into each sink: JSON lines, SQLite, Kafka, BigQuery",
-        seconds: (60, 180),
+        seconds: (25, 120),
         run: sinks::run,
     },
     Measurement {
