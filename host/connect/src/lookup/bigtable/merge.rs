@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn rows_however_they_are_cut() {
-        let cases: [(&[&str], &[&str]); 10] = [
+        let cases: [(&[&str], &[&str]); 11] = [
             (&[], &[]),
             (&["a f:q=1!"], &["a f:q=1"]),
             (&["a f:q=1", "a f:r=2!", "b f:q=3!"], &["a f:q=1 f:r=2", "b f:q=3"]),
@@ -224,6 +224,8 @@ mod tests {
             (&["a f:q=1", "reset", "a f:q=2!"], &["a f:q=2"]),
             (&["a f:q=1/3", "reset", "b f:r=2!"], &["b f:r=2"]),
             (&["a f:q=1!", "b f:q=2", "reset"], &["a f:q=1"]),
+            // As long as may be.
+            (&["a f:q=12345678901234567890!"], &["a f:q=12345678901234567890"]),
             // Too long by one, in one piece and in several; the next row is as it is.
             (
                 &[
