@@ -227,6 +227,14 @@ fn lists_are_packed_or_not() {
     let mixed = [0xc8, 1, 1, 0xca, 1, 2, 2, 3, 0xc8, 1, 4];
     reads("proto3", &["int32s", "/int32s/2", "/int32s/4"], &mixed, "[1,2,3,4] 3 -");
     reads("proto3", &["int32s", "/int32s/0"], &[0xca, 1, 0], "- -");
+    // The same within a message, alone and between others.
+    reads("proto3", &["all"], &[0x92, 1, 3, 0xca, 1, 0], "{}");
+    reads(
+        "proto3",
+        &["all"],
+        &[0x92, 1, 8, 0xca, 1, 0, 0x28, 5, 0xea, 1, 0],
+        r#"{"int32":5,"strings":[""]}"#,
+    );
     // Strings are not, and of another wire type a field is unknown.
     reads(
         "proto3",

@@ -290,16 +290,24 @@ impl<'a> Values<'a> {
             if !field.has_presence && !field.is_repeated && wires.last().copied().is_some_and(is_zero) {
                 continue;
             }
-            if !std::mem::take(&mut is_first) {
+            let before = to.len();
+            if !is_first {
                 to.push(b',');
             }
             push_quoted(to, &field.name);
             to.push(b':');
+            let from = to.len();
             match self.entry_of(field) {
                 Some(entry) => self.json_map(entry, &wires, depth + 1, to)?,
                 None if field.is_repeated => self.json_list(field.kind, &wires, depth + 1, to)?,
                 None => self.json_value(field.kind, &wires, depth + 1, to)?,
             }
+            // Packed numbers may be none, which is no list.
+            if field.is_repeated && to[from..] == *b"[]" {
+                to.truncate(before);
+                continue;
+            }
+            is_first = false;
         }
         to.push(b'}');
         Ok(())
