@@ -407,7 +407,7 @@ fn load_visitors(server: &BigQuery, version: &str) {
 /// session has the row of a whole table, the old one until the new one is there.
 #[test]
 fn a_table_beside_the_stream_is_read_again_and_used() {
-    let server = bigquery();
+    let server = start();
     let resource = serde_json::json!({
         "tableReference": {"projectId": "p", "datasetId": "clicks", "tableId": "products"},
         "schema": {"fields": [
