@@ -41,14 +41,14 @@ pub(crate) fn kafka() -> String {
     }
 }
 
-/// What becomes of the tests that want Bigtable.
-pub(crate) fn bigtable() -> String {
+/// What becomes of the tests that want Bigtable or Pub/Sub.
+pub(crate) fn google() -> String {
     match path().into_iter().map(|f| f.join("go")).find(|p| p.is_file()) {
         Some(go) => format!(
-            "Bigtable: the tests build a stand-in of Google's own library with {}, once that has fetched it; if it cannot, they say so",
+            "Bigtable, Pub/Sub: the tests build stand-ins of Google's own libraries with {}, once that has fetched them; if it cannot, they say so",
             go.display()
         ),
-        None => "skipping what needs Bigtable: there is no `go` in the path (https://go.dev/dl, or apt-get install golang)"
+        None => "skipping what needs Bigtable or Pub/Sub: there is no `go` in the path (https://go.dev/dl, or apt-get install golang)"
             .to_owned(),
     }
 }

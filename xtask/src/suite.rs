@@ -72,7 +72,7 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
             say(&format!("\nskipping {what}: there is no {name}, and {variable} names none"));
         }
     }
-    say(&format!("\n{}\n{}\n{}", services::postgres(), services::kafka(), services::bigtable()));
+    say(&format!("\n{}\n{}\n{}", services::postgres(), services::kafka(), services::google()));
     let binary = target_dir().join("trial").join("tidemill");
     // What the tests count and measure is part of what they show, and their harness keeps it to itself.
     let found = target_dir().join("tests-report.txt");

@@ -14,6 +14,8 @@ pub mod kafka;
 pub mod lookup;
 #[cfg(feature = "services")]
 pub mod postgres;
+#[cfg(feature = "bigquery")]
+pub mod pubsub;
 pub mod sink;
 pub mod source;
 

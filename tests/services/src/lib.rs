@@ -19,6 +19,8 @@ pub mod kafka;
 #[cfg(feature = "objects")]
 pub mod objects;
 pub mod proxy;
+#[cfg(feature = "bigquery")]
+pub mod pubsub;
 
 /// Why a service is not there.
 #[derive(Debug)]

@@ -194,6 +194,7 @@ fn source(s: &Source) -> String {
             let topics = if t.topics.len() == 1 { "topic" } else { "topics" };
             format!("{topics} {} of Kafka at {}", t.topics.join(", "), t.cluster.address())
         }
+        SourceKind::PubSub(pulled) => pulled.place(),
         other => other.name().to_owned(),
     };
     let key = match &s.key {

@@ -258,9 +258,11 @@ impl<'a> World<'a> {
 fn files(source: &Source) -> Vec<PathBuf> {
     match &source.kind {
         SourceKind::File { pattern, .. } => file::list(pattern).unwrap_or_default(),
-        SourceKind::Stdin | SourceKind::Generator(_) | SourceKind::Http(_) | SourceKind::Kafka(_) => {
-            Vec::new()
-        }
+        SourceKind::Stdin
+        | SourceKind::Generator(_)
+        | SourceKind::Http(_)
+        | SourceKind::Kafka(_)
+        | SourceKind::PubSub(_) => Vec::new(),
     }
 }
 

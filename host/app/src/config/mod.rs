@@ -18,6 +18,7 @@ mod pipeline;
 pub(crate) mod plan;
 pub(crate) mod postgres;
 mod probe;
+pub(crate) mod pubsub;
 mod raw;
 mod references;
 pub(crate) mod schema;

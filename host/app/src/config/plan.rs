@@ -18,6 +18,7 @@ use super::diagnose::{Problems, Spot};
 use super::kafka::{Cluster, Topics};
 use super::lookup::Lookup;
 use super::postgres::Server as PostgresServer;
+use super::pubsub::Pulled;
 use super::schema::Schema;
 use crate::tls::TlsFiles;
 
@@ -122,7 +123,7 @@ impl Source {
     pub(crate) fn is_live(&self) -> bool {
         match &self.kind {
             SourceKind::File { follow, .. } => *follow,
-            SourceKind::Stdin | SourceKind::Http(_) | SourceKind::Kafka(_) => true,
+            SourceKind::Stdin | SourceKind::Http(_) | SourceKind::Kafka(_) | SourceKind::PubSub(_) => true,
             SourceKind::Generator(g) => g.events.is_none(),
         }
     }
@@ -131,6 +132,16 @@ impl Source {
     pub(crate) fn http(&self) -> Option<(&str, &Http)> {
         match &self.kind {
             SourceKind::Http(http) => Some((&self.name, http)),
+            _ => None,
+        }
+    }
+
+    /// Bytes that its ingest log keeps for pipelines that lag, if it has one: what comes is kept there, since nobody could read it
+    /// again in the same order.
+    pub(crate) fn backlog_bytes(&self) -> Option<u64> {
+        match &self.kind {
+            SourceKind::Http(http) => Some(http.backlog_bytes),
+            SourceKind::PubSub(pulled) => Some(pulled.backlog_bytes),
             _ => None,
         }
     }
@@ -161,6 +172,8 @@ pub(crate) enum SourceKind {
     Http(Http),
     /// Topics of Kafka.
     Kafka(Topics),
+    /// Pulled from a subscription of Pub/Sub.
+    PubSub(Pulled),
 }
 
 impl SourceKind {
@@ -172,6 +185,7 @@ impl SourceKind {
             SourceKind::Generator(_) => "generator",
             SourceKind::Http(_) => "http",
             SourceKind::Kafka(_) => "kafka",
+            SourceKind::PubSub(_) => "pubsub",
         }
     }
 }

@@ -9,7 +9,7 @@ use super::plan::{
 };
 use super::raw::{self, Field, Section, Value};
 use super::schema::{self, SCHEMA_ONLY, Schema};
-use super::{duration, kafka, last};
+use super::{duration, kafka, last, pubsub};
 use std::collections::BTreeMap;
 
 /// Where client libraries put an event's id; without either it is the record's position.
@@ -24,7 +24,7 @@ const WRITE_KEY_BYTES_MIN: usize = 16;
 const COMBINED_FIELDS: [&str; 11] =
     ["host", "ident", "user", "time", "method", "url", "protocol", "status", "bytes", "referer", "agent"];
 /// Keys that only some kinds of source have.
-const SOURCE_ONLY: [(&str, &str); 19] = [
+const SOURCE_ONLY: [(&str, &str); 25] = [
     ("path", "only kind = \"file\" has it"),
     ("follow", "only kind = \"file\" has it"),
     ("events", "only kind = \"generator\" has it"),
@@ -36,14 +36,20 @@ const SOURCE_ONLY: [(&str, &str); 19] = [
     ("listen", "only kind = \"http\" has it"),
     ("write_keys", "only kind = \"http\" has it"),
     ("cors", "only kind = \"http\" has it"),
-    ("backlog_bytes", "only kind = \"http\" has it"),
+    ("backlog_bytes", "only kind = \"http\" and \"pubsub\" have it"),
     ("brokers", "only kind = \"kafka\" has it"),
     ("topics", "only kind = \"kafka\" has it"),
     ("group", "only kind = \"kafka\" has it"),
     ("tls", "only kind = \"kafka\" has it"),
     ("login", "only kind = \"kafka\" has it"),
-    ("timeout", "only kind = \"kafka\" has it"),
+    ("timeout", "only kind = \"kafka\" and \"pubsub\" have it"),
     ("columns", "only kind = \"kafka\" has it"),
+    ("project", "only kind = \"pubsub\" has it"),
+    ("subscription", "only kind = \"pubsub\" has it"),
+    ("endpoint", "only kind = \"pubsub\" has it"),
+    ("credentials", "only kind = \"pubsub\" has it"),
+    ("outstanding_messages", "only kind = \"pubsub\" has it"),
+    ("outstanding_bytes", "only kind = \"pubsub\" has it"),
 ];
 
 pub(super) fn check_source(
@@ -54,13 +60,23 @@ pub(super) fn check_source(
 ) -> Option<Source> {
     let name = last(&s.path).to_owned();
     let at = s.at;
-    let kind = s.need("kind", "write `kind = \"file\"`, \"stdin\", \"http\" or \"generator\"", p);
-    let word =
-        kind.as_ref().and_then(|f| f.word(&["file", "stdin", "http", "generator", "kafka"], &["pubsub"], p));
-    let word = word.filter(|w| *w != "kafka" || !kind.is_some_and(|f| kafka::is_missing(&f, p)));
+    let kind = s.need(
+        "kind",
+        "write `kind = \"file\"`, \"stdin\", \"http\", \"kafka\", \"pubsub\" or \"generator\"",
+        p,
+    );
+    let word = kind
+        .as_ref()
+        .and_then(|f| f.word(&["file", "stdin", "http", "generator", "kafka", "pubsub"], &[], p));
+    let word = word.filter(|w| match *w {
+        "kafka" => !kind.as_ref().is_some_and(|f| kafka::is_missing(f, p)),
+        "pubsub" => !kind.as_ref().is_some_and(|f| pubsub::is_missing(f, p)),
+        _ => true,
+    });
     let kind = check_source_kind(word, &mut s, server, p);
     let generated = matches!(kind, Some(SourceKind::Generator(_)));
-    let posted = matches!(kind, Some(SourceKind::Http(_)));
+    let pulled = matches!(kind, Some(SourceKind::PubSub(_)));
+    let posted = pulled || matches!(kind, Some(SourceKind::Http(_)));
     let format = check_format(&mut s, generated, posted, p);
     let schema = schema::check(&mut s, format, p);
     check_kind_of_schema(&s, kind.as_ref(), schema.as_ref(), p);
@@ -70,7 +86,7 @@ pub(super) fn check_source(
     let key_hmac = check_secret(&mut s, p);
     // Without a known format nobody can say whether `time` may be left out.
     let time = check_time(&mut s, generated || format.is_none(), combined, p);
-    let id = check_id(&mut s, posted, combined, p);
+    let id = check_id(&mut s, (posted, pulled), combined, p);
     let disorder_ms = duration(&mut s, "disorder", 60_000, p);
     let idle_ms = duration(&mut s, "idle", 30_000, p);
     let drift_ms = duration(&mut s, "drift", 60_000, p);
@@ -126,6 +142,7 @@ fn check_source_kind(
         "http" => check_http(s, server, p).map(SourceKind::Http),
         "generator" => Some(SourceKind::Generator(check_generator(s, p))),
         "kafka" => kafka::check_source(s, p).map(SourceKind::Kafka),
+        "pubsub" => pubsub::check_source(s, BACKLOG_BYTES, p).map(SourceKind::PubSub),
         _ => None,
     }
 }
@@ -226,7 +243,8 @@ fn check_format(s: &mut Section<'_>, generated: bool, posted: bool, p: &mut Prob
     .filter(|format| {
         let fits = !(generated || posted) || *format == Format::Json;
         if !fits {
-            let what = if posted { "what is posted is JSON" } else { "the generator writes JSON only" };
+            let what =
+                if posted { "what is posted or pulled is JSON" } else { "the generator writes JSON only" };
             field.wrong(what.to_owned(), "leave `format` out".to_owned(), p);
         }
         fits
@@ -402,9 +420,18 @@ fn check_zone(f: &Field<'_>, p: &mut Problems) -> Option<String> {
     Some(zone.to_owned())
 }
 
-fn check_id(s: &mut Section<'_>, posted: bool, combined: bool, p: &mut Problems) -> Option<IdSpec> {
+fn check_id(
+    s: &mut Section<'_>,
+    (posted, pulled): (bool, bool),
+    combined: bool,
+    p: &mut Problems,
+) -> Option<IdSpec> {
     let Some(field) = s.get("id") else {
-        let given = || POSTED_IDS.map(str::to_owned).to_vec();
+        let given = || {
+            // What the publisher says of an event counts more than what the service says of a message.
+            let names = POSTED_IDS.into_iter().chain(pulled.then_some(pubsub::ID_FIELD));
+            names.map(str::to_owned).collect()
+        };
         return Some(if posted { IdSpec::FirstOf(given()) } else { IdSpec::Position });
     };
     if let Value::Text { value, .. } = &field.node.value {

@@ -227,11 +227,6 @@ warning: no pipeline writes to the sink `out`
 fn wrong_sources() {
     check(
         r#"kind = "stdin""#,
-        r#"kind = "pubsub""#,
-        "2:8 source.web.kind: `pubsub` is not in this build yet (this build has `file`, `stdin`, `http`, `generator` or `kafka`)",
-    );
-    check(
-        r#"kind = "stdin""#,
         "kind = 5",
         "2:8 source.web.kind: `source.web.kind` must be a string, not a whole number (write \"5\")",
     );
@@ -688,6 +683,30 @@ fn a_build_without_kafka_says_so() {
     );
 }
 
+#[cfg(feature = "services")]
+#[test]
+fn subscriptions_of_pubsub() {
+    let check_pulled = |keys: &str, want: &str| {
+        check("kind = \"stdin\"", &format!("kind = \"pubsub\"\n{keys}"), want);
+    };
+    check_pulled("project = \"p\"\nsubscription = \"clicks\"", "");
+    check_pulled(
+        "project = \"p\"\nsubscription = \"clicks\"\ntimeout = \"1m\"\noutstanding_messages = 1000000",
+        "5:11 source.web.timeout: `source.web.timeout` must lie between 100ms and 15s (\"10s\" is usual)
+         6:24 source.web.outstanding_messages: `source.web.outstanding_messages` is 100000 at most (1000 is usual)",
+    );
+}
+
+#[cfg(not(feature = "services"))]
+#[test]
+fn a_build_without_pubsub_says_so() {
+    check(
+        "kind = \"stdin\"",
+        "kind = \"pubsub\"\nproject = \"p\"\nsubscription = \"clicks\"",
+        "2:8 source.web.kind: this build has no Pub/Sub (build it with `--features services`, or use a kind without a service)",
+    );
+}
+
 /// Every example is a config that can be run.
 #[test]
 fn the_examples_are_right() {
@@ -698,7 +717,8 @@ fn the_examples_are_right() {
         let path = entry.path();
         let is_config = path.extension().is_some_and(|e| e == "toml");
         let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-        let needs_services = ["postgres", "kafka", "kafka-to-bigquery", "http-to-kafka"].contains(&stem);
+        let of_services = ["postgres", "kafka", "kafka-to-bigquery", "http-to-kafka", "pubsub-to-postgres"];
+        let needs_services = of_services.contains(&stem);
         if !is_config || (needs_services && !cfg!(feature = "services")) {
             continue;
         }

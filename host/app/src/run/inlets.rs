@@ -1,4 +1,4 @@
-//! Ingest logs of the process: one for each source that clients post to, shared by the pipelines that read it.
+//! Ingest logs of the process: one for each source that clients post to or that is pulled, shared by the pipelines that read it.
 //!
 //! A log keeps what some pipeline has not read durably yet; each tells after its epochs how far it has come.
 
@@ -24,11 +24,11 @@ pub(crate) struct Inlets {
 }
 
 impl Inlets {
-    /// Opens the logs of all sources that are posted to. The data directory is claimed.
+    /// Opens the logs of all sources that are posted to or pulled. The data directory is claimed.
     pub(crate) fn open(plan: &Plan, options: &RunOptions) -> Result<Inlets, RunError> {
         let mut by_source = BTreeMap::new();
         for source in &plan.sources {
-            let Some((_, http)) = source.http() else { continue };
+            let Some(backlog_bytes) = source.backlog_bytes() else { continue };
             let mut read = BTreeMap::new();
             for pipeline in &plan.pipelines {
                 if !pipeline.from.iter().any(|i| plan.sources[*i].name == source.name) || options.fresh {
@@ -41,7 +41,7 @@ impl Inlets {
                 }
             }
             let dir = plan.server.data_dir.join("ingest").join(&source.name);
-            let log = IngestLog::open(&dir, read.values().min().copied(), http.backlog_bytes)
+            let log = IngestLog::open(&dir, read.values().min().copied(), backlog_bytes)
                 .map_err(|e| RunError::of(&format!("source `{}`", source.name), e))?;
             let inlet = Inlet { trimmer: log.trimmer(), log: Arc::new(log), read: Mutex::new(read) };
             by_source.insert(source.name.clone(), inlet);

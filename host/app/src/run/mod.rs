@@ -21,6 +21,8 @@ pub(crate) mod layout;
 pub(crate) mod measure;
 mod patience;
 mod pipeline;
+#[cfg(feature = "services")]
+mod pull;
 mod reader;
 pub(crate) mod remote;
 mod start;
@@ -225,6 +227,8 @@ pub(crate) fn run(
     let ended = &AtomicBool::new(false);
     let all = std::thread::scope(|scope| {
         scope.spawn(move || (beside.thread)(control, ended));
+        #[cfg(feature = "services")]
+        let pulling = pull::begin(scope, (plan, progress), inlets, stop, ended);
         let threads: Vec<_> = plan
             .pipelines
             .iter()
@@ -267,6 +271,9 @@ pub(crate) fn run(
         let crashed = || Err(RunError::Failed("a pipeline's thread ended without an answer".into()));
         let all: Vec<_> = threads.into_iter().map(|t| t.join().unwrap_or_else(|_| crashed())).collect();
         ended.store(true, Ordering::Relaxed);
+        // What it was is why the pipelines have stopped.
+        #[cfg(feature = "services")]
+        pull::end(pulling)?;
         all.into_iter().collect::<Result<Vec<Summary>, RunError>>()
     });
     // What was taken until now is in the ingest log, and is read at the next start.

@@ -103,7 +103,8 @@ impl<'a> Patience<'a> {
         causes.push(why);
     }
 
-    fn say_back(&self) {
+    /// Notes that it is there again.
+    pub(super) fn say_back(&self) {
         if let Some(since_ms) = self.meter.is_here() {
             let seconds = now_ms().saturating_sub(since_ms).max(0) / 1000;
             self.progress.tell(Level::Info, &format!("{} is back after {seconds} s", self.who));

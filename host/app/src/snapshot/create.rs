@@ -71,7 +71,7 @@ impl Snapshots<'_> {
     }
 
     fn begin_inlets(&self) -> Result<Vec<(String, Capture)>, RunError> {
-        let posted = self.plan.sources.iter().filter(|s| s.http().is_some());
+        let posted = self.plan.sources.iter().filter(|s| s.backlog_bytes().is_some());
         posted
             .map(|s| {
                 let dir = self.plan.server.data_dir.join("ingest").join(&s.name);

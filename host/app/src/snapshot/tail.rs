@@ -70,10 +70,10 @@ impl<'a> Tails<'a> {
 
     fn keep_posted(&self, store: &Snapshots<'_>, of: &Whose<'_>) -> Result<(), ConnectError> {
         let sources = of.pipeline.from.iter().map(|i| &self.plan.sources[*i]);
-        for (source, _) in sources.filter_map(|s| s.http()) {
+        for source in sources.filter(|s| s.backlog_bytes().is_some()).map(|s| &s.name) {
             let mut posted = locked(&self.posted);
             let end = of.inlets.durable(source);
-            let at = posted.entry(source.to_owned()).or_default();
+            let at = posted.entry(source.clone()).or_default();
             while *at < end {
                 let bytes = of.inlets.copy(source, *at, POSTED_BYTES_MAX)?;
                 let name = format!("{}/posted/{source}/{:020}", folder(of.incarnation), *at);
@@ -100,8 +100,8 @@ impl Elsewhere for Tails<'_> {
             return Ok(epoch);
         }
         let mut posted = locked(&self.posted);
-        for (source, _) in self.plan.sources.iter().filter_map(|s| s.http()) {
-            posted.insert(source.to_owned(), of.inlets.durable(source));
+        for source in self.plan.sources.iter().filter(|s| s.backlog_bytes().is_some()).map(|s| &s.name) {
+            posted.insert(source.clone(), of.inlets.durable(source));
         }
         let manifest = store.create_unless_busy().map_err(to_connect)?;
         let busy =

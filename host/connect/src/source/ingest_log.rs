@@ -156,7 +156,7 @@ impl IngestLog {
         if let Some(why) = self.shared.failure() {
             return Err(Refused::Failed(why));
         }
-        if self.kept_bytes() >= self.shared.kept_bytes_max {
+        if self.is_full() {
             return Err(Refused::Full);
         }
         let Some(queue) = &self.queue else { return Err(Refused::Full) };
@@ -164,6 +164,12 @@ impl IngestLog {
             TrySendError::Full(_) => Refused::Full,
             TrySendError::Disconnected(_) => Refused::Failed(self.shared.failure().unwrap_or_default()),
         })
+    }
+
+    /// Whether as much is kept as may be.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.kept_bytes() >= self.shared.kept_bytes_max
     }
 
     /// Bytes kept, read or not.

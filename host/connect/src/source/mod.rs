@@ -9,6 +9,8 @@ mod identity;
 pub mod ingest_log;
 #[cfg(feature = "services")]
 pub mod kafka;
+#[cfg(feature = "bigquery")]
+pub mod pubsub;
 pub mod stdin;
 
 pub use self::identity::{FileIdentity, KafkaIdentity, PartitionIdentity};

@@ -111,7 +111,7 @@ impl Reader<'_> {
                 self.add(i, PartitionIdentity::File(FileIdentity::only("-")), None, now);
             }
             SourceKind::Generator(_) => self.add_named(i, "generator", now),
-            SourceKind::Http(_) => {
+            SourceKind::Http(_) | SourceKind::PubSub(_) => {
                 self.add_named(i, POSTED, now);
                 // A pipeline that is new to the source begins with what is still kept.
                 if let Some(part) = self.parts.last_mut().filter(|p| p.offset == 0) {
@@ -311,7 +311,7 @@ impl Reader<'_> {
                 },
                 now_ms,
             )))),
-            SourceKind::Http(_) => {
+            SourceKind::Http(_) | SourceKind::PubSub(_) => {
                 let reader = self.job.inlets.reader(&source.name, part.offset);
                 reader.map(Reading::Posted).ok_or_else(|| ConnectError::Failed("it has no ingest log".into()))
             }

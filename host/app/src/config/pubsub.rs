@@ -1,0 +1,125 @@
+//! A subscription of Pub/Sub: the keys of a source of `kind = "pubsub"`.
+//!
+//! A build without the feature `services` has no client for it: there a [`Pulled`] cannot be made, and the compiler sees that nothing
+//! is done with one.
+
+use super::diagnose::Problems;
+use super::raw::{Field, Section};
+
+/// The field of a record that has the service's id of its message.
+pub(super) const ID_FIELD: &str = "pubsub_message_id";
+
+/// What stands for a subscription where there is no client.
+#[cfg(not(feature = "services"))]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Subscription {}
+
+#[cfg(feature = "services")]
+pub(crate) use tidemill_connect::source::pubsub::Subscription;
+
+/// A source that is pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pulled {
+    /// Where from.
+    pub(crate) subscription: Subscription,
+    /// Bytes that are kept for pipelines that lag; beyond, nothing is pulled.
+    pub(crate) backlog_bytes: u64,
+}
+
+impl Pulled {
+    /// Where it is, for messages.
+    pub(crate) fn place(&self) -> String {
+        #[cfg(feature = "services")]
+        return self.subscription.place();
+        #[cfg(not(feature = "services"))]
+        match self.subscription {}
+    }
+}
+
+/// Notes that this build cannot speak to it; false if it can.
+pub(super) fn is_missing(kind: &Field<'_>, p: &mut Problems) -> bool {
+    if cfg!(feature = "services") {
+        return false;
+    }
+    let help = "build it with `--features services`, or use a kind without a service".to_owned();
+    kind.wrong("this build has no Pub/Sub".to_owned(), help, p);
+    true
+}
+
+#[cfg(not(feature = "services"))]
+pub(super) fn check_source(_: &mut Section<'_>, _: u64, _: &mut Problems) -> Option<Pulled> {
+    None
+}
+
+#[cfg(feature = "services")]
+pub(super) use self::with_client::check_source;
+
+#[cfg(feature = "services")]
+mod with_client {
+    use super::super::bigquery::{check_credentials, endpoint, name};
+    use super::super::pipeline::at_least_mib;
+    use super::{Field, Problems, Pulled, Section, Subscription};
+    use std::time::Duration;
+    use tidemill_connect::pubsub::{CredentialsFrom, ENDPOINT, Project};
+
+    /// As Google's own clients have it.
+    const OUTSTANDING_MESSAGES: u32 = 1_000;
+    /// More acknowledgements than this at once would be late.
+    const OUTSTANDING_MESSAGES_MAX: u64 = 100_000;
+    /// Enough for the rate of any disk, little beside the lanes' memory.
+    const OUTSTANDING_BYTES: u64 = 64 << 20;
+    /// How long an answer may take, ms, and its bounds: a lease of a minute must outlast it.
+    const TIMEOUT_MS: i64 = 10_000;
+    const TIMEOUT_MS_BOUNDS: std::ops::RangeInclusive<i64> = 100..=15_000;
+
+    /// Reads the keys. `backlog_bytes`: what is kept if nothing else is said.
+    pub(in super::super) fn check_source(
+        s: &mut Section<'_>,
+        backlog_bytes: u64,
+        p: &mut Problems,
+    ) -> Option<Pulled> {
+        let project = s.need("project", "write `project = \"my-project\"`", p);
+        let project = project.and_then(|f| name(&f, "-.:", p));
+        let subscription = s.need("subscription", "write `subscription = \"clicks\"`; it has to be there", p);
+        let subscription = subscription.and_then(|f| name(&f, "-_.~+%", p));
+        let credentials = check_credentials(s.get("credentials"), p);
+        let is_open = credentials == Some(CredentialsFrom::None);
+        let endpoint = endpoint(s.get("endpoint"), ENDPOINT, is_open, p);
+        let timeout = s.get("timeout").map_or_else(|| Some(TIMEOUT_MS), |f| timeout(&f, p));
+        let messages =
+            s.get("outstanding_messages").map_or_else(|| Some(OUTSTANDING_MESSAGES), |f| messages(&f, p));
+        let bytes = s.get("outstanding_bytes").map_or(Some(OUTSTANDING_BYTES), |f| at_least_mib(&f, p));
+        let backlog_bytes = s.get("backlog_bytes").map_or(Some(backlog_bytes), |f| at_least_mib(&f, p));
+        let project = Project {
+            project: project?,
+            endpoint: endpoint?,
+            credentials: credentials?,
+            timeout: Duration::from_millis(timeout?.unsigned_abs()),
+        };
+        let subscription = Subscription {
+            project,
+            name: subscription?,
+            outstanding_messages: messages?,
+            outstanding_bytes: bytes?,
+        };
+        Some(Pulled { subscription, backlog_bytes: backlog_bytes? })
+    }
+
+    fn timeout(f: &Field<'_>, p: &mut Problems) -> Option<i64> {
+        let ms = f.duration_ms(p)?;
+        if TIMEOUT_MS_BOUNDS.contains(&ms) {
+            return Some(ms);
+        }
+        f.wrong(format!("`{}` must lie between 100ms and 15s", f.path), "\"10s\" is usual".to_owned(), p);
+        None
+    }
+
+    fn messages(f: &Field<'_>, p: &mut Problems) -> Option<u32> {
+        let count = f.count(1, p)?;
+        if count <= OUTSTANDING_MESSAGES_MAX {
+            return u32::try_from(count).ok();
+        }
+        f.wrong(format!("`{}` is {OUTSTANDING_MESSAGES_MAX} at most", f.path), "1000 is usual".to_owned(), p);
+        None
+    }
+}

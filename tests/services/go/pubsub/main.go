@@ -1,0 +1,168 @@
+// A Pub/Sub of tests: the one of Google's own Go library, in memory, with what a test may have happen in front of it.
+//
+// Orders come as lines of JSON, each answered by a line; the first line says where it listens. It ends with its input.
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path"
+	"sync"
+	"time"
+
+	"cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
+	"cloud.google.com/go/pubsub/v2/pstest"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+type order struct {
+	Do, Topic, Subscription string
+	Ordered, ExactlyOnce    bool
+	Messages                []message
+	Fault                   fault
+}
+
+// What is published.
+type message struct{ Text, Key string }
+
+type fault struct {
+	// The last part of the method's name; empty: all.
+	Method string
+	// Calls are refused with it, if it is not 0.
+	Code codes.Code
+	// How many calls meet it; 0: all.
+	Times int
+	// Every call takes so long.
+	DelayMs int
+	// Only who shows it comes in.
+	Token string
+}
+
+type gate struct {
+	mutex sync.Mutex
+	fault fault
+	met   int
+}
+
+// What a call meets.
+func (g *gate) meet(ctx context.Context, method string) error {
+	g.mutex.Lock()
+	met := g.fault
+	if met.Method != "" && met.Method != path.Base(method) {
+		g.mutex.Unlock()
+		return nil
+	}
+	if met.Code != 0 {
+		g.met++
+		if g.fault.Times > 0 {
+			if g.fault.Times--; g.fault.Times == 0 {
+				g.fault.Code = 0
+			}
+		}
+	}
+	g.mutex.Unlock()
+	select {
+	case <-time.After(time.Duration(met.DelayMs) * time.Millisecond):
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	if met.Token != "" && first(ctx, "authorization") != "Bearer "+met.Token {
+		return status.Error(codes.Unauthenticated, "Request had invalid authentication credentials")
+	}
+	if met.Code != 0 {
+		return status.Error(met.Code, "as the test wants it")
+	}
+	return nil
+}
+
+func first(ctx context.Context, name string) string {
+	list := metadata.ValueFromIncomingContext(ctx, name)
+	if len(list) == 0 {
+		return ""
+	}
+	return list[0]
+}
+
+func main() {
+	listen := flag.String("listen", "127.0.0.1:0", "host:port")
+	flag.Parse()
+	g := &gate{}
+	// pstest makes its gRPC server itself: what stands in front of it is a server of ours that passes calls on.
+	inner := pstest.NewServerWithAddress("127.0.0.1:0")
+	client, err := grpc.NewClient(inner.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	check(err)
+	address, err := serve(*listen, g, client)
+	check(err)
+	fmt.Println(address)
+	orders := bufio.NewReader(os.Stdin)
+	for {
+		line, err := orders.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		var o order
+		answer := any("ok")
+		if err := json.Unmarshal(line, &o); err != nil {
+			answer = err.Error()
+		} else if a, err := obey(o, inner, g, client); err != nil {
+			answer = err.Error()
+		} else if a != nil {
+			answer = a
+		}
+		text, err := json.Marshal(answer)
+		check(err)
+		fmt.Println(string(text))
+	}
+}
+
+func check(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func obey(o order, inner *pstest.Server, g *gate, client *grpc.ClientConn) (any, error) {
+	ctx := context.Background()
+	switch o.Do {
+	case "topic":
+		_, err := pubsubpb.NewPublisherClient(client).CreateTopic(ctx, &pubsubpb.Topic{Name: o.Topic})
+		return nil, err
+	case "subscription":
+		_, err := pubsubpb.NewSubscriberClient(client).CreateSubscription(ctx, &pubsubpb.Subscription{
+			Name: o.Subscription, Topic: o.Topic, AckDeadlineSeconds: 10,
+			EnableMessageOrdering: o.Ordered, EnableExactlyOnceDelivery: o.ExactlyOnce,
+		})
+		return nil, err
+	case "publish":
+		for _, m := range o.Messages {
+			inner.PublishOrdered(o.Topic, []byte(m.Text), nil, m.Key)
+		}
+		return nil, nil
+	case "fault":
+		g.mutex.Lock()
+		defer g.mutex.Unlock()
+		g.fault = o.Fault
+		return nil, nil
+	case "counts":
+		acked, delivered := 0, 0
+		for _, m := range inner.Messages() {
+			if m.Acks > 0 {
+				acked++
+			}
+			delivered += m.Deliveries
+		}
+		g.mutex.Lock()
+		defer g.mutex.Unlock()
+		return map[string]int{"acked": acked, "delivered": delivered, "met": g.met}, nil
+	}
+	return nil, fmt.Errorf("no such order: %q", o.Do)
+}
