@@ -179,7 +179,7 @@ fn every_test_that_a_page_names_is_there() {
     }
     let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
     let mut seen = 0;
-    for page in ["connectors", "kafka", "postgres", "bigquery", "bigtable", "snapshots"] {
+    for page in ["connectors", "kafka", "pubsub", "postgres", "bigquery", "bigtable", "snapshots"] {
         let names = named_tests(&read(&format!("docs/{page}.md")));
         let gone: Vec<_> = names.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
         assert!(gone.is_empty(), "docs/{page}.md names tests that are not there: {gone:?}");

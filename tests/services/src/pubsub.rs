@@ -54,7 +54,7 @@ pub struct PubSub {
 /// A stand-in, or `None` where it cannot be had: see [`or_skip`].
 #[must_use]
 pub fn pubsub() -> Option<PubSub> {
-    or_skip("Pub/Sub", PubSub::start())
+    or_skip("PubSub", PubSub::start())
 }
 
 impl PubSub {
