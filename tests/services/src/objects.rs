@@ -193,7 +193,7 @@ fn says(headers: &HeaderMap, name: &str, value: &str) -> bool {
 impl State {
     fn meet(&mut self) -> Option<ObjectFault> {
         self.requests += 1;
-        let due = |(n, fault): (u64, ObjectFault)| (self.requests % n == 0).then_some(fault);
+        let due = |(n, fault): (u64, ObjectFault)| self.requests.is_multiple_of(n).then_some(fault);
         let fault = self.faults.pop_front().or_else(|| self.every.and_then(due));
         self.met += u64::from(fault.is_some());
         fault
