@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_record_has_the_id_of_its_message() {
-        let of = |data: &str| String::from_utf8(record("7", data.into()).clone()).unwrap();
+        let of = |data: &str| String::from_utf8(record("7", data.into())).unwrap();
         assert_eq!(of(r#"{"a":1}"#), r#"{"pubsub_message_id":"7","a":1}"#);
         assert_eq!(of(" { } "), r#" {"pubsub_message_id":"7" } "#);
         assert_eq!(of("[1]"), "[1]");

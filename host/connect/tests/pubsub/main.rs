@@ -133,6 +133,9 @@ fn every_message_is_in_the_log_once_and_in_the_order_of_its_key() {
     until("all are acknowledged", || service.counts().acked == 500);
     assert_eq!(pulling.end(), Vec::<String>::new());
     assert_whole(&log, 500);
+    let (by_key, records) = read(&log);
+    assert_eq!((by_key.len(), records), (3, 500), "nothing came twice");
+    assert!(by_key.values().all(|numbers| numbers.is_sorted()), "{by_key:?}");
 }
 
 #[test]
