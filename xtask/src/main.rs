@@ -54,15 +54,15 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some((runner::NAME, program)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
     {
-        return runner::run(program).unwrap_or_else(told);
+        return runner::run(program).unwrap_or_else(|failure| told(&failure));
     }
     match command(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => told(failure),
+        Err(failure) => told(&failure),
     }
 }
 
-fn told(failure: Failure) -> ExitCode {
+fn told(failure: &Failure) -> ExitCode {
     say(&format!("xtask: {}", failure.message));
     ExitCode::from(failure.code)
 }

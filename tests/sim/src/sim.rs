@@ -746,7 +746,7 @@ impl Sim<'_> {
         let meta = Meta { tell_again: true, ..meta.clone() };
         let text = text(&meta);
         let decision = Decision { incarnation, sections: &[(Section::Meta, &text)] };
-        EpochLog::cut_after(disk.clone(), &dir, to, self.plan.segment_bytes, &decision)?;
+        EpochLog::cut_after(&disk, &dir, to, self.plan.segment_bytes, &decision)?;
         for place in &mut self.places {
             let stored = meta.cursors.get(place.name).copied();
             place.take_back(&*disk, incarnation, to.epoch, stored).map_err(|e| End::Sink(place.name, e))?;

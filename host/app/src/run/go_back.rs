@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tidemill_connect::sink::TakenBack;
 use tidemill_engine::record::Kind;
 use tidemill_store::claim::Claim;
-use tidemill_store::disk::OsDisk;
+use tidemill_store::disk::{Disk, OsDisk};
 use tidemill_store::epoch::can_send_again;
 use tidemill_store::log::{self, EpochLog, RecordRef, Survey};
 
@@ -160,7 +160,8 @@ impl<'a> GoBack<'a> {
         let text = super::commit::meta_text(&meta)?;
         let decision = log::Decision { incarnation, sections: &[(Kind::Meta, &text)] };
         let segment_bytes = self.plan.server.segment_bytes;
-        EpochLog::cut_after(Arc::new(OsDisk), &self.dir, &self.at, segment_bytes, &decision)?;
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+        EpochLog::cut_after(&disk, &self.dir, &self.at, segment_bytes, &decision)?;
         let mut done = Vec::new();
         for (name, mut sink) in all_sinks(self.plan, self.pipeline) {
             let stored = meta.cursors.get(&name).copied();

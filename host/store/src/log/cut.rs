@@ -78,13 +78,13 @@ impl EpochLog {
     /// # Errors
     /// `Storage`: the cut may then be made again, and nothing else is allowed before that.
     pub fn cut_after(
-        shared: Arc<dyn Disk>,
+        shared: &Arc<dyn Disk>,
         dir: &Path,
         last: &RecordRef,
         segment_bytes_max: u64,
         decision: &Decision<'_>,
     ) -> Result<(), StoreError> {
-        let disk = &*shared;
+        let disk = &**shared;
         let begun = dir.join(CUT_NAME);
         // It may be one that was never committed, and be gone with the power: then nobody could go back to it again.
         rewrite(disk, dir, last)?;

@@ -528,7 +528,8 @@ fn until_somebody_who_goes_back_has_written_so_nobody_else_goes_on() {
     let refs = written(dir, 10, 400);
     let decide = |incarnation, at: &RecordRef| {
         let decision = Decision { incarnation, sections: &[(Kind::Meta, b"{}")] };
-        EpochLog::cut_after(Arc::new(OsDisk), dir, at, 400, &decision).unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+        EpochLog::cut_after(&disk, dir, at, 400, &decision).unwrap();
     };
     decide(2, &refs[6]);
     let (log, recovery) = open(dir, &[]).unwrap();

@@ -396,7 +396,7 @@ pub(crate) fn go_back(
     let sections = [(Kind::Meta, text.as_slice())];
     let revision = Revision { incarnation, epoch: to + 1 };
     truth.makes(Epoch::new(revision, meta.clone(), &sections));
-    EpochLog::cut_after(shared, &dir, &at, SEGMENT_BYTES, &Decision { incarnation, sections: &sections })?;
+    EpochLog::cut_after(&shared, &dir, &at, SEGMENT_BYTES, &Decision { incarnation, sections: &sections })?;
     truth.acknowledged(revision);
     for (name, mut sink) in places.sinks() {
         let stored = meta.cursors.get(name).copied();
