@@ -7,7 +7,6 @@
 mod failure;
 mod stream;
 
-pub(crate) use self::failure::later;
 pub(crate) use self::stream::{Answer, Schema, Stream};
 pub use crate::google::CredentialsFrom;
 

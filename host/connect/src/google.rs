@@ -11,7 +11,9 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Duration;
 use tonic::codegen::http::{Extensions, HeaderMap};
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status};
 
 /// As whom we come, for a service's own logs.
 pub(crate) const AGENT: &str = concat!("tidemill/", env!("CARGO_PKG_VERSION"));
@@ -135,8 +137,23 @@ pub(crate) async fn connect(endpoint: &str, place: &str, timeout: Duration) -> R
     }
 }
 
+/// A request that shows these headers, and leads to where what it is about lies: `routing` has the names, encoded.
+pub(crate) fn request<T>(
+    place: &str,
+    headers: HeaderMap,
+    routing: String,
+    body: T,
+) -> Result<Request<T>, ConnectError> {
+    let mut request = Request::new(body);
+    *request.metadata_mut() = MetadataMap::from_headers(headers);
+    let routing = MetadataValue::try_from(routing)
+        .map_err(|e| ConnectError::Config(format!("{place}: no name that a request may have: {e}")))?;
+    request.metadata_mut().insert("x-goog-request-params", routing);
+    Ok(request)
+}
+
 /// The message of a status, and what lay below it.
-pub(crate) fn said(status: &tonic::Status) -> String {
+pub(crate) fn said(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = std::error::Error::source(status);
     while let Some(c) = cause {
@@ -147,4 +164,65 @@ pub(crate) fn said(status: &tonic::Status) -> String {
         cause = c.source();
     }
     text
+}
+
+/// Whether what failed with this code may work later.
+pub(crate) fn passes(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Aborted
+            | Code::Internal
+            | Code::Cancelled
+            | Code::Unknown
+    )
+}
+
+/// Whose move it is when a call of gRPC fails. `rights`: what is to be granted, behind a backtick.
+pub(crate) fn failure(place: &str, rights: &str, status: &Status) -> ConnectError {
+    let code = status.code();
+    let text = format!("{place}: {} ({code:?})", said(status));
+    match code {
+        code if passes(code) => ConnectError::Unavailable(text),
+        Code::Unauthenticated => ConnectError::Config(format!("{text}; are the `credentials` right?")),
+        Code::PermissionDenied => {
+            ConnectError::Config(format!("{text}; grant `{rights}, or show other `credentials`"))
+        }
+        Code::NotFound => ConnectError::Config(format!("{text}; create it, or name another")),
+        Code::InvalidArgument | Code::Unimplemented | Code::FailedPrecondition => ConnectError::Config(text),
+        _ => ConnectError::Failed(text),
+    }
+}
+
+/// What a failure means for somebody who was let in by this very config: what refuses now may let in again.
+pub(crate) fn later(e: ConnectError) -> ConnectError {
+    match e {
+        ConnectError::Config(why) => ConnectError::Unavailable(why),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_by_whose_move_it_is() {
+        let of = |code| failure("Pub/Sub at x", "roles/pubsub.subscriber`", &Status::new(code, "words"));
+        for code in [Code::Unavailable, Code::ResourceExhausted, Code::Internal, Code::Unknown] {
+            assert!(matches!(of(code), ConnectError::Unavailable(_)), "{code:?}");
+        }
+        for code in [Code::Unauthenticated, Code::PermissionDenied, Code::NotFound, Code::InvalidArgument] {
+            assert!(matches!(of(code), ConnectError::Config(_)), "{code:?}");
+            assert!(matches!(later(of(code)), ConnectError::Unavailable(_)), "{code:?}");
+        }
+        assert!(matches!(of(Code::DataLoss), ConnectError::Failed(_)));
+        let said = of(Code::PermissionDenied).to_string();
+        assert!(
+            said.starts_with("Pub/Sub at x: words") && said.contains("roles/pubsub.subscriber"),
+            "{said}"
+        );
+    }
 }

@@ -1,4 +1,4 @@
-//! A Pub/Sub as source reaches it: where it is, as whom, and whose move its failures are.
+//! A Pub/Sub as source reaches it: where it is, and as whom.
 //!
 //! Its own calls over gRPC, not Google's client: that one renews and acknowledges by itself, and here an acknowledgement means that
 //! the record is durable.
@@ -8,12 +8,11 @@
 pub use crate::google::CredentialsFrom;
 
 use crate::ConnectError;
-use crate::google::{self, Credentials, said};
+use crate::google::{self, Credentials};
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as api;
 use std::time::Duration;
-use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 /// Where Google answers.
 pub const ENDPOINT: &str = "https://pubsub.googleapis.com";
@@ -75,14 +74,8 @@ impl Way {
         name: &str,
         body: T,
     ) -> Result<Request<T>, ConnectError> {
-        let mut request = Request::new(body);
-        *request.metadata_mut() =
-            MetadataMap::from_headers(self.credentials.headers(&self.place, self.timeout).await?);
-        // Leads to where it is.
-        let routing = MetadataValue::try_from(format!("{what}={}", name.replace('/', "%2F")));
-        let routing = routing.map_err(|e| ConnectError::Config(format!("{}: {e}", self.place)))?;
-        request.metadata_mut().insert("x-goog-request-params", routing);
-        Ok(request)
+        let headers = self.credentials.headers(&self.place, self.timeout).await?;
+        google::request(&self.place, headers, format!("{what}={}", name.replace('/', "%2F")), body)
     }
 
     /// Waits for an answer, and no longer than it may take.
@@ -93,58 +86,5 @@ impl Way {
         tokio::time::timeout(self.timeout, answer).await.map_err(|_| {
             ConnectError::Unavailable(format!("{}: no answer within {:?}", self.place, self.timeout))
         })
-    }
-}
-
-/// Whose move it is. `role`: what lets in.
-pub(crate) fn failure(place: &str, role: &str, status: &Status) -> ConnectError {
-    let code = status.code();
-    let text = format!("{place}: {} ({code:?})", said(status));
-    match code {
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::ResourceExhausted
-        | Code::Aborted
-        | Code::Internal
-        | Code::Cancelled
-        | Code::Unknown => ConnectError::Unavailable(text),
-        Code::Unauthenticated => ConnectError::Config(format!("{text}; are the `credentials` right?")),
-        Code::PermissionDenied => {
-            ConnectError::Config(format!("{text}; grant `{role}`, or show other `credentials`"))
-        }
-        Code::NotFound => ConnectError::Config(format!("{text}; create it, or name another")),
-        Code::InvalidArgument | Code::Unimplemented | Code::FailedPrecondition => ConnectError::Config(text),
-        _ => ConnectError::Failed(text),
-    }
-}
-
-/// What a failure means for somebody who was let in before: what refuses now may let in again.
-pub(crate) fn later(e: ConnectError) -> ConnectError {
-    match e {
-        ConnectError::Config(why) => ConnectError::Unavailable(why),
-        other => other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_by_whose_move_it_is() {
-        let of = |code| failure("Pub/Sub at x", "roles/pubsub.subscriber", &Status::new(code, "words"));
-        for code in [Code::Unavailable, Code::ResourceExhausted, Code::Internal, Code::Unknown] {
-            assert!(matches!(of(code), ConnectError::Unavailable(_)), "{code:?}");
-        }
-        for code in [Code::Unauthenticated, Code::PermissionDenied, Code::NotFound, Code::InvalidArgument] {
-            assert!(matches!(of(code), ConnectError::Config(_)), "{code:?}");
-            assert!(matches!(later(of(code)), ConnectError::Unavailable(_)), "{code:?}");
-        }
-        assert!(matches!(of(Code::DataLoss), ConnectError::Failed(_)));
-        let said = of(Code::PermissionDenied).to_string();
-        assert!(
-            said.starts_with("Pub/Sub at x: words") && said.contains("roles/pubsub.subscriber"),
-            "{said}"
-        );
     }
 }

@@ -4,7 +4,7 @@
 //! compiler sees that nothing is done with one.
 
 use super::diagnose::Problems;
-use super::raw::{Field, Section};
+use super::raw::Section;
 
 /// The keys, which a build without a client knows without reading them.
 #[cfg(not(feature = "services"))]
@@ -59,16 +59,6 @@ impl Tables {
     }
 }
 
-/// Notes that this build cannot speak to it; false if it can.
-pub(super) fn is_missing(kind: &Field<'_>, p: &mut Problems) -> bool {
-    if cfg!(feature = "services") {
-        return false;
-    }
-    let help = "build it with `--features services`, or use a kind without a service".to_owned();
-    kind.wrong("this build has no BigQuery".to_owned(), help, p);
-    true
-}
-
 #[cfg(not(feature = "services"))]
 pub(super) fn check(s: &mut Section<'_>, _: Option<std::time::Duration>, _: &mut Problems) -> Option<Target> {
     s.forgive(&KEYS);
@@ -93,7 +83,8 @@ pub(super) use self::with_client::{check, check_credentials, check_tables, endpo
 
 #[cfg(feature = "services")]
 mod with_client {
-    use super::{Field, Problems, Section};
+    use super::super::raw::Field;
+    use super::{Problems, Section};
     use std::path::PathBuf;
     use std::time::Duration;
     use tidemill_connect::ConnectError;

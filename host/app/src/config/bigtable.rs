@@ -4,7 +4,7 @@
 //! that nothing is done with one.
 
 use super::diagnose::Problems;
-use super::raw::{Field, Section};
+use super::raw::Section;
 
 /// The keys, which a build without a client knows without reading them.
 #[cfg(not(feature = "services"))]
@@ -26,16 +26,6 @@ impl Table {
     }
 }
 
-/// Notes that this build cannot speak to it; false if it can.
-pub(super) fn is_missing(kind: &Field<'_>, p: &mut Problems) -> bool {
-    if cfg!(feature = "services") {
-        return false;
-    }
-    let help = "build it with `--features services`, or use a kind without a service".to_owned();
-    kind.wrong("this build has no Bigtable".to_owned(), help, p);
-    true
-}
-
 #[cfg(not(feature = "services"))]
 pub(super) fn check(s: &mut Section<'_>, _: &mut Problems) -> Option<Table> {
     s.forgive(&KEYS);
@@ -50,8 +40,8 @@ pub(super) use self::with_client::check;
 #[cfg(feature = "services")]
 mod with_client {
     use super::super::bigquery::{check_credentials, endpoint, name};
-    use super::super::raw::{Value, join};
-    use super::{Field, Problems, Section};
+    use super::super::raw::{Field, Value, join};
+    use super::{Problems, Section};
     use std::time::Duration;
     use tidemill_connect::ConnectError;
     use tidemill_connect::lookup::Provider;

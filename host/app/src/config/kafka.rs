@@ -4,7 +4,7 @@
 //! sees that nothing is done with one.
 
 use super::diagnose::{Problems, Spot};
-use super::raw::{Field, Section};
+use super::raw::Section;
 
 #[cfg(feature = "services")]
 pub(crate) use tidemill_connect::kafka::Cluster;
@@ -53,16 +53,6 @@ pub(crate) enum Begin {
     At(i64),
 }
 
-/// Notes that this build cannot speak to it; false if it can.
-pub(super) fn is_missing(kind: &Field<'_>, p: &mut Problems) -> bool {
-    if cfg!(feature = "services") {
-        return false;
-    }
-    let help = "build it with `--features services`, or use a kind without a service".to_owned();
-    kind.wrong("this build has no Kafka".to_owned(), help, p);
-    true
-}
-
 #[cfg(not(feature = "services"))]
 pub(super) fn check_source(s: &mut Section<'_>, _: &mut Problems) -> Option<Topics> {
     s.forgive(&["brokers", "topics", "group", "start", "tls", "login", "timeout", "columns"]);
@@ -80,9 +70,9 @@ pub(super) use self::with_client::{check_sink, check_source};
 
 #[cfg(feature = "services")]
 mod with_client {
-    use super::super::raw::Value;
+    use super::super::raw::{Field, Value};
     use super::super::source::instant_ms;
-    use super::{Begin, Cluster, Field, Problems, Section, Topics};
+    use super::{Begin, Cluster, Problems, Section, Topics};
     use std::path::PathBuf;
     use std::time::Duration;
     use tidemill_connect::kafka::{Login, Mechanism, PATIENCE, Tls, check_topic};

@@ -203,7 +203,7 @@ pub(super) fn check_lookup(mut s: Section<'_>, p: &mut Problems) -> Option<Looku
         p,
     );
     let word = kind.as_ref().and_then(|f| f.word(&KINDS, &later, p));
-    let word = word.filter(|w| !kind.is_some_and(|f| is_missing(w, &f, p)));
+    let word = word.filter(|w| !kind.is_some_and(|f| super::is_missing(w, &f, p)));
     let kind = match word {
         Some("http") => check_http(&mut s, p),
         Some(kind @ ("file" | "sqlite")) => check_stored(&mut s, kind == "file", &mut path_at, p),
@@ -226,16 +226,6 @@ pub(super) fn check_lookup(mut s: Section<'_>, p: &mut Problems) -> Option<Looku
     };
     s.finish(&ELSEWHERE, p);
     Some(Lookup { name, at, path_at, kind: kind?, settings: settings?, on_failure: on_failure? })
-}
-
-/// Notes that this build cannot speak to a service of this kind; false if it can.
-fn is_missing(word: &str, kind: &Field<'_>, p: &mut Problems) -> bool {
-    match word {
-        "postgres" => super::postgres::is_missing(kind, p),
-        "bigtable" => super::bigtable::is_missing(kind, p),
-        "bigquery" => super::bigquery::is_missing(kind, p),
-        _ => false,
-    }
 }
 
 const KEY_HELP: &str = "write `key = \"visitor\"`: the column that holds the key";

@@ -87,6 +87,25 @@ fn parse_with(text: &str, origin: &Path, now_ms: i64, env: Env<'_>) -> Result<Pl
     }
 }
 
+/// Services that take a client, by the `kind` of what speaks to them.
+const SERVICES: [(&str, &str); 5] = [
+    ("postgres", "Postgres"),
+    ("bigquery", "BigQuery"),
+    ("bigtable", "Bigtable"),
+    ("kafka", "Kafka"),
+    ("pubsub", "Pub/Sub"),
+];
+
+/// Notes that this build cannot speak to what is of this kind, `word`; false if it can.
+fn is_missing(word: &str, kind: &Field<'_>, p: &mut Problems) -> bool {
+    let service = SERVICES.iter().find(|(of, _)| *of == word).filter(|_| !cfg!(feature = "services"));
+    if let Some((_, service)) = service {
+        let help = "build it with `--features services`, or use a kind without a service".to_owned();
+        kind.wrong(format!("this build has no {service}"), help, p);
+    }
+    service.is_some()
+}
+
 /// The whole file. The plan is complete only if no error was noted.
 fn check(entries: &[Entry], now_ms: i64, p: &mut Problems) -> Option<Plan> {
     let mut root = Section::new(String::new(), Spot::default(), entries);

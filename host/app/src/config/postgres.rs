@@ -4,7 +4,7 @@
 //! sees that nothing is done with one.
 
 use super::diagnose::Problems;
-use super::raw::{Field, Section};
+use super::raw::Section;
 
 #[cfg(feature = "services")]
 pub(crate) use tidemill_connect::postgres::Server;
@@ -22,16 +22,6 @@ impl Server {
     }
 }
 
-/// Notes that this build cannot speak to it; false if it can.
-pub(super) fn is_missing(kind: &Field<'_>, p: &mut Problems) -> bool {
-    if cfg!(feature = "services") {
-        return false;
-    }
-    let help = "build it with `--features services`, or use a kind without a service".to_owned();
-    kind.wrong("this build has no Postgres".to_owned(), help, p);
-    true
-}
-
 #[cfg(not(feature = "services"))]
 pub(super) fn check(s: &mut Section<'_>, _: Option<std::time::Duration>, _: &mut Problems) -> Option<Server> {
     s.forgive(&["url", "password", "sslmode", "sslrootcert"]);
@@ -43,7 +33,8 @@ pub(super) use self::with_client::check;
 
 #[cfg(feature = "services")]
 mod with_client {
-    use super::{Field, Problems, Section, Server};
+    use super::super::raw::Field;
+    use super::{Problems, Section, Server};
     use std::path::PathBuf;
     use std::time::Duration;
     use tidemill_connect::postgres::Security;

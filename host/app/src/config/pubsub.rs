@@ -4,7 +4,7 @@
 //! is done with one.
 
 use super::diagnose::Problems;
-use super::raw::{Field, Section};
+use super::raw::Section;
 
 /// The field of a record that has the service's id of its message.
 pub(super) const ID_FIELD: &str = "pubsub_message_id";
@@ -36,16 +36,6 @@ impl Pulled {
     }
 }
 
-/// Notes that this build cannot speak to it; false if it can.
-pub(super) fn is_missing(kind: &Field<'_>, p: &mut Problems) -> bool {
-    if cfg!(feature = "services") {
-        return false;
-    }
-    let help = "build it with `--features services`, or use a kind without a service".to_owned();
-    kind.wrong("this build has no Pub/Sub".to_owned(), help, p);
-    true
-}
-
 #[cfg(not(feature = "services"))]
 pub(super) fn check_source(_: &mut Section<'_>, _: u64, _: &mut Problems) -> Option<Pulled> {
     None
@@ -58,7 +48,8 @@ pub(super) use self::with_client::check_source;
 mod with_client {
     use super::super::bigquery::{check_credentials, endpoint, name};
     use super::super::pipeline::at_least_mib;
-    use super::{Field, Problems, Pulled, Section, Subscription};
+    use super::super::raw::Field;
+    use super::{Problems, Pulled, Section, Subscription};
     use std::time::Duration;
     use tidemill_connect::pubsub::{CredentialsFrom, ENDPOINT, Project};
 

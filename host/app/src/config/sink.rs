@@ -46,13 +46,7 @@ pub(super) fn check_sink(mut s: Section<'_>, p: &mut Problems) -> Option<Sink> {
     let word = kind
         .as_ref()
         .and_then(|f| f.word(&["sqlite", "file", "postgres", "bigquery", "kafka", "stdout"], &later, p));
-    let mut missing = |word: &str| match (word, &kind) {
-        ("postgres", Some(f)) => postgres::is_missing(f, p),
-        ("bigquery", Some(f)) => bigquery::is_missing(f, p),
-        ("kafka", Some(f)) => kafka::is_missing(f, p),
-        _ => false,
-    };
-    let word = word.filter(|w| !missing(w));
+    let word = word.filter(|w| !kind.as_ref().is_some_and(|f| super::is_missing(w, f, p)));
     let mut path_at = at;
     let kind = match word {
         Some("stdout") => Some(SinkKind::Stdout),

@@ -68,11 +68,7 @@ pub(super) fn check_source(
     let word = kind
         .as_ref()
         .and_then(|f| f.word(&["file", "stdin", "http", "generator", "kafka", "pubsub"], &[], p));
-    let word = word.filter(|w| match *w {
-        "kafka" => !kind.as_ref().is_some_and(|f| kafka::is_missing(f, p)),
-        "pubsub" => !kind.as_ref().is_some_and(|f| pubsub::is_missing(f, p)),
-        _ => true,
-    });
+    let word = word.filter(|w| !kind.as_ref().is_some_and(|f| super::is_missing(w, f, p)));
     let kind = check_source_kind(word, &mut s, server, p);
     let generated = matches!(kind, Some(SourceKind::Generator(_)));
     let pulled = matches!(kind, Some(SourceKind::PubSub(_)));

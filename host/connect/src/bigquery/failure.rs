@@ -3,19 +3,11 @@
 
 use super::stream::{StorageCode, code_in};
 use crate::ConnectError;
-use crate::google::said;
+use crate::google::{passes, said};
 use reqwest::Response;
 use serde_json::Value;
 use std::error::Error;
 use tonic::{Code, Status};
-
-/// What a failure means for somebody who was let in by this very config: what refuses now may let in again.
-pub(crate) fn later(e: ConnectError) -> ConnectError {
-    match e {
-        ConnectError::Config(why) => ConnectError::Unavailable(why),
-        other => other,
-    }
-}
 
 /// A request that got no answer.
 pub(super) fn of_request(place: &str, e: &reqwest::Error) -> ConnectError {
@@ -64,13 +56,7 @@ pub(super) fn of_code(place: &str, code: Code, storage: Option<StorageCode>, mes
         Code::InvalidArgument if storage == Some(StorageCode::SchemaMismatchExtraFields) => {
             ConnectError::Unavailable(text)
         }
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::ResourceExhausted
-        | Code::Aborted
-        | Code::Internal
-        | Code::Cancelled
-        | Code::Unknown => ConnectError::Unavailable(text),
+        code if passes(code) => ConnectError::Unavailable(text),
         // Who gets here was let in to the table a moment ago. A right that is granted takes minutes to be known everywhere.
         Code::Unauthenticated => ConnectError::Unavailable(format!("{text}; are the `credentials` right?")),
         Code::PermissionDenied => ConnectError::Unavailable(format!(
@@ -89,6 +75,7 @@ pub(super) fn of_stream(place: &str, status: &Status) -> ConnectError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::google::later;
 
     fn kind(e: &ConnectError) -> &'static str {
         match e {

@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http::HeaderMap;
-use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Streaming};
 
 pub(super) use api::storage_error::StorageErrorCode as StorageCode;
@@ -64,13 +63,8 @@ impl Stream {
         );
         let channel = google::connect(&dataset.rows_endpoint, &place, dataset.timeout).await?;
         let (to, requests) = mpsc::channel(WAITING);
-        let mut request = tonic::Request::new(ReceiverStream::new(requests));
-        *request.metadata_mut() = MetadataMap::from_headers(headers);
-        // Leads to where the table is.
-        let routing = MetadataValue::try_from(format!("write_stream={}", name.replace('/', "%2F")));
-        let routing =
-            routing.map_err(|e| ConnectError::Config(format!("{place}: no name of a table: {e}")))?;
-        request.metadata_mut().insert("x-goog-request-params", routing);
+        let routing = format!("write_stream={}", name.replace('/', "%2F"));
+        let request = google::request(&place, headers, routing, ReceiverStream::new(requests))?;
         let mut client = api::big_query_write_client::BigQueryWriteClient::new(channel);
         let coming =
             tokio::spawn(async move { client.append_rows(request).await.map(tonic::Response::into_inner) });

@@ -12,7 +12,7 @@ use self::merge::{Cell, Merge};
 use super::bounds::{KEY_BYTES_MAX, RESPONSE_BYTES_MAX, ROW_BYTES_MAX};
 use super::{Fetched, LookupError, Provider};
 use crate::ConnectError;
-use crate::google::{self, Credentials, said};
+use crate::google::{self, Credentials};
 use base64::Engine as _;
 use googleapis_tonic_google_bigtable_v2::google::bigtable::v2 as api;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -21,7 +21,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -222,25 +221,21 @@ impl BigtableProvider {
         let kept = |e: ConnectError| (lookup_error(e), false);
         let headers = self.credentials.headers(&self.shown, timeout).await.map_err(kept)?;
         let channel = self.channel(timeout, number).await.map_err(kept)?;
-        let mut request = tonic::Request::new(api::ReadRowsRequest {
+        let body = api::ReadRowsRequest {
             table_name: self.place.name(),
             app_profile_id: self.place.app_profile.clone(),
             rows_limit: i64::try_from(row_keys.len()).unwrap_or(i64::MAX),
             rows: Some(api::RowSet { row_keys, row_ranges: Vec::new() }),
             filter: Some(self.filter.clone()),
             ..api::ReadRowsRequest::default()
-        });
-        *request.metadata_mut() = MetadataMap::from_headers(headers);
-        // Leads to where the table is.
+        };
         let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
         let routing = format!(
             "table_name={}&app_profile_id={}",
             encoded(&self.place.name()),
             encoded(&self.place.app_profile)
         );
-        let routing =
-            MetadataValue::try_from(routing).map_err(|_| (self.refused("no name of a table"), false))?;
-        request.metadata_mut().insert("x-goog-request-params", routing);
+        let mut request = google::request(&self.shown, headers, routing, body).map_err(kept)?;
         // So that the service does not go on for nobody; whoever waits is the first to know.
         request.set_timeout(timeout + DEADLINE_AFTER);
         let mut client = api::bigtable_client::BigtableClient::new(channel)
@@ -369,23 +364,7 @@ fn lookup_error(e: ConnectError) -> LookupError {
 
 /// Whose move a status is.
 fn of_status(place: &str, status: &Status) -> LookupError {
-    let code = status.code();
-    let text = format!("{place}: {} ({code:?})", said(status));
-    match code {
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::ResourceExhausted
-        | Code::Aborted
-        | Code::Internal
-        | Code::Cancelled
-        | Code::Unknown => LookupError::Unavailable(text),
-        Code::Unauthenticated => LookupError::Refused(format!("{text}; are the `credentials` right?")),
-        Code::PermissionDenied => LookupError::Refused(format!(
-            "{text}; grant `roles/bigtable.reader` on the instance, or show other `credentials`"
-        )),
-        Code::NotFound => LookupError::Refused(format!("{text}; create it, or name another")),
-        _ => LookupError::Refused(text),
-    }
+    lookup_error(google::failure(place, "roles/bigtable.reader` on the instance", status))
 }
 
 /// Whether the connection is at fault, or may be.

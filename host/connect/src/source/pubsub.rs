@@ -6,7 +6,8 @@
 
 use super::ingest_log::{Done, IngestLog, RECORD_BYTES_MAX, Refused};
 use crate::ConnectError;
-use crate::pubsub::{Project, Way, failure, later};
+use crate::google::{failure, later};
+use crate::pubsub::{Project, Way};
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as api;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use tonic::{Code, Response, Status, Streaming};
 /// The field that a record gets with Pub/Sub's own id of the message.
 pub const ID_FIELD: &str = "pubsub_message_id";
 /// What lets in.
-const ROLE: &str = "roles/pubsub.subscriber";
+const RIGHTS: &str = "roles/pubsub.subscriber`";
 /// How long a message is ours before it is given to others, s.
 const LEASE_S: i32 = 60;
 /// How often leases are renewed: often enough that one call may fail.
@@ -202,7 +203,7 @@ impl<'a, H: Fn()> Puller<'a, H> {
         &mut self,
         answer: Result<Option<api::StreamingPullResponse>, Status>,
     ) -> Result<(), ConnectError> {
-        let answer = answer.map_err(|e| failure(&self.way.place, ROLE, &e))?;
+        let answer = answer.map_err(|e| failure(&self.way.place, RIGHTS, &e))?;
         let Some(answer) = answer else {
             return Err(ConnectError::Unavailable(format!("{}: the stream was closed", self.way.place)));
         };
@@ -260,7 +261,7 @@ impl<'a, H: Fn()> Puller<'a, H> {
 
     /// What a failed call means for what is held: leases that have run out are no failure of the stream.
     fn bear(&self, status: &Status, what: &str) -> Result<(), ConnectError> {
-        match failure(&self.way.place, ROLE, status) {
+        match failure(&self.way.place, RIGHTS, status) {
             ConnectError::Config(why)
                 if matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition) =>
             {
