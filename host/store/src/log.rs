@@ -161,6 +161,14 @@ impl EpochLog {
         Ok(!list_segments(disk, dir)?.is_empty())
     }
 
+    /// The newest epoch that COMMITTED vouches for, 0 for none. After a power cut the log may hold more.
+    ///
+    /// # Errors
+    /// `Storage` if it cannot be read.
+    pub fn vouched(disk: &dyn Disk, dir: &Path) -> Result<u64, StoreError> {
+        Ok(marker::Marker::read(disk, dir)?.epoch())
+    }
+
     /// The newest whole record, read without a claim, beside a process that may be writing. `None` if there is none.
     ///
     /// # Errors

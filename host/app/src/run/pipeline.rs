@@ -252,7 +252,7 @@ fn recover(job: Job<'_>) -> Result<Recovered, RunError> {
     let Job { plan, pipeline, dir, .. } = job;
     let mut evidence = witnesses(job)?;
     let newest = evidence.iter().map(|e| e.epoch).max().unwrap_or(0);
-    if released_early(job)? {
+    if newest > EpochLog::vouched(&OsDisk, dir)? && released_early(job)? {
         // A sink may have the epoch that was about to be committed. All before it was.
         evidence.iter_mut().for_each(|e| e.epoch = e.epoch.saturating_sub(1));
     }
