@@ -4,11 +4,12 @@
 //!
 //! [`emulator`] is the one that Google's Cloud SDK brings, where that is installed.
 
-use crate::{Absent, go, kafka, or_skip};
+use crate::go::{self, Running};
+use crate::{Absent, kafka, or_skip};
 use serde_json::{Value, json};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 /// The project and the instance that it has.
@@ -74,12 +75,6 @@ pub struct Bigtable {
     running: Mutex<Option<Running>>,
     /// What it was told to hold, to be told again when it is started again: it has no disk.
     told: Mutex<Vec<Value>>,
-}
-
-struct Running {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
 }
 
 /// A stand-in, or `None` where it cannot be had: see [`or_skip`].
@@ -169,20 +164,8 @@ impl Bigtable {
     }
 
     fn run(&self, how: &str) -> Result<(), Absent> {
-        let broken = |e: std::io::Error| Absent::Broken(format!("{}: {e}", self.program.display()));
-        let mut child = Command::new(&self.program)
-            .args([how, &self.address])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(broken)?;
-        let (Some(orders), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Absent::Broken("it has no pipes".to_owned()));
-        };
-        let mut running = Running { child, orders, answers: BufReader::new(answers) };
-        let mut address = String::new();
-        running.answers.read_line(&mut address).map_err(broken)?;
-        if address.trim().trim_matches('"') != self.address {
+        let (running, address) = Running::start(&self.program, how, &self.address)?;
+        if address != self.address {
             return Err(Absent::Broken(format!("it listens at {address:?}")));
         }
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
@@ -191,10 +174,7 @@ impl Bigtable {
 
     /// Kills it, as a power cut would.
     pub fn stop(&self) {
-        if let Some(mut running) = self.running.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let _ = running.child.kill();
-            let _ = running.child.wait();
-        }
+        drop(self.running.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// `host:port`.
@@ -253,18 +233,8 @@ impl Bigtable {
 
     fn order(&self, order: &Value) -> Value {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = running.as_mut().expect("it runs");
-        writeln!(running.orders, "{order}").unwrap();
-        let mut answer = String::new();
-        running.answers.read_line(&mut answer).unwrap();
-        let answer: Value = serde_json::from_str(&answer).unwrap();
+        let answer = running.as_mut().expect("it runs").order(order);
         assert_eq!(answer["Error"], Value::Null, "{}", order["Do"]);
         answer
-    }
-}
-
-impl Drop for Bigtable {
-    fn drop(&mut self) {
-        self.stop();
     }
 }

@@ -1,9 +1,12 @@
-//! Programs of `go/`, built once into the target folder by Go itself, which fetches the libraries that they name.
+//! Programs of `go/`, built once into the target folder by Go itself, which fetches the libraries that they name. One that runs takes
+//! orders, each a line of JSON, and answers each with a line.
 
 use crate::{Absent, artifacts};
+use serde_json::Value;
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// The program of a folder of `go/`.
 pub(crate) fn program(name: &str) -> Result<PathBuf, Absent> {
@@ -30,4 +33,46 @@ fn go(source: &Path, arguments: &[&str]) -> Result<Result<(), String>, Absent> {
         output.map_err(|e| Absent::Missing(format!("it is built with Go, and `go` cannot run: {e}")))?;
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Ok(if output.status.success() { Ok(()) } else { Err(said) })
+}
+
+/// A program that runs; it is killed with the value, as by a power cut.
+pub(crate) struct Running {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Running {
+    /// Starts it, and waits until it says where it listens.
+    pub(crate) fn start(program: &Path, how: &str, address: &str) -> Result<(Running, String), Absent> {
+        let broken = |e: std::io::Error| Absent::Broken(format!("{}: {e}", program.display()));
+        let mut child = Command::new(program)
+            .args([how, address])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(broken)?;
+        let (Some(orders), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Absent::Broken("it has no pipes".to_owned()));
+        };
+        let mut running = Running { child, orders, answers: BufReader::new(answers) };
+        let mut said = String::new();
+        running.answers.read_line(&mut said).map_err(broken)?;
+        Ok((running, said.trim().trim_matches('"').to_owned()))
+    }
+
+    /// Its answer to an order.
+    pub(crate) fn order(&mut self, order: &Value) -> Value {
+        writeln!(self.orders, "{order}").unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        serde_json::from_str(&answer).unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

@@ -1,10 +1,9 @@
 //! A Pub/Sub of one's own: the stand-in of Google's Go library as a process (`go/pubsub`), with what a test may have happen in front
 //! of it.
 
-use crate::{Absent, go, kafka, or_skip};
+use crate::go::{self, Running};
+use crate::{Absent, kafka, or_skip};
 use serde_json::{Value, json};
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 /// The project that it has.
@@ -46,9 +45,8 @@ pub struct Counts {
 
 /// See the module's documentation. Ends with the value.
 pub struct PubSub {
-    child: Child,
     address: String,
-    pipes: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
+    running: Mutex<Running>,
 }
 
 /// A stand-in, or `None` where it cannot be had: see [`or_skip`].
@@ -67,23 +65,11 @@ impl PubSub {
         let program = go::program("pubsub")?;
         // One that nobody else gets: below those that clients are given.
         let port = kafka::listen().and_then(|l| l.local_addr()).map_err(broken)?.port();
-        let mut child = Command::new(program)
-            .args(["-listen", &format!("127.0.0.1:{port}")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(broken)?;
-        let (Some(orders), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Absent::Broken("it has no pipes".to_owned()));
-        };
-        let mut answers = BufReader::new(answers);
-        let mut address = String::new();
-        answers.read_line(&mut address).map_err(broken)?;
-        let address = address.trim().to_owned();
+        let (running, address) = Running::start(&program, "-listen", &format!("127.0.0.1:{port}"))?;
         if address.is_empty() {
             return Err(Absent::Broken("it ended before it listened".to_owned()));
         }
-        Ok(PubSub { child, address, pipes: Mutex::new((orders, answers)) })
+        Ok(PubSub { address, running: Mutex::new(running) })
     }
 
     /// host:port.
@@ -135,17 +121,6 @@ impl PubSub {
     }
 
     fn say(&self, order: &Value) -> Value {
-        let mut pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
-        writeln!(pipes.0, "{order}").unwrap();
-        let mut line = String::new();
-        pipes.1.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-}
-
-impl Drop for PubSub {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).order(order)
     }
 }
