@@ -12,10 +12,6 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::Duration;
 use tidemill_services::Absent;
 use tidemill_services::kafka::Broker;
@@ -47,7 +43,8 @@ impl Cluster {
         let admin: AdminClient<DefaultClientContext> = self.settings().create().doing(topic)?;
         let options = AdminOptions::new().operation_timeout(Some(WAIT_MAX)).request_timeout(Some(WAIT_MAX));
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
-        for made in block_on(admin.create_topics([&new], &options)).doing(topic)? {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().doing("a runtime")?;
+        for made in runtime.block_on(admin.create_topics([&new], &options)).doing(topic)? {
             made.map_err(|(_, code)| Failure::new(format!("making {topic}: {code}")))?;
         }
         Ok(())
@@ -80,25 +77,6 @@ impl Cluster {
         let mut settings = ClientConfig::new();
         settings.set("bootstrap.servers", self.brokers());
         settings
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => std::thread::park(),
-        }
     }
 }
 
