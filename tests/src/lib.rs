@@ -217,6 +217,19 @@ impl Process {
     pub fn said_so_far(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.said).unwrap_or_default()).into_owned()
     }
+    /// Waits until it has said something so often.
+    ///
+    /// # Panics
+    /// If it ends before, or that takes longer.
+    #[track_caller]
+    pub fn hears(&mut self, text: &str, times: usize, max: Duration) {
+        wait_for(&format!("it to say {text:?} {times} times"), max, || {
+            let said = self.said_so_far();
+            let heard = said.matches(text).count() >= times;
+            assert!(heard || !self.ended(), "it has ended without saying {text:?}:\n{said}");
+            heard.then_some(())
+        });
+    }
     /// Its open standard input.
     pub fn stdin(&mut self) -> &mut std::process::ChildStdin {
         self.child.stdin.as_mut().unwrap()
@@ -336,6 +349,22 @@ impl Case {
             process.outcome(RUN_MAX).exits(0);
         }
         due
+    }
+    /// Runs another command on the config, to its end.
+    ///
+    /// # Panics
+    /// If it cannot be started, or says what is no text.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Outcome {
+        let mut command = Command::new(binary());
+        command
+            .args(arguments)
+            .arg(self.path("pipeline.toml"))
+            .current_dir(self.path(""))
+            .stdin(Stdio::null());
+        let out = command.output().unwrap();
+        let said = [out.stdout, out.stderr].map(|b| String::from_utf8(b).unwrap()).concat();
+        Outcome { code: out.status.code(), said }
     }
     /// Runs to the end.
     #[must_use]

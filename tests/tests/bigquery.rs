@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tidemill_services::bigquery::{BigQuery, Fault, Row as Cells, THROTTLED, UNAVAILABLE};
 use tidemill_tests::api::Api;
@@ -16,8 +16,7 @@ use tidemill_tests::bigquery::{self, sink};
 use tidemill_tests::model::{self, Format, Gap, Log, Row, Source, Unit};
 use tidemill_tests::traffic::{Shop, delayed, file_of};
 use tidemill_tests::{
-    Case, Config, Follower, Outcome, Process, RUN_MAX, Stored, binary, current, latest, report, same_table,
-    wait_for,
+    Case, Config, Follower, Process, RUN_MAX, Stored, current, latest, report, same_table, wait_for,
 };
 
 const FILE: &str = "in.jsonl";
@@ -98,25 +97,6 @@ fn same(what: &str, expected: &[Row], case: &Case, server: &BigQuery) {
     assert_eq!(server.twice_in_a_request(), 0, "{what}: a key stands twice in a request");
 }
 
-fn command(case: &Case, arguments: &[&str]) -> Outcome {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg(case.path("pipeline.toml")).current_dir(case.path("")).stdin(Stdio::null());
-    let out = command.output().unwrap();
-    let said = [out.stdout, out.stderr].map(|b| String::from_utf8(b).unwrap()).concat();
-    Outcome { code: out.status.code(), said }
-}
-
-/// Waits until the process says something so often.
-#[track_caller]
-fn hears(process: &mut Process, text: &str, times: usize) {
-    wait_for(&format!("it to say {text:?}"), SOON, || {
-        let said = process.said_so_far();
-        let heard = said.matches(text).count() >= times;
-        assert!(heard || !process.ended(), "it has ended without saying {text:?}:\n{said}");
-        heard.then_some(())
-    });
-}
-
 /// Waits until rows have arrived in the table.
 #[track_caller]
 fn arrives(process: &mut Process, server: &BigQuery, more_than: u64) {
@@ -131,7 +111,7 @@ fn the_table_is_the_models() {
     let server = start();
     let bytes = input(60_000);
     let case = case_of(&bytes, &config(), &server, &format!("{OPEN}\nmax_staleness = \"10m\""));
-    let outcome = command(&case, &["check"]);
+    let outcome = case.command(&["check"]);
     outcome.exits(0).says(&server.address()).says("p.clicks").says("table sessions");
     case.run().exits(0);
     same("a run", &model_of(&bytes).1, &case, &server);
@@ -142,7 +122,7 @@ fn the_table_is_the_models() {
     assert_eq!(server.arrived(TABLE), before);
     // A table that was dropped has nothing of what was delivered.
     server.drop_table(TABLE);
-    command(&case, &["check"]).exits(4).says("--resend table");
+    case.command(&["check"]).exits(4).says("--resend table");
     case.run().exits(6).says("--resend table");
     case.start(&["--resend", "table"], &[]).outcome(RUN_MAX).exits(0);
     same("sent again", &model_of(&bytes).1, &case, &server);
@@ -196,9 +176,9 @@ fn a_service_that_fails_in_every_way_gets_the_models_table() {
     server.down(true);
     server.delay(3);
     let mut process = case.start(&[], &[]);
-    hears(&mut process, "sink `table` is unavailable", 1);
+    process.hears("sink `table` is unavailable", 1, SOON);
     server.down(false);
-    hears(&mut process, "is back after", 1);
+    process.hears("is back after", 1, SOON);
     let mut absences = 1;
     for fault in [
         Fault::End(UNAVAILABLE),
@@ -212,10 +192,10 @@ fn a_service_that_fails_in_every_way_gets_the_models_table() {
         // Twice: a connection that has broken once may have been idle.
         server.order(fault, 2);
         absences += 1;
-        hears(&mut process, "is back after", absences);
+        process.hears("is back after", absences, SOON);
     }
     server.down(true);
-    hears(&mut process, "sink `table` is unavailable", absences + 1);
+    process.hears("sink `table` is unavailable", absences + 1, SOON);
     server.down(false);
     server.delay(0);
     let outcome = process.outcome(RUN_MAX);
@@ -258,7 +238,7 @@ fn rows_that_are_refused_become_dead_letters_once() {
     assert!(!expected.is_empty() && expected.len() < rows.len() / 2, "{} rows are bad", expected.len());
     assert_eq!(told, expected);
     report!("BigQuery: {} rows refused, {kills} kills", told.len());
-    command(&case, &["status", "--json"]).says("row_refused");
+    case.command(&["status", "--json"]).says("row_refused");
 }
 
 /// As Google's clients show a token: of the metadata server where the host runs at Google. Wrong at the start it ends, later it
@@ -277,9 +257,9 @@ fn credentials_are_shown_and_wrong_ones_end_the_start_and_are_waited_for_later()
     arrives(&mut process, &server, 0);
     server.demand(Some("another"));
     server.close_all();
-    hears(&mut process, "sink `table` is unavailable", 1);
+    process.hears("sink `table` is unavailable", 1, SOON);
     server.demand(Some("metadata"));
-    hears(&mut process, "is back after", 1);
+    process.hears("is back after", 1, SOON);
     server.delay(0);
     let outcome = process.outcome(RUN_MAX);
     outcome.exits(0);
@@ -300,7 +280,7 @@ fn a_service_that_stays_away_holds_the_sources_up() {
     let api = Api::of(&case, &process);
     arrives(&mut process, &server, 0);
     server.down(true);
-    hears(&mut process, "sink `table` is unavailable", 1);
+    process.hears("sink `table` is unavailable", 1, SOON);
     let metric = |name: &str, labels: &str| -> Option<f64> {
         let text = String::from_utf8(api.try_ask("GET", "/metrics", &[], b"")?.body).unwrap();
         let line = text.lines().find(|l| l.starts_with(name) && l.contains(labels))?;
@@ -321,7 +301,7 @@ fn a_service_that_stays_away_holds_the_sources_up() {
     assert_eq!(metric("tidemill_sink_available", "sink=\"table\""), Some(0.0));
     assert!(metric("tidemill_sink_tries_in_vain_total", "sink=\"table\"").unwrap() >= 1.0);
     assert!(metric("tidemill_sink_lag_bytes", "sink=\"table\"").unwrap() > f64::from(1 << 20));
-    let status = command(&case, &["status"]);
+    let status = case.command(&["status"]);
     status.says("away").says("BigQuery at").says(&server.address());
     server.down(false);
     server.delay(0);
@@ -468,17 +448,17 @@ fn a_table_beside_the_stream_is_read_again_and_used() {
         wanted.clone()
     };
     server.down(true);
-    command(&case, &["check"]).exits(4).says("BigQuery at");
+    case.command(&["check"]).exits(4).says("BigQuery at");
     visit(0);
     let mut process = case.start(&[], &[]);
-    hears(&mut process, "lookup `visitors`: BigQuery at", 1);
+    process.hears("lookup `visitors`: BigQuery at", 1, SOON);
     server.down(false);
     let rows = want("v1");
     wait_for("the first visits", SOON, || (found() == rows).then_some(()));
     // Refused in the middle of a refresh: what was there serves, and it is told, with its age.
     server.refuse_pages(Some((2, 403, "accessDenied")));
     load_visitors(&server, "v2");
-    hears(&mut process, "its content before is used", 1);
+    process.hears("its content before is used", 1, SOON);
     visit(1);
     let rows = want("v1");
     wait_for("the second visits", SOON, || (found() == rows).then_some(()));
@@ -490,7 +470,7 @@ fn a_table_beside_the_stream_is_read_again_and_used() {
     };
     wait_for("its age to rise beyond the interval", SOON, || age().filter(|age| *age > 2.0));
     server.refuse_pages(None);
-    hears(&mut process, "lookup `visitors` answers again", 2);
+    process.hears("lookup `visitors` answers again", 2, SOON);
     wait_for("its age to fall", SOON, || age().filter(|age| *age < 2.0));
     visit(2);
     let rows = want("v2");

@@ -10,16 +10,13 @@
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 use tidemill_services::bigtable::{Bigtable, Cell, DENIED, Fault, THROTTLED, UNAVAILABLE, bigtable};
 use tidemill_services::proxy::Proxy;
 use tidemill_tests::api::Api;
 use tidemill_tests::model::{self, Format, Gap, Row, Source, Unit};
 use tidemill_tests::traffic::START_MS;
-use tidemill_tests::{
-    Case, Config, Outcome, Plugin, Process, RUN_MAX, binary, current, latest, report, same_table, wait_for,
-};
+use tidemill_tests::{Case, Config, Plugin, Process, RUN_MAX, current, latest, report, same_table, wait_for};
 
 const FILE: &str = "in.jsonl";
 const TABLE: &str = "visitors";
@@ -117,17 +114,9 @@ fn all_enriched(what: &str, case: &Case, expected: &[Row]) {
     }
 }
 
-fn command(case: &Case, arguments: &[&str]) -> Outcome {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg(case.path("pipeline.toml")).current_dir(case.path("")).stdin(Stdio::null());
-    let out = command.output().unwrap();
-    let said = [out.stdout, out.stderr].map(|b| String::from_utf8(b).unwrap()).concat();
-    Outcome { code: out.status.code(), said }
-}
-
 /// What is wrong with the lookup, as the newest record has it.
 fn trouble(case: &Case) -> Option<String> {
-    let out = command(case, &["status", "--json"]).said;
+    let out = case.command(&["status", "--json"]).said;
     let all: Value = serde_json::from_str(&out).ok()?;
     all["pipelines"][0]["lookups"]["visitors"]["trouble"].as_str().map(str::to_owned)
 }
@@ -136,24 +125,13 @@ fn lines_so_far(case: &Case) -> usize {
     std::fs::read(case.path("rows.jsonl")).unwrap_or_default().iter().filter(|b| **b == b'\n').count()
 }
 
-/// Waits until the journal has said so, so often.
-#[track_caller]
-fn hears(process: &mut Process, text: &str, times: usize) {
-    wait_for(&format!("it to say {text:?}"), SOON, || {
-        let said = process.said_so_far();
-        let heard = said.matches(text).count() >= times;
-        assert!(heard || !process.ended(), "it has ended without saying {text:?}:\n{said}");
-        heard.then_some(())
-    });
-}
-
 #[test]
 fn sessions_have_what_the_table_has() {
     let Some(server) = bigtable() else { return };
     let n = 5_000;
     fill(&server, n);
     let (case, expected) = case_of(&visits(n), &lookup(server.address(), ""));
-    command(&case, &["check"]).exits(0);
+    case.command(&["check"]).exits(0);
     case.run().exits(0);
     all_enriched("a run", &case, &expected);
     let counts = server.counts();
@@ -175,9 +153,9 @@ fn whatever_happens_each_session_waits_and_gets_its_row_once() {
     let (case, expected) = case_of(&visits(n), &lookup(&proxy.address(), more));
     // Down at the start.
     server.stop();
-    command(&case, &["check"]).exits(4).says("Bigtable at").says(&proxy.address());
+    case.command(&["check"]).exits(4).says("Bigtable at").says(&proxy.address());
     let mut process = case.start(&[], &[]);
-    hears(&mut process, "lookup `visitors`: Bigtable at", 1);
+    process.hears("lookup `visitors`: Bigtable at", 1, SOON);
     // So that the run lasts until all has happened.
     let paced = Fault { delay_ms: 60, ..Fault::default() };
     // It has its tables back before anybody asks for them.
@@ -188,7 +166,7 @@ fn whatever_happens_each_session_waits_and_gets_its_row_once() {
         proxy.refuse(false);
     };
     comes_back();
-    hears(&mut process, "lookup `visitors` answers again", 1);
+    process.hears("lookup `visitors` answers again", 1, SOON);
     let mut kills = 0;
     let goes_on = |process: &mut Process| {
         let before = lines_so_far(&case);
@@ -209,7 +187,7 @@ fn whatever_happens_each_session_waits_and_gets_its_row_once() {
         if fault.times > 0 {
             wait_for(what, SOON, || (server.counts().met >= met + 12 || process.ended()).then_some(()));
         } else {
-            hears(&mut process, "Bigtable at", 1);
+            process.hears("Bigtable at", 1, SOON);
             let words =
                 if fault.token.is_some() { "are the `credentials` right?" } else { "no answer within" };
             wait_for(what, SOON, || trouble(&case).filter(|why| why.contains(words)));
@@ -223,7 +201,7 @@ fn whatever_happens_each_session_waits_and_gets_its_row_once() {
     // Dies in the middle, and what lies between swallows everything.
     goes_on(&mut process);
     server.stop();
-    hears(&mut process, "lookup `visitors`: Bigtable at", 1);
+    process.hears("lookup `visitors`: Bigtable at", 1, SOON);
     comes_back();
     goes_on(&mut process);
     proxy.hold(true);
@@ -254,7 +232,7 @@ fn a_service_that_stays_away_holds_the_source_up() {
     let text = std::fs::read_to_string(case.path("pipeline.toml")).unwrap();
     case.put("pipeline.toml", text.replace("[server]", "[server]\nlisten = \"127.0.0.1:0\"").as_bytes());
     let mut process = case.start(&[], &[]);
-    hears(&mut process, "lookup `visitors`: Bigtable at", 1);
+    process.hears("lookup `visitors`: Bigtable at", 1, SOON);
     let api = Api::of(&case, &process);
     let metric = |name: &str, label: &str| -> Option<f64> {
         let text = String::from_utf8(api.try_ask("GET", "/metrics", &[], b"")?.body).unwrap();
@@ -305,7 +283,7 @@ fn a_schema_that_changes_costs_what_it_touches() {
     // Gone as a whole: every session goes on without, and says so.
     server.drop_table(TABLE);
     let (case, expected) = case_of(&visits(n), &lookup(server.address(), ""));
-    command(&case, &["check"]).exits(4).says("NotFound").says("create it, or name another");
+    case.command(&["check"]).exits(4).says("NotFound").says("create it, or name another");
     case.run().exits(0).says("NotFound");
     let lines = case.lines("rows.jsonl");
     assert_eq!(lines.len(), expected.len());

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tidemill_services::proxy::Proxy;
 use tidemill_tests::api::Api;
@@ -18,8 +18,7 @@ use tidemill_tests::model::{self, Format, Gap, Log, Row, Source, Unit};
 use tidemill_tests::postgres::{self, Database, PASSWORD, USER};
 use tidemill_tests::traffic::{Shop, delayed, file_of};
 use tidemill_tests::{
-    Case, Config, Follower, Outcome, Plugin, Process, RUN_MAX, binary, current, latest, report, same_table,
-    wait_for,
+    Case, Config, Follower, Outcome, Plugin, Process, RUN_MAX, current, latest, report, same_table, wait_for,
 };
 
 const FILE: &str = "in.jsonl";
@@ -115,24 +114,6 @@ fn same(what: &str, expected: &[Row], case: &Case, database: &Database) {
     assert!(left == right, "{what}: revisions differ from those in the file");
 }
 
-fn command(case: &Case, arguments: &[&str]) -> Outcome {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg(case.path("pipeline.toml")).current_dir(case.path("")).stdin(Stdio::null());
-    let out = command.output().unwrap();
-    let said = [out.stdout, out.stderr].map(|b| String::from_utf8(b).unwrap()).concat();
-    Outcome { code: out.status.code(), said }
-}
-
-/// Waits until the process says something.
-#[track_caller]
-fn hears(process: &mut Process, text: &str) {
-    wait_for(&format!("it to say {text:?}"), SOON, || {
-        let said = process.said_so_far();
-        assert!(!process.ended() || said.contains(text), "it has ended without saying {text:?}:\n{said}");
-        said.contains(text).then_some(())
-    });
-}
-
 /// Ends well, has said each absence and return, and shows no password.
 #[track_caller]
 fn recovers(process: Process, away: &str) -> Outcome {
@@ -182,7 +163,7 @@ fn the_table_is_the_models() {
     assert_eq!(before.rsplit('|').next(), after.rsplit('|').next());
     // A table that was dropped has nothing of what its cursor says.
     database.run("DROP TABLE sessions CASCADE");
-    command(&case, &["check"]).exits(4).says("--resend table");
+    case.command(&["check"]).exits(4).says("--resend table");
     case.run().exits(6).says("--resend table");
     case.start(&["--resend", "table"], &[]).outcome(RUN_MAX).exits(0);
     same("sent again", &model_of(&bytes).1, &case, &database);
@@ -191,7 +172,7 @@ fn the_table_is_the_models() {
 #[test]
 fn killed_again_and_again_it_is_the_models() {
     let Some(database) = postgres::database() else { return };
-    let bytes = input(500_000);
+    let bytes = input(1_000_000);
     let (log, rows) = model_of(&bytes);
     let mut config = config();
     config.to = r#"["table", "rows"]"#.into();
@@ -237,9 +218,9 @@ fn a_server_that_is_down_at_the_start_is_waited_for() {
     let server = database.server();
     server.crash();
     let address = server.address();
-    command(&case, &["check"]).exits(4).says(&address).says("refused");
+    case.command(&["check"]).exits(4).says(&address).says("refused");
     let mut process = case.start(&[], &[]);
-    hears(&mut process, "sink `table` is unavailable");
+    process.hears("sink `table` is unavailable", 1, SOON);
     // Asked to end it does, at once, and has lost nothing.
     let begun = Instant::now();
     process.terminate();
@@ -247,9 +228,9 @@ fn a_server_that_is_down_at_the_start_is_waited_for() {
     outcome.exits(0).says(&address).says("refused");
     assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?} to stop", begun.elapsed());
     let mut process = case.start(&[], &[]);
-    hears(&mut process, "sink `table` is unavailable");
+    process.hears("sink `table` is unavailable", 1, SOON);
     let status = wait_for("the status to show it", SOON, || {
-        let status = command(&case, &["status"]);
+        let status = case.command(&["status"]);
         status.said.contains("away").then_some(status)
     });
     status.says("sink `table`").says(&address).says("refused");
@@ -347,7 +328,7 @@ fn a_black_hole_is_noticed_and_left() {
     let mut process = case.start(&[], &[]);
     wait_for("rows in the table", SOON, || (rows_in(&database) > 0 || process.ended()).then_some(()));
     proxy.hold(true);
-    hears(&mut process, "sink `table` is unavailable");
+    process.hears("sink `table` is unavailable", 1, SOON);
     proxy.hold(false);
     recovers(process, "no answer within");
     same("a black hole", &model_of(&bytes).1, &case, &database);
@@ -392,8 +373,8 @@ fn a_server_that_throttles_is_tried_again() {
     wait_for("rows in the table", SOON, || (rows_in(&database) > 0 || process.ended()).then_some(()));
     database.run(&format!("ALTER ROLE {user} CONNECTION LIMIT 0"));
     database.end_connections_of(&user);
-    hears(&mut process, "sink `table` is unavailable");
-    hears(&mut process, "too many connections");
+    process.hears("sink `table` is unavailable", 1, SOON);
+    process.hears("too many connections", 1, SOON);
     database.run(&format!("ALTER ROLE {user} CONNECTION LIMIT -1"));
     proxy.delay(0);
     recovers(process, "(53300)");
@@ -419,7 +400,7 @@ fn wrong_credentials_are_refused_at_the_start_and_waited_for_later() {
     let wrong = Sinks { url: url.clone(), password: "no such word", more: "" };
     let case = case_of(&bytes, &config(), &wrong);
     let address = proxy.address();
-    for outcome in [command(&case, &["check"]), case.run()] {
+    for outcome in [case.command(&["check"]), case.run()] {
         outcome.exits(4).says("password authentication failed").says(&address);
         assert!(!outcome.said.contains("no such word"), "{}", outcome.said);
     }
@@ -428,7 +409,7 @@ fn wrong_credentials_are_refused_at_the_start_and_waited_for_later() {
     wait_for("rows in the table", SOON, || (rows_in(&database) > 0 || process.ended()).then_some(()));
     database.run(&format!("ALTER ROLE {user} PASSWORD 'another'"));
     database.end_connections_of(&user);
-    hears(&mut process, "password authentication failed");
+    process.hears("password authentication failed", 1, SOON);
     database.run(&format!("ALTER ROLE {user} PASSWORD '{PASSWORD}'"));
     proxy.delay(0);
     recovers(process, "(28P01)");
@@ -453,7 +434,7 @@ fn a_column_that_vanishes_is_named_and_what_may_be_mended_is() {
     database.run("ALTER TABLE sessions RENAME COLUMN events TO clicks");
     process.outcome(RUN_MAX).exits(4).says("column `events` is missing").says(&proxy.address());
     proxy.delay(0);
-    command(&case, &["check"]).exits(4).says("column `events` is missing");
+    case.command(&["check"]).exits(4).says("column `events` is missing");
     database.run("ALTER TABLE sessions RENAME COLUMN clicks TO events");
     database.run("ALTER TABLE sessions ALTER COLUMN epoch TYPE int");
     case.run().exits(4).says("column `epoch` is integer, expected bigint");
@@ -482,7 +463,7 @@ fn a_table_that_is_not_ours_is_refused() {
     ] {
         database.run(&format!("DROP TABLE IF EXISTS sessions; CREATE TABLE sessions ({columns})"));
         let case = case_of(&input(100), &config(), &Sinks::of(&database));
-        for outcome in [command(&case, &["check"]), case.run()] {
+        for outcome in [case.command(&["check"]), case.run()] {
             outcome.exits(4).says(words).says(&database.server().address());
         }
     }
@@ -568,10 +549,10 @@ fn going_back_takes_back_what_the_table_has() {
     let epochs: BTreeSet<i64> = case.lines("rows.jsonl").iter().map(|s| s.revision.1).collect();
     assert!(epochs.len() >= 4, "too few epochs to go back among");
     let cut = *epochs.iter().nth(epochs.len() / 2).unwrap();
-    command(&case, &["recover", "--to", &cut.to_string(), "--take-back", "--yes", "visits"]).exits(0);
+    case.command(&["recover", "--to", &cut.to_string(), "--take-back", "--yes", "visits"]).exits(0);
     assert_eq!(database.number(&format!("SELECT count(*) FROM sessions_current WHERE epoch > {cut}")), 0);
     // The input ends where the cut had read up to: rows that only the abandoned branch had must not come back.
-    let status = command(&case, &["status", "--json"]);
+    let status = case.command(&["status", "--json"]);
     let status: serde_json::Value = serde_json::from_str(&status.said).unwrap();
     let offset = status["pipelines"][0]["partitions"][0]["offset"].as_u64().unwrap() as usize;
     assert!(0 < offset && offset < bytes.len());
@@ -636,7 +617,7 @@ fn a_server_that_stays_away_holds_the_sources_up() {
     wait_for("rows in the table", SOON, || (rows_in(&database) > 0 || process.ended()).then_some(()));
     proxy.refuse(true);
     proxy.close_all();
-    hears(&mut process, "sink `table` is unavailable");
+    process.hears("sink `table` is unavailable", 1, SOON);
     let metric = |name: &str, labels: &str| -> Option<f64> {
         let text = String::from_utf8(api.try_ask("GET", "/metrics", &[], b"")?.body).unwrap();
         let line = text.lines().find(|l| l.starts_with(name) && l.contains(labels))?;

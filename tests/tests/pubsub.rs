@@ -7,15 +7,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 use tidemill_services::proxy::Proxy;
 use tidemill_services::pubsub::{DENIED, Fault, PROJECT, PubSub, THROTTLED, UNAVAILABLE, pubsub};
 use tidemill_tests::model::{self, Format, Gap, Row, Source, Unit};
 use tidemill_tests::traffic::{START_MS, Shop, Timed, delayed, file_of};
-use tidemill_tests::{
-    Case, Outcome, Process, RUN_MAX, binary, current, latest, report, same_table, wait_for,
-};
+use tidemill_tests::{Case, Outcome, Process, RUN_MAX, current, latest, report, same_table, wait_for};
 
 const TOPIC: &str = "clicks";
 const SUBSCRIPTION: &str = "clicks-sub";
@@ -97,24 +94,6 @@ fn acknowledged(process: &mut Process, service: &PubSub, at_least: u64) {
     });
 }
 
-#[track_caller]
-fn hears(process: &mut Process, text: &str, times: usize) {
-    wait_for(&format!("it to say {text:?} {times} times"), SOON, || {
-        let said = process.said_so_far();
-        let heard = said.matches(text).count() >= times;
-        assert!(heard || !process.ended(), "it has ended without saying {text:?}:\n{said}");
-        heard.then_some(())
-    });
-}
-
-fn command(case: &Case, arguments: &[&str]) -> Outcome {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg(case.path("pipeline.toml")).current_dir(case.path("")).stdin(Stdio::null());
-    let out = command.output().unwrap();
-    let said = [out.stdout, out.stderr].map(|b| String::from_utf8(b).unwrap()).concat();
-    Outcome { code: out.status.code(), said }
-}
-
 /// Waits until the model's sessions are certain, and stops then.
 #[track_caller]
 fn until_same(what: &str, rows: &[Row], case: &Case, mut process: Process) -> Outcome {
@@ -142,7 +121,7 @@ fn killed_again_and_again_what_is_pulled_is_the_models() {
     let rows = model_of(&clicks);
     let case = Case::new();
     configure(&case, service.address(), "");
-    command(&case, &["check"]).exits(0).says(service.address()).says("p/clicks-sub");
+    case.command(&["check"]).exits(0).says(service.address()).says("p/clicks-sub");
     let pieces = 5;
     let mut copies = 0;
     for n in 0..pieces {
@@ -178,10 +157,10 @@ fn a_service_that_fails_in_every_way_loses_nothing() {
     proxy.refuse(true);
     publish(&service, &clicks[..200]);
     let mut process = case.start(&[], &[]);
-    hears(&mut process, "source `web` is unavailable", 1);
-    hears(&mut process, "Pub/Sub at", 1);
+    process.hears("source `web` is unavailable", 1, SOON);
+    process.hears("Pub/Sub at", 1, SOON);
     proxy.refuse(false);
-    hears(&mut process, "is back after", 1);
+    process.hears("is back after", 1, SOON);
     acknowledged(&mut process, &service, 200);
     let refusal = |method, code| Fault { method, code, times: 2, ..Fault::default() };
     let faults = [
@@ -196,9 +175,9 @@ fn a_service_that_fails_in_every_way_loses_nothing() {
         service.fault(&fault);
         publish(&service, &clicks[published..published + 200]);
         published += 200;
-        hears(&mut process, words, 1);
+        process.hears(words, 1, SOON);
         service.fault(&Fault::default());
-        hears(&mut process, "is back after", n + 2);
+        process.hears("is back after", n + 2, SOON);
         acknowledged(&mut process, &service, published as u64);
     }
     // Slow, and then cut in the middle of what it sends.

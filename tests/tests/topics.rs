@@ -8,7 +8,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 use tidemill_services::kafka::{Broker, PASSWORD, USER};
@@ -16,7 +15,7 @@ use tidemill_tests::kafka::{self, Ends};
 use tidemill_tests::model::{self, Format, Gap, Row, Source, Unit};
 use tidemill_tests::traffic::{START_MS, Shop, delayed};
 use tidemill_tests::{
-    Case, Follower, Outcome, Process, RUN_MAX, Stored, binary, current, latest, report, same_table, wait_for,
+    Case, Follower, Outcome, Process, RUN_MAX, Stored, current, latest, report, same_table, wait_for,
 };
 
 /// Long enough for whatever has to happen, and much shorter than a run may take.
@@ -171,29 +170,11 @@ path = "{rows}"
     }
 }
 
-fn command(case: &Case, arguments: &[&str]) -> Outcome {
-    let mut command = Command::new(binary());
-    command.args(arguments).arg(case.path("pipeline.toml")).current_dir(case.path("")).stdin(Stdio::null());
-    let out = command.output().unwrap();
-    let said = [out.stdout, out.stderr].map(|b| String::from_utf8(b).unwrap()).concat();
-    Outcome { code: out.status.code(), said }
-}
-
 fn edit(case: &Case, from: &str, to: &str) {
     let path = case.path("pipeline.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(from), "the config has no {from}:\n{text}");
     std::fs::write(path, text.replace(from, to)).unwrap();
-}
-
-/// Waits until the process says something.
-#[track_caller]
-fn hears(process: &mut Process, text: &str) {
-    wait_for(&format!("it to say {text:?}"), SOON, || {
-        let said = process.said_so_far();
-        assert!(!process.ended() || said.contains(text), "it has ended without saying {text:?}:\n{said}");
-        said.contains(text).then_some(())
-    });
 }
 
 /// Sessions in the SQLite table that are certain, but for the last.
@@ -274,7 +255,7 @@ fn killed_again_and_again_what_is_read_is_the_models() {
     assert!(!outcome.said.contains("unavailable"), "{}", outcome.said);
     // Others see how far it has come.
     let ends: Vec<Option<i64>> = (0..3).map(|p| Some(kafka::end(broker, &topic, p))).collect();
-    let status = command(&case, &["status"]);
+    let status = case.command(&["status"]);
     for (p, end) in ends.iter().flatten().enumerate() {
         status.says(&format!("{topic}/{p}"));
         let shown = end.to_string();
@@ -365,9 +346,9 @@ fn a_broker_that_dies_in_the_middle_is_waited_for() {
     quiet.event(broker, 0);
     broker.stop();
     let stopped = Instant::now();
-    hears(&mut process, "source `web` is unavailable");
+    process.hears("source `web` is unavailable", 1, SOON);
     let status = wait_for("the status to show it", SOON, || {
-        let status = command(&case, &["status"]);
+        let status = case.command(&["status"]);
         status.said.contains("away       source `web`").then_some(status)
     });
     status.says(&broker.plain());
@@ -376,7 +357,7 @@ fn a_broker_that_dies_in_the_middle_is_waited_for() {
     broker.start_again().unwrap();
     quiet.event(broker, 1);
     drop(patient);
-    hears(&mut process, "source `web` is back after");
+    process.hears("source `web` is back after", 1, SOON);
     clicks.piece(1, 2).produce(broker, &topic);
     until_certain(&case, process, rows.len());
     let stored: Vec<Stored> =
@@ -388,7 +369,7 @@ fn a_broker_that_dies_in_the_middle_is_waited_for() {
     // Down at the start, too: asked to end it does, at once.
     broker.stop();
     let mut process = case.start(&[], &[]);
-    hears(&mut process, "is unavailable");
+    process.hears("is unavailable", 1, SOON);
     process.terminate();
     process.outcome(SOON).exits(0).says(&broker.plain());
     broker.start_again().unwrap();
@@ -413,10 +394,10 @@ fn a_partition_that_is_added_is_read_from_its_first_record() {
     });
     kafka::widen(broker, &topic, 3);
     kafka::produce(broker, &topic, 2, clicks.0[2].iter().map(String::as_bytes));
-    hears(&mut process, &format!("source `web` has a new partition, {topic}/2"));
+    process.hears(&format!("source `web` has a new partition, {topic}/2"), 1, SOON);
     // Once it is durable where reading began, the next start goes on there.
     wait_for("the partition to be in an epoch", SOON, || {
-        command(&case, &["status"]).said.contains(&format!("{topic}/2")).then_some(())
+        case.command(&["status"]).said.contains(&format!("{topic}/2")).then_some(())
     });
     process.kill();
     let process = case.start(&[], &[]);
@@ -438,11 +419,11 @@ fn a_position_that_is_gone_is_an_error_in_words() {
     wait_for("rows", SOON, || (case.has_table() && !case.table().is_empty()).then_some(()));
     process.terminate();
     process.outcome(SOON).exits(0);
-    command(&case, &["check"]).exits(0);
+    case.command(&["check"]).exits(0);
     clicks.piece(1, 2).produce(broker, &topic);
     kafka::delete_before(broker, &topic, 0, kafka::end(broker, &topic, 0) - 3);
     let read = clicks.piece(0, 2).0[0].len();
-    for outcome in [command(&case, &["check"]), case.start(&[], &[]).outcome(SOON)] {
+    for outcome in [case.command(&["check"]), case.start(&[], &[]).outcome(SOON)] {
         let gone = format!("{topic}/0 does not hold offset {read}");
         outcome.says("source").says(&gone).says("deleted before they were read").says("--fresh");
         assert!(matches!(outcome.code, Some(4 | 6)), "{outcome:?}");
@@ -463,7 +444,7 @@ fn a_log_in_that_is_refused_is_the_configs_fault_and_shows_no_password() {
     );
     case.put("password", b"not-hers");
     Setup { brokers: broker.login(), source: &login, ..Setup::of(broker, &topic) }.configure(&case);
-    for outcome in [command(&case, &["check"]), case.start(&[], &[]).outcome(SOON)] {
+    for outcome in [case.command(&["check"]), case.start(&[], &[]).outcome(SOON)] {
         outcome.exits(4).says("source").says(&broker.login()).says("authentication");
         assert!(!outcome.said.contains("not-hers"), "{}", outcome.said);
     }
@@ -539,12 +520,12 @@ fn a_pause_is_no_silence() {
     let quiet = Quiet::new(broker);
     let process = quiet.case.start(&[], &[]);
     quiet.event(broker, 0);
-    command(&quiet.case, &["pause", "visits"]).exits(0);
+    quiet.case.command(&["pause", "visits"]).exits(0);
     let line = format!(r#"{{"id":"1","user":"u1","ts":{}}}"#, START_MS + 100);
     kafka::produce(broker, &quiet.topic, 0, [line.as_bytes()]);
     let begun = Instant::now();
     wait_for("some time to pass", SOON, || (begun.elapsed() > Quiet::SILENCE).then_some(()));
-    command(&quiet.case, &["resume", "visits"]).exits(0);
+    quiet.case.command(&["resume", "visits"]).exits(0);
     quiet.is_read(1);
     drop(process);
 }
@@ -565,7 +546,7 @@ fn reading_begins_where_the_config_says() {
     // The first run says where it is before it has read anything, so the next one does not begin anew.
     let latest = Setup { source: "start = \"latest\"", ..Setup::of(broker, &topic) }.case();
     let process = latest.start(&[], &[]);
-    wait_for("its first epoch", SOON, || command(&latest, &["status"]).said.contains(&topic).then_some(()));
+    wait_for("its first epoch", SOON, || latest.command(&["status"]).said.contains(&topic).then_some(()));
     drop(process);
     produce(3);
     let process = latest.start(&[], &[]);

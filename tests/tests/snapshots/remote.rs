@@ -14,6 +14,17 @@ fn data_dir_is_lost(case: &Case, name: &str) {
     std::fs::remove_dir_all(case.path(name)).unwrap();
 }
 
+/// A file stands where its folder was.
+fn take_store_away(case: &Case) {
+    std::fs::rename(case.path("store"), case.path("store.away")).unwrap();
+    case.put("store", b"no folder");
+}
+
+fn put_store_back(case: &Case) {
+    std::fs::remove_file(case.path("store")).unwrap();
+    std::fs::rename(case.path("store.away"), case.path("store")).unwrap();
+}
+
 /// Objects of tails in the store.
 fn tail(case: &Case) -> Vec<String> {
     fn below(dir: &Path, names: &mut Vec<String>) {
@@ -128,8 +139,7 @@ fn while_the_store_is_away_nothing_leaves_and_then_all_of_it_does() {
     let (process, host) = listening(&case);
     post(&host, 0..100);
     wait_for("rows", SOON, || (users(&case) == names(0..100)).then_some(()));
-    std::fs::rename(case.path("store"), case.path("store.away")).unwrap();
-    case.put("store", b"no folder");
+    take_store_away(&case);
     post(&host, 100..200);
     let (committed, why) = wait_for("the word that it is away", SOON, || {
         let (epoch, away) = epoch_and_away(&case);
@@ -143,8 +153,7 @@ fn while_the_store_is_away_nothing_leaves_and_then_all_of_it_does() {
     let metrics = String::from_utf8(metrics.body).unwrap();
     assert!(metrics.contains("tidemill_store_available{pipeline=\"visits\"} 0"), "{metrics}");
     assert_eq!(users(&case), names(0..100), "what the store has not has left");
-    std::fs::remove_file(case.path("store")).unwrap();
-    std::fs::rename(case.path("store.away"), case.path("store")).unwrap();
+    put_store_back(&case);
     wait_for("all of it", SOON, || (users(&case) == names(0..300)).then_some(()));
     assert_eq!(epoch_and_away(&case).1, None);
     process.terminate();
@@ -159,8 +168,7 @@ fn an_end_and_a_start_without_the_store_lose_nothing() {
     let (process, host) = listening(&case);
     post(&host, 0..100);
     wait_for("rows", SOON, || (users(&case) == names(0..100)).then_some(()));
-    std::fs::rename(case.path("store"), case.path("store.away")).unwrap();
-    case.put("store", b"no folder");
+    take_store_away(&case);
     post(&host, 100..200);
     wait_for("the word that it is away", SOON, || epoch_and_away(&case).1);
     process.terminate();
@@ -171,8 +179,7 @@ fn an_end_and_a_start_without_the_store_lose_nothing() {
     post(&host, 200..300);
     wait_for("the word that it is away", SOON, || epoch_and_away(&case).1);
     assert_eq!(users(&case), names(0..100));
-    std::fs::remove_file(case.path("store")).unwrap();
-    std::fs::rename(case.path("store.away"), case.path("store")).unwrap();
+    put_store_back(&case);
     wait_for("all of it", SOON, || (users(&case) == names(0..300)).then_some(()));
     process.terminate();
     process.outcome(RUN_MAX).exits(0);
