@@ -126,6 +126,11 @@ pub(crate) fn read(sink: &Sink, want: &Want) -> Result<Vec<Row>, RowsError> {
                 Some("read it there, committed records only (`isolation.level=read_committed`)".into());
             return Err(RowsError::Unreadable { message, help });
         }
+        SinkKind::PubSub { topic } => {
+            let message =
+                format!("sink `{}` publishes to {}: ask a subscription of it", sink.name, topic.place());
+            return Err(RowsError::Unreadable { message, help: None });
+        }
         SinkKind::BigQuery { target } => {
             let message = format!("sink `{}` is a table of {}: ask it there", sink.name, target.place());
             let help = Some(format!(

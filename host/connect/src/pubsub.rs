@@ -1,4 +1,4 @@
-//! A Pub/Sub as source reaches it: where it is, and as whom.
+//! A Pub/Sub as source and sink reach it: where it is, and as whom.
 //!
 //! Its own calls over gRPC, not Google's client: that one renews and acknowledges by itself, and here an acknowledgement means that
 //! the record is durable.
@@ -65,6 +65,11 @@ impl Way {
     pub(crate) fn subscriber(&self) -> api::subscriber_client::SubscriberClient<Channel> {
         api::subscriber_client::SubscriberClient::new(self.channel.clone())
             .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// What topics are asked by.
+    pub(crate) fn publisher(&self) -> api::publisher_client::PublisherClient<Channel> {
+        api::publisher_client::PublisherClient::new(self.channel.clone())
     }
 
     /// A request that shows who asks, and for what: `name` in full.

@@ -4,12 +4,10 @@
 //!
 //! [`emulator`] is the one that Google's Cloud SDK brings, where that is installed.
 
-use crate::go::{self, Running};
+use crate::go::{self, Emulator, Running};
 use crate::{Absent, kafka, or_skip};
 use serde_json::{Value, json};
-use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 /// The project and the instance that it has.
@@ -91,43 +89,18 @@ pub fn bigtable() -> Option<Bigtable> {
 #[must_use]
 pub fn emulator() -> Option<(Bigtable, Emulator)> {
     let named = std::env::var_os("TIDEMILL_BIGTABLE_EMULATOR").map(PathBuf::from);
+    let in_sdk = || go::in_sdk("platform/bigtable-emulator/cbtemulator");
     let Some(program) = named.or_else(in_sdk) else {
         eprintln!("skipped: no emulator of Google's Cloud SDK here (gcloud components install bigtable)");
         return None;
     };
     let filler = or_skip("Bigtable", go::program("bigtable"))?;
     let port = free_port().unwrap();
-    let child = Command::new(program)
-        .args(["-host", "127.0.0.1", "-port", &port.to_string()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the emulator starts");
-    let mut emulator = Emulator(child);
-    // It says so when it listens.
-    let mut said = String::new();
-    BufReader::new(emulator.0.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    assert!(said.contains("running on"), "the emulator says {said:?}");
+    let arguments = ["-host", "127.0.0.1", "-port", &port.to_string()].map(str::to_owned);
+    let emulator = Emulator::start(&program, &arguments, "running on");
     let table = Bigtable::of(filler, format!("127.0.0.1:{port}"));
     table.run("-fill").unwrap();
     Some((table, emulator))
-}
-
-/// Google's emulator. Ends with the value.
-pub struct Emulator(Child);
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn in_sdk() -> Option<PathBuf> {
-    let asked =
-        Command::new("gcloud").args(["info", "--format=value(installation.sdk_root)"]).output().ok()?;
-    let root = PathBuf::from(String::from_utf8(asked.stdout).ok()?.trim());
-    Some(root.join("platform/bigtable-emulator/cbtemulator")).filter(|p| p.is_file())
 }
 
 /// One that nobody else gets while it is not listened at: below those that clients are given.
@@ -164,7 +137,7 @@ impl Bigtable {
     }
 
     fn run(&self, how: &str) -> Result<(), Absent> {
-        let (running, address) = Running::start(&self.program, how, &self.address)?;
+        let (running, address) = Running::start(&self.program, &[how, &self.address])?;
         if address != self.address {
             return Err(Absent::Broken(format!("it listens at {address:?}")));
         }

@@ -4,9 +4,15 @@
 use crate::{Absent, artifacts};
 use serde_json::Value;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// A JVM starts within this on a machine that does something else as well.
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
 
 /// The program of a folder of `go/`.
 pub(crate) fn program(name: &str) -> Result<PathBuf, Absent> {
@@ -44,10 +50,10 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts it, and waits until it says where it listens.
-    pub(crate) fn start(program: &Path, how: &str, address: &str) -> Result<(Running, String), Absent> {
+    pub(crate) fn start(program: &Path, arguments: &[&str]) -> Result<(Running, String), Absent> {
         let broken = |e: std::io::Error| Absent::Broken(format!("{}: {e}", program.display()));
         let mut child = Command::new(program)
-            .args([how, address])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -74,5 +80,62 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// What the Cloud SDK has at this place, if it is installed.
+pub(crate) fn in_sdk(place: &str) -> Option<PathBuf> {
+    let asked =
+        Command::new("gcloud").args(["info", "--format=value(installation.sdk_root)"]).output().ok()?;
+    let root = PathBuf::from(String::from_utf8(asked.stdout).ok()?.trim());
+    Some(root.join(place)).filter(|p| p.is_file())
+}
+
+/// An emulator of Google's. Ends with the value.
+pub struct Emulator(Child);
+
+impl Emulator {
+    /// Starts it, and waits until it says that it listens.
+    pub(crate) fn start(program: &Path, arguments: &[String], listens: &str) -> Emulator {
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Its script starts another program: both end together.
+            .process_group(0)
+            .spawn()
+            .expect("the emulator starts");
+        let mut emulator = Emulator(child);
+        let (said, heard) = mpsc::channel();
+        let streams: [Box<dyn Read + Send>; 2] =
+            [Box::new(emulator.0.stdout.take().unwrap()), Box::new(emulator.0.stderr.take().unwrap())];
+        for stream in streams {
+            let said = said.clone();
+            // Read to its end, so that it never waits for us.
+            std::thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    let _ = said.send(line);
+                }
+            });
+        }
+        drop(said);
+        let mut all = Vec::new();
+        while !all.last().is_some_and(|line: &String| line.contains(listens)) {
+            match heard.recv_timeout(STARTS_WITHIN) {
+                Ok(line) => all.push(line),
+                Err(_) => panic!("the emulator does not listen: {all:?}"),
+            }
+        }
+        emulator
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        if let Some(group) = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+        let _ = self.0.wait();
     }
 }

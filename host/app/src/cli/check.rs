@@ -9,7 +9,7 @@ use super::out::{self, BOLD, Failure};
 use super::text;
 use crate::config::{
     self, Change, ChangeKind, Early, EndOfInput, Pipeline, Plan, Problems, Rule, Sink, SinkKind, Source,
-    SourceKind, Target,
+    SourceKind, Target, pubsub,
 };
 use crate::plugin::{Part, Sandbox, unfit};
 use crate::run;
@@ -237,6 +237,7 @@ fn place(sink: &Sink) -> String {
         SinkKind::File { path } => format!("{} (JSON lines)", path.display()),
         SinkKind::Postgres { server, table } => format!("{} (table {table})", server.address()),
         SinkKind::Kafka { cluster, topic, .. } => format!("topic {topic} of Kafka at {}", cluster.address()),
+        SinkKind::PubSub { topic } => format!("{} (at least once)", topic.place()),
         SinkKind::BigQuery { target } => format!("{} (table {})", target.place(), target.table()),
         SinkKind::Stdout => "standard output (JSON lines, at least once)".to_owned(),
     }
@@ -248,11 +249,15 @@ pub(super) fn outputs_json(plan: &Plan, pipeline: &Pipeline) -> Value {
         let table = match &sink.kind {
             SinkKind::Sqlite { table, .. } | SinkKind::Postgres { table, .. } => Some(table.as_str()),
             SinkKind::BigQuery { target } => Some(target.table()),
-            SinkKind::File { .. } | SinkKind::Kafka { .. } | SinkKind::Stdout => None,
+            SinkKind::File { .. } | SinkKind::Kafka { .. } | SinkKind::PubSub { .. } | SinkKind::Stdout => {
+                None
+            }
         };
         let mut shown = json!({"role": role, "sink": sink.name, "path": sink.kind.path(), "table": table});
-        if let SinkKind::Kafka { topic, .. } = &sink.kind {
-            shown["topic"] = json!(topic);
+        match &sink.kind {
+            SinkKind::Kafka { topic, .. } => shown["topic"] = json!(topic),
+            SinkKind::PubSub { topic } => shown["topic"] = json!(pubsub::full_name(topic)),
+            _ => {}
         }
         shown
     };

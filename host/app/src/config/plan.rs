@@ -18,7 +18,7 @@ use super::diagnose::{Problems, Spot};
 use super::kafka::{Cluster, Topics};
 use super::lookup::Lookup;
 use super::postgres::Server as PostgresServer;
-use super::pubsub::Pulled;
+use super::pubsub::{self, Pulled, Topic};
 use super::schema::Schema;
 use crate::tls::TlsFiles;
 
@@ -583,6 +583,11 @@ pub(crate) enum SinkKind {
         /// Where it is and how it is made.
         target: BigQueryTarget,
     },
+    /// Messages of a topic.
+    PubSub {
+        /// Where it is.
+        topic: Topic,
+    },
     /// JSON lines on standard output.
     Stdout,
 }
@@ -595,6 +600,7 @@ impl SinkKind {
             SinkKind::Postgres { .. }
             | SinkKind::BigQuery { .. }
             | SinkKind::Kafka { .. }
+            | SinkKind::PubSub { .. }
             | SinkKind::Stdout => None,
         }
     }
@@ -607,6 +613,7 @@ impl SinkKind {
             SinkKind::Postgres { table, .. } => json!({"kind": "postgres", "table": table}),
             // Nor here: a topic may be mirrored, and the group that says how far it is with it.
             SinkKind::Kafka { topic, .. } => json!({"kind": "kafka", "topic": topic}),
+            SinkKind::PubSub { topic } => json!({"kind": "pubsub", "topic": pubsub::full_name(topic)}),
             // Another table is another place; who answers for it is not.
             SinkKind::BigQuery { target } => json!({"kind": "bigquery", "table": target.full_name()}),
             SinkKind::Stdout => json!({"kind": "stdout"}),

@@ -1,7 +1,7 @@
-//! A subscription of Pub/Sub: the keys of a source of `kind = "pubsub"`.
+//! Subscriptions and topics of Pub/Sub: the keys of a source, and of a sink, of `kind = "pubsub"`.
 //!
-//! A build without the feature `services` has no client for it: there a [`Pulled`] cannot be made, and the compiler sees that nothing
-//! is done with one.
+//! A build without the feature `services` has no client for it: there neither a [`Pulled`] nor a [`Topic`] can be made, and the compiler
+//! sees that nothing is done with one.
 
 use super::diagnose::Problems;
 use super::raw::Section;
@@ -14,8 +14,31 @@ pub(super) const ID_FIELD: &str = "pubsub_message_id";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Subscription {}
 
+/// What stands for a topic where there is no client.
+#[cfg(not(feature = "services"))]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Topic {}
+
+#[cfg(not(feature = "services"))]
+impl Topic {
+    /// Where it is, for messages.
+    pub(crate) fn place(&self) -> String {
+        match *self {}
+    }
+}
+
+#[cfg(feature = "services")]
+pub(crate) use tidemill_connect::sink::pubsub::Topic;
 #[cfg(feature = "services")]
 pub(crate) use tidemill_connect::source::pubsub::Subscription;
+
+/// Project and topic, with a slash between.
+pub(crate) fn full_name(topic: &Topic) -> String {
+    #[cfg(feature = "services")]
+    return format!("{}/{}", topic.project.project, topic.name);
+    #[cfg(not(feature = "services"))]
+    match *topic {}
+}
 
 /// A source that is pulled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,15 +64,24 @@ pub(super) fn check_source(_: &mut Section<'_>, _: u64, _: &mut Problems) -> Opt
     None
 }
 
+#[cfg(not(feature = "services"))]
+pub(super) fn check_sink(
+    _: &mut Section<'_>,
+    _: Option<std::time::Duration>,
+    _: &mut Problems,
+) -> Option<Topic> {
+    None
+}
+
 #[cfg(feature = "services")]
-pub(super) use self::with_client::check_source;
+pub(super) use self::with_client::{check_sink, check_source};
 
 #[cfg(feature = "services")]
 mod with_client {
     use super::super::bigquery::{check_credentials, endpoint, name};
     use super::super::pipeline::at_least_mib;
     use super::super::raw::Field;
-    use super::{Problems, Pulled, Section, Subscription};
+    use super::{Problems, Pulled, Section, Subscription, Topic};
     use std::time::Duration;
     use tidemill_connect::pubsub::{CredentialsFrom, ENDPOINT, Project};
 
@@ -69,31 +101,53 @@ mod with_client {
         backlog_bytes: u64,
         p: &mut Problems,
     ) -> Option<Pulled> {
-        let project = s.need("project", "write `project = \"my-project\"`", p);
-        let project = project.and_then(|f| name(&f, "-.:", p));
+        let project = project(s, p);
         let subscription = s.need("subscription", "write `subscription = \"clicks\"`; it has to be there", p);
         let subscription = subscription.and_then(|f| name(&f, "-_.~+%", p));
-        let credentials = check_credentials(s.get("credentials"), p);
-        let is_open = credentials == Some(CredentialsFrom::None);
-        let endpoint = endpoint(s.get("endpoint"), ENDPOINT, is_open, p);
         let timeout = s.get("timeout").map_or_else(|| Some(TIMEOUT_MS), |f| timeout(&f, p));
         let messages =
             s.get("outstanding_messages").map_or_else(|| Some(OUTSTANDING_MESSAGES), |f| messages(&f, p));
         let bytes = s.get("outstanding_bytes").map_or(Some(OUTSTANDING_BYTES), |f| at_least_mib(&f, p));
         let backlog_bytes = s.get("backlog_bytes").map_or(Some(backlog_bytes), |f| at_least_mib(&f, p));
-        let project = Project {
-            project: project?,
-            endpoint: endpoint?,
-            credentials: credentials?,
-            timeout: Duration::from_millis(timeout?.unsigned_abs()),
-        };
+        let timeout = timeout.map(|ms| Duration::from_millis(ms.unsigned_abs()));
         let subscription = Subscription {
-            project,
+            project: project_with(s, project, timeout, p)?,
             name: subscription?,
             outstanding_messages: messages?,
             outstanding_bytes: bytes?,
         };
         Some(Pulled { subscription, backlog_bytes: backlog_bytes? })
+    }
+
+    /// Reads the keys of a sink. `timeout`: of each answer; none if it is wrong itself.
+    pub(in super::super) fn check_sink(
+        s: &mut Section<'_>,
+        timeout: Option<Duration>,
+        p: &mut Problems,
+    ) -> Option<Topic> {
+        let project = project(s, p);
+        let topic = s.need("topic", "write `topic = \"sessions\"`; it has to be there", p);
+        let topic = topic.and_then(|f| name(&f, "-_.~+%", p));
+        let ordered = s.get("ordered").map_or(Some(true), |f| f.boolean(p));
+        let project = project_with(s, project, timeout, p);
+        Some(Topic { project: project?, name: topic?, ordered: ordered? })
+    }
+
+    fn project(s: &mut Section<'_>, p: &mut Problems) -> Option<String> {
+        s.need("project", "write `project = \"my-project\"`", p).and_then(|f| name(&f, "-.:", p))
+    }
+
+    /// With the keys that say how it is reached.
+    fn project_with(
+        s: &mut Section<'_>,
+        project: Option<String>,
+        timeout: Option<Duration>,
+        p: &mut Problems,
+    ) -> Option<Project> {
+        let credentials = check_credentials(s.get("credentials"), p);
+        let is_open = credentials == Some(CredentialsFrom::None);
+        let endpoint = endpoint(s.get("endpoint"), ENDPOINT, is_open, p);
+        Some(Project { project: project?, endpoint: endpoint?, credentials: credentials?, timeout: timeout? })
     }
 
     fn timeout(f: &Field<'_>, p: &mut Problems) -> Option<i64> {

@@ -57,7 +57,7 @@ impl Uses {
             let Some(Some(sink)) = sinks.get(u.index) else { continue };
             if u.dead && matches!(sink.kind, SinkKind::Sqlite { .. }) {
                 let message = format!("dead letters cannot go to `{}`: they are JSON lines", sink.name);
-                let kinds = "\"file\", \"postgres\", \"bigquery\", \"kafka\" or \"stdout\"";
+                let kinds = "\"file\", \"postgres\", \"bigquery\", \"kafka\", \"pubsub\" or \"stdout\"";
                 let help = format!("use a sink of kind = {kinds}");
                 p.error(u.at, &u.path, message, help);
             }
@@ -65,7 +65,7 @@ impl Uses {
             let other = self.sinks[..n].iter().find(|o| o.index == u.index && o.dead != u.dead);
             let place = match &sink.kind {
                 SinkKind::Postgres { .. } | SinkKind::BigQuery { .. } => Some("table"),
-                SinkKind::Kafka { .. } => Some("topic"),
+                SinkKind::Kafka { .. } | SinkKind::PubSub { .. } => Some("topic"),
                 SinkKind::Sqlite { .. } | SinkKind::File { .. } | SinkKind::Stdout => None,
             };
             if let (Some(other), Some(place)) = (other, place) {
@@ -161,6 +161,7 @@ pub(super) fn check_one_file(sinks: &[Option<Sink>], p: &mut Problems) {
             (SinkKind::Kafka { cluster: a, topic: s, .. }, SinkKind::Kafka { cluster: b, topic: t, .. }) => {
                 a.address() == b.address() && s == t
             }
+            (SinkKind::PubSub { topic: a }, SinkKind::PubSub { topic: b }) => a.place() == b.place(),
             (SinkKind::BigQuery { target: a }, SinkKind::BigQuery { target: b }) => {
                 a.place() == b.place() && a.table() == b.table()
             }

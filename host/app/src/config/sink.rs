@@ -3,32 +3,33 @@
 use super::diagnose::Problems;
 use super::plan::{Sink, SinkKind};
 use super::raw::{Field, Section};
-use super::{bigquery, kafka, last, postgres};
+use super::{bigquery, kafka, last, postgres, pubsub};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Keys that only some kinds of sink have.
-const SINK_ONLY: [(&str, &str); 21] = [
+const SINK_ONLY: [(&str, &str); 22] = [
     ("path", "only kind = \"sqlite\" and \"file\" have it"),
     ("table", "only kind = \"sqlite\", \"postgres\" and \"bigquery\" have it"),
     ("url", "only kind = \"postgres\" has it"),
     ("password", "only kind = \"postgres\" has it"),
     ("sslmode", "only kind = \"postgres\" has it"),
     ("sslrootcert", "only kind = \"postgres\" has it"),
-    ("timeout", "only kind = \"postgres\", \"bigquery\" and \"kafka\" have it"),
+    ("timeout", "only kind = \"postgres\", \"bigquery\", \"kafka\" and \"pubsub\" have it"),
     ("brokers", "only kind = \"kafka\" has it"),
-    ("topic", "only kind = \"kafka\" has it"),
+    ("topic", "only kind = \"kafka\" and \"pubsub\" have it"),
+    ("ordered", "only kind = \"pubsub\" has it"),
     ("tls", "only kind = \"kafka\" has it"),
     ("login", "only kind = \"kafka\" has it"),
     ("message_bytes_max", "only kind = \"kafka\" has it"),
-    ("project", "only kind = \"bigquery\" has it"),
+    ("project", "only kind = \"bigquery\" and \"pubsub\" have it"),
     ("dataset", "only kind = \"bigquery\" has it"),
     ("location", "only kind = \"bigquery\" has it"),
     ("max_staleness", "only kind = \"bigquery\" has it"),
     ("clustering", "only kind = \"bigquery\" has it"),
     ("columns", "only kind = \"bigquery\" has it"),
-    ("credentials", "only kind = \"bigquery\" has it"),
-    ("endpoint", "only kind = \"bigquery\" has it"),
+    ("credentials", "only kind = \"bigquery\" and \"pubsub\" have it"),
+    ("endpoint", "only kind = \"bigquery\" and \"pubsub\" have it"),
     ("storage_endpoint", "only kind = \"bigquery\" has it"),
 ];
 /// How long one answer of a service may take, ms, by default: a slow statement under load, and no longer than a stop waits.
@@ -41,11 +42,11 @@ const TIMEOUT_MS_MAX: i64 = 3_600_000;
 pub(super) fn check_sink(mut s: Section<'_>, p: &mut Problems) -> Option<Sink> {
     let name = last(&s.path).to_owned();
     let at = s.at;
-    let later = ["spanner", "bigtable", "pubsub", "http"];
+    let later = ["spanner", "bigtable", "http"];
     let kind = s.need("kind", "write `kind = \"sqlite\"`, \"file\" or \"stdout\"", p);
-    let word = kind
-        .as_ref()
-        .and_then(|f| f.word(&["sqlite", "file", "postgres", "bigquery", "kafka", "stdout"], &later, p));
+    let word = kind.as_ref().and_then(|f| {
+        f.word(&["sqlite", "file", "postgres", "bigquery", "kafka", "pubsub", "stdout"], &later, p)
+    });
     let word = word.filter(|w| !kind.as_ref().is_some_and(|f| super::is_missing(w, f, p)));
     let mut path_at = at;
     let kind = match word {
@@ -58,6 +59,10 @@ pub(super) fn check_sink(mut s: Section<'_>, p: &mut Problems) -> Option<Sink> {
                 topic,
                 message_bytes_max,
             })
+        }
+        Some("pubsub") => {
+            let timeout = check_timeout(&mut s, p);
+            pubsub::check_sink(&mut s, timeout, p).map(|topic| SinkKind::PubSub { topic })
         }
         Some("bigquery") => {
             let timeout = check_timeout(&mut s, p);

@@ -705,6 +705,45 @@ fn a_build_without_pubsub_says_so() {
         "kind = \"pubsub\"\nproject = \"p\"\nsubscription = \"clicks\"",
         "2:8 source.web.kind: this build has no Pub/Sub (build it with `--features services`, or use a kind without a service)",
     );
+    check(
+        "kind = \"file\"\npath = \"out.jsonl\"",
+        "kind = \"pubsub\"\nproject = \"p\"\ntopic = \"sessions\"",
+        "11:8 sink.out.kind: this build has no Pub/Sub (build it with `--features services`, or use a kind without a service)",
+    );
+}
+
+/// `SMALL` with a Pub/Sub sink of these keys.
+#[cfg(feature = "services")]
+#[track_caller]
+fn check_pubsub_sink(keys: &str, want: &str) {
+    check("kind = \"file\"\npath = \"out.jsonl\"", &format!("kind = \"pubsub\"\n{keys}"), want);
+}
+
+#[cfg(feature = "services")]
+#[test]
+fn pubsub_sinks() {
+    let place = "project = \"my-project\"\ntopic = \"sessions\"";
+    check_pubsub_sink(place, "");
+    check_pubsub_sink(
+        &format!("{place}\nordered = false\ncredentials = \"key.json\"\ntimeout = \"5s\"\nendpoint = \"https://europe-west1-pubsub.googleapis.com\""),
+        "",
+    );
+    check_pubsub_sink(
+        "project = \"a/b\"\nordered = \"yes\"\ntable = \"t\"",
+        "10:7 sink.out.topic: `sink.out.topic` is missing (write `topic = \"sessions\"`; it has to be there)
+         12:11 sink.out.project: `a/b` cannot be a name here (use letters, digits and `-`, `.`, `:`)
+         13:11 sink.out.ordered: `sink.out.ordered` must be true or false, not text (write `true` or `false`)
+         14:1 sink.out.table: `table` means nothing here: only kind = \"sqlite\", \"postgres\" and \"bigquery\" have it",
+    );
+    check_pubsub_sink(
+        &format!("{place}\nendpoint = \"http://pubsub.example\""),
+        "14:12 sink.out.endpoint: a token would be sent where anybody on the way can read it (write `https://`, or `credentials = \"none\"`)",
+    );
+    check_pubsub_sink(
+        &format!("{place}\n[sink.b]\nkind = \"pubsub\"\n{place}\nordered = false"),
+        "14:7 sink.b.path: the sinks `out` and `b` write to the same place (give each its own)
+         warning: 14:7 sink.b: no pipeline writes to the sink `b`",
+    );
 }
 
 /// Every example is a config that can be run.

@@ -18,6 +18,7 @@ use crate::config::bigquery::Target as BigQueryTarget;
 use crate::config::kafka::Cluster;
 use crate::config::plan::{self, EndOfInput, Mode, Pipeline, Plan, Sink as SinkPlan, SinkKind};
 use crate::config::postgres::Server as PostgresServer;
+use crate::config::pubsub::Topic;
 use crate::control::{self, Again, Running};
 use crate::journal::Level;
 use crate::meta::Meta;
@@ -40,6 +41,8 @@ use tidemill_connect::sink::jsonl::JsonlSink;
 use tidemill_connect::sink::kafka::{KafkaSink, KafkaTarget};
 #[cfg(feature = "services")]
 use tidemill_connect::sink::postgres::PostgresSink;
+#[cfg(feature = "services")]
+use tidemill_connect::sink::pubsub::PubSubSink;
 use tidemill_connect::sink::sqlite::SqliteSink;
 use tidemill_connect::sink::stdout::StdoutSink;
 use tidemill_engine::lane::{Lane, LaneConfig};
@@ -134,6 +137,7 @@ fn make_sink(s: &SinkPlan, pipeline: &str, stages: Option<Stages>) -> Box<dyn Si
         (SinkKind::Kafka { cluster, topic, message_bytes_max }, st) => {
             kafka_sink(cluster, topic, *message_bytes_max, pipeline, &s.name, st)
         }
+        (SinkKind::PubSub { topic }, st) => pubsub_sink(topic, pipeline, st),
         (SinkKind::BigQuery { target }, st) => bigquery_sink(target, pipeline, &s.name, st),
         (SinkKind::Stdout, Some(st)) => Box::new(StdoutSink::new(pipeline.to_owned(), st)),
         (SinkKind::Stdout, None) => Box::new(StdoutSink::letters()),
@@ -181,6 +185,20 @@ fn kafka_sink(
 #[cfg(not(feature = "services"))]
 fn kafka_sink(cluster: &Cluster, _: &str, _: usize, _: &str, _: &str, _: Option<Stages>) -> Box<dyn Sink> {
     match *cluster {}
+}
+
+#[cfg(feature = "services")]
+fn pubsub_sink(topic: &Topic, pipeline: &str, stages: Option<Stages>) -> Box<dyn Sink> {
+    let (topic, pipeline) = (topic.clone(), pipeline.to_owned());
+    Box::new(match stages {
+        Some(stages) => PubSubSink::sessions(topic, pipeline, stages),
+        None => PubSubSink::letters(topic, pipeline),
+    })
+}
+
+#[cfg(not(feature = "services"))]
+fn pubsub_sink(topic: &Topic, _: &str, _: Option<Stages>) -> Box<dyn Sink> {
+    match *topic {}
 }
 
 #[cfg(feature = "services")]

@@ -20,11 +20,18 @@ pub const BIGQUERY_ROW_BYTES_MAX: usize = 9_500_000;
 pub const BIGQUERY_IN_FLIGHT: usize = 4;
 /// How long a replaced process may go on writing to BigQuery at most, ms: after so long it looks again whether it still may.
 pub const BIGQUERY_LOOK_MS: u64 = 30_000;
+/// Bytes of one message of Pub/Sub, its attributes on top: a request takes 10 MB.
+pub const PUBSUB_MESSAGE_BYTES_MAX: usize = 9_500_000;
+/// Messages of one request to Pub/Sub, at most: its own bound.
+pub const PUBSUB_MESSAGES_AT_ONCE: usize = 1_000;
+/// Requests that are on their way to Pub/Sub: what one connection of HTTP/2 carries at once.
+pub const PUBSUB_IN_FLIGHT: usize = 100;
 /// How long all rows of a pipeline in a table may take to be deleted or marked, ms: a human has asked for it and waits.
 pub const SWEEP_MS: u64 = 3_600_000;
 
 const _: () = assert!(BACKOFF_MS <= BACKOFF_MAX_MS);
 const _: () = assert!(BYTES_AT_ONCE <= BIGQUERY_ROW_BYTES_MAX);
+const _: () = assert!(BYTES_AT_ONCE <= PUBSUB_MESSAGE_BYTES_MAX);
 
 /// The waits between tries of a sink whose service is away.
 #[must_use]

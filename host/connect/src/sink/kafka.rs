@@ -12,9 +12,7 @@
 //! - An epoch without rows writes nothing; the mark is renewed before brokers forget it.
 //! - Memory: [`QUEUE_KIB`] of messages wait in the client, whatever the epoch's size.
 
-mod letters;
-
-use super::{Sink, TakenBack, line};
+use super::{Sink, TakenBack, letters, line};
 use crate::kafka::{Cluster, EVENTS_MAX, Notes, check_topic};
 use crate::{ConnectError, Cursor};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerGroupMetadata};

@@ -6,10 +6,14 @@ pub mod bounds;
 pub mod jsonl;
 #[cfg(feature = "services")]
 pub mod kafka;
+#[cfg(feature = "services")]
+mod letters;
 mod line;
 mod owned;
 #[cfg(feature = "services")]
 pub mod postgres;
+#[cfg(feature = "bigquery")]
+pub mod pubsub;
 pub mod sqlite;
 pub mod stdout;
 

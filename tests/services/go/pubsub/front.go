@@ -3,11 +3,15 @@ package main
 import (
 	"io"
 	"net"
+	"path"
+	"time"
 
+	"cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // Passes messages on as the bytes that they came as.
@@ -35,14 +39,65 @@ func serve(listen string, g *gate, behind *grpc.ClientConn) (string, error) {
 		if !ok {
 			return status.Error(codes.Internal, "a call without a method")
 		}
-		if err := g.meet(from.Context(), method); err != nil {
+		late, err := g.meet(from.Context(), method)
+		if err != nil {
 			return err
 		}
-		return passOn(from, behind, method)
+		if path.Base(method) == "Publish" {
+			var request []byte
+			if err := from.RecvMsg(&request); err != nil {
+				return err
+			}
+			if err := refused(request); err != nil {
+				return err
+			}
+			from = &begun{from, request}
+		}
+		err = passOn(from, behind, method)
+		select {
+		case <-time.After(late):
+		case <-from.Context().Done():
+		}
+		return err
 	}
 	server := grpc.NewServer(grpc.ForceServerCodec(bytesCodec{}), grpc.UnknownServiceHandler(pass))
 	go func() { check(server.Serve(listener)) }()
 	return listener.Addr().String(), nil
+}
+
+// A stream whose first message was read already.
+type begun struct {
+	grpc.ServerStream
+	first []byte
+}
+
+func (b *begun) RecvMsg(m any) error {
+	if b.first == nil {
+		return b.ServerStream.RecvMsg(m)
+	}
+	*m.(*[]byte) = b.first
+	b.first = nil
+	return nil
+}
+
+// What the service refuses of what is published, and the library does not: its documented limits, and keys that differ.
+func refused(request []byte) error {
+	var r pubsubpb.PublishRequest
+	if err := proto.Unmarshal(request, &r); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	if len(request) > 10_000_000 || len(r.Messages) > 1_000 {
+		return status.Error(codes.InvalidArgument, "the request is too large")
+	}
+	for _, m := range r.Messages {
+		if m.OrderingKey != r.Messages[0].OrderingKey {
+			return status.Error(codes.InvalidArgument, "messages of one request have different ordering keys")
+		}
+		if len(m.Data) == 0 && len(m.Attributes) == 0 {
+			return status.Error(codes.InvalidArgument, "a message is empty")
+		}
+	}
+	return nil
 }
 
 func passOn(from grpc.ServerStream, behind *grpc.ClientConn, method string) error {

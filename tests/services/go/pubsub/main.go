@@ -1,6 +1,6 @@
 // A Pub/Sub of tests: the one of Google's own Go library, in memory, with what a test may have happen in front of it.
 //
-// Orders come as lines of JSON, each answered by a line; the first line says where it listens. It ends with its input.
+// It, or another one that it is told of, as Google's emulator. Orders come as lines of JSON, each answered by a line; the first line says where it listens. It ends with its input.
 package main
 
 import (
@@ -33,15 +33,25 @@ type order struct {
 // What is published.
 type message struct{ Text, Key string }
 
+// What was published.
+type published struct {
+	Text, Key  string
+	Attributes map[string]string
+}
+
 type fault struct {
 	// The last part of the method's name; empty: all.
 	Method string
 	// Calls are refused with it, if it is not 0.
 	Code codes.Code
+	// So many calls pass before.
+	After int
 	// How many calls meet it; 0: all.
 	Times int
 	// Every call takes so long.
 	DelayMs int
+	// What takes so long is the answer, after the call has done what it does.
+	Late bool
 	// Only who shows it comes in.
 	Token string
 }
@@ -52,13 +62,17 @@ type gate struct {
 	met   int
 }
 
-// What a call meets.
-func (g *gate) meet(ctx context.Context, method string) error {
+// What a call meets; how long its answer takes.
+func (g *gate) meet(ctx context.Context, method string) (time.Duration, error) {
 	g.mutex.Lock()
 	met := g.fault
 	if met.Method != "" && met.Method != path.Base(method) {
 		g.mutex.Unlock()
-		return nil
+		return 0, nil
+	}
+	if met.Code != 0 && met.After > 0 {
+		g.fault.After--
+		met.Code = 0
 	}
 	if met.Code != 0 {
 		g.met++
@@ -69,18 +83,22 @@ func (g *gate) meet(ctx context.Context, method string) error {
 		}
 	}
 	g.mutex.Unlock()
+	delay, late := time.Duration(met.DelayMs)*time.Millisecond, time.Duration(0)
+	if met.Late {
+		delay, late = 0, delay
+	}
 	select {
-	case <-time.After(time.Duration(met.DelayMs) * time.Millisecond):
+	case <-time.After(delay):
 	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
+		return 0, status.FromContextError(ctx.Err()).Err()
 	}
 	if met.Token != "" && first(ctx, "authorization") != "Bearer "+met.Token {
-		return status.Error(codes.Unauthenticated, "Request had invalid authentication credentials")
+		return 0, status.Error(codes.Unauthenticated, "Request had invalid authentication credentials")
 	}
 	if met.Code != 0 {
-		return status.Error(met.Code, "as the test wants it")
+		return 0, status.Error(met.Code, "as the test wants it")
 	}
-	return nil
+	return late, nil
 }
 
 func first(ctx context.Context, name string) string {
@@ -93,11 +111,16 @@ func first(ctx context.Context, name string) string {
 
 func main() {
 	listen := flag.String("listen", "127.0.0.1:0", "host:port")
+	behind := flag.String("behind", "", "host:port of another Pub/Sub that answers instead of the library")
 	flag.Parse()
 	g := &gate{}
 	// pstest makes its gRPC server itself: what stands in front of it is a server of ours that passes calls on.
-	inner := pstest.NewServerWithAddress("127.0.0.1:0")
-	client, err := grpc.NewClient(inner.Addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	var inner *pstest.Server
+	if *behind == "" {
+		inner = pstest.NewServerWithAddress("127.0.0.1:0")
+		*behind = inner.Addr
+	}
+	client, err := grpc.NewClient(*behind, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	check(err)
 	address, err := serve(*listen, g, client)
 	check(err)
@@ -130,6 +153,25 @@ func check(err error) {
 	}
 }
 
+// What a subscription has now, which is taken out of it.
+func pull(ctx context.Context, client pubsubpb.SubscriberClient, subscription string) ([]published, error) {
+	answer, err := client.Pull(ctx, &pubsubpb.PullRequest{
+		Subscription: subscription, MaxMessages: 1_000, ReturnImmediately: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	list, ids := []published{}, []string{}
+	for _, m := range answer.ReceivedMessages {
+		list = append(list, published{string(m.Message.Data), m.Message.OrderingKey, m.Message.Attributes})
+		ids = append(ids, m.AckId)
+	}
+	if len(ids) > 0 {
+		_, err = client.Acknowledge(ctx, &pubsubpb.AcknowledgeRequest{Subscription: subscription, AckIds: ids})
+	}
+	return list, err
+}
+
 func obey(o order, inner *pstest.Server, g *gate, client *grpc.ClientConn) (any, error) {
 	ctx := context.Background()
 	switch o.Do {
@@ -144,9 +186,24 @@ func obey(o order, inner *pstest.Server, g *gate, client *grpc.ClientConn) (any,
 		return nil, err
 	case "publish":
 		for _, m := range o.Messages {
-			inner.PublishOrdered(o.Topic, []byte(m.Text), nil, m.Key)
+			if _, err := pubsubpb.NewPublisherClient(client).Publish(ctx, &pubsubpb.PublishRequest{
+				Topic:    o.Topic,
+				Messages: []*pubsubpb.PubsubMessage{{Data: []byte(m.Text), OrderingKey: m.Key}},
+			}); err != nil {
+				return nil, err
+			}
 		}
 		return nil, nil
+	case "pull":
+		return pull(ctx, pubsubpb.NewSubscriberClient(client), o.Subscription)
+	case "published":
+		list := []published{}
+		for _, m := range inner.Messages() {
+			if m.Topic == o.Topic {
+				list = append(list, published{string(m.Data), m.OrderingKey, m.Attributes})
+			}
+		}
+		return list, nil
 	case "fault":
 		g.mutex.Lock()
 		defer g.mutex.Unlock()
