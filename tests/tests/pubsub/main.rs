@@ -47,6 +47,7 @@ subscription = "{SUBSCRIPTION}"
 endpoint = "http://{address}"
 credentials = "none"
 timeout = "2s"
+lease = "10s"
 outstanding_messages = 100
 key = "user"
 time = {{ field = "ts", unit = "ms" }}

@@ -91,9 +91,14 @@ mod with_client {
     const OUTSTANDING_MESSAGES_MAX: u64 = 100_000;
     /// Enough for the rate of any disk, little beside the lanes' memory.
     const OUTSTANDING_BYTES: u64 = 64 << 20;
-    /// How long an answer may take, ms, and its bounds: a lease of a minute must outlast it.
+    /// How long an answer may take, ms, and the least of it.
     const TIMEOUT_MS: i64 = 10_000;
-    const TIMEOUT_MS_BOUNDS: std::ops::RangeInclusive<i64> = 100..=15_000;
+    const TIMEOUT_MS_MIN: i64 = 100;
+    /// How long a message is ours, ms, and the service's bounds of it.
+    const LEASE_MS: i64 = 60_000;
+    const LEASE_MS_BOUNDS: std::ops::RangeInclusive<i64> = 10_000..=600_000;
+    /// So many answers may take their time while a lease lasts: it is renewed before it has run out.
+    const TIMEOUTS_PER_LEASE: i64 = 4;
 
     /// Reads the keys. `backlog_bytes`: what is kept if nothing else is said.
     pub(in super::super) fn check_source(
@@ -104,7 +109,8 @@ mod with_client {
         let project = project(s, p);
         let subscription = s.need("subscription", "write `subscription = \"clicks\"`; it has to be there", p);
         let subscription = subscription.and_then(|f| name(&f, "-_.~+%", p));
-        let timeout = s.get("timeout").map_or_else(|| Some(TIMEOUT_MS), |f| timeout(&f, p));
+        let lease = s.get("lease").map_or(Some(LEASE_MS), |f| lease(&f, p));
+        let timeout = timeout(s.get("timeout"), lease.unwrap_or(LEASE_MS), p);
         let messages =
             s.get("outstanding_messages").map_or_else(|| Some(OUTSTANDING_MESSAGES), |f| messages(&f, p));
         let bytes = s.get("outstanding_bytes").map_or(Some(OUTSTANDING_BYTES), |f| at_least_mib(&f, p));
@@ -115,6 +121,7 @@ mod with_client {
             name: subscription?,
             outstanding_messages: messages?,
             outstanding_bytes: bytes?,
+            lease: Duration::from_millis(lease?.unsigned_abs()),
         };
         Some(Pulled { subscription, backlog_bytes: backlog_bytes? })
     }
@@ -150,12 +157,26 @@ mod with_client {
         Some(Project { project: project?, endpoint: endpoint?, credentials: credentials?, timeout: timeout? })
     }
 
-    fn timeout(f: &Field<'_>, p: &mut Problems) -> Option<i64> {
+    /// `lease_ms`: within it several answers must have their time.
+    fn timeout(f: Option<Field<'_>>, lease_ms: i64, p: &mut Problems) -> Option<i64> {
+        let most = lease_ms / TIMEOUTS_PER_LEASE;
+        let Some(f) = f else { return Some(TIMEOUT_MS.min(most)) };
         let ms = f.duration_ms(p)?;
-        if TIMEOUT_MS_BOUNDS.contains(&ms) {
+        if (TIMEOUT_MS_MIN..=most).contains(&ms) {
             return Some(ms);
         }
-        f.wrong(format!("`{}` must lie between 100ms and 15s", f.path), "\"10s\" is usual".to_owned(), p);
+        let message = format!("`{}` must lie between 100ms and a quarter of `lease`, {most}ms", f.path);
+        f.wrong(message, "\"10s\" is usual".to_owned(), p);
+        None
+    }
+
+    fn lease(f: &Field<'_>, p: &mut Problems) -> Option<i64> {
+        let ms = f.duration_ms(p)?;
+        if LEASE_MS_BOUNDS.contains(&ms) && ms % 1_000 == 0 {
+            return Some(ms);
+        }
+        let message = format!("`{}` must be whole seconds between 10s and 10m", f.path);
+        f.wrong(message, "\"60s\" is usual".to_owned(), p);
         None
     }
 

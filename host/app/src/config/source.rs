@@ -24,7 +24,7 @@ const WRITE_KEY_BYTES_MIN: usize = 16;
 const COMBINED_FIELDS: [&str; 11] =
     ["host", "ident", "user", "time", "method", "url", "protocol", "status", "bytes", "referer", "agent"];
 /// Keys that only some kinds of source have.
-const SOURCE_ONLY: [(&str, &str); 25] = [
+const SOURCE_ONLY: [(&str, &str); 26] = [
     ("path", "only kind = \"file\" has it"),
     ("follow", "only kind = \"file\" has it"),
     ("events", "only kind = \"generator\" has it"),
@@ -50,6 +50,7 @@ const SOURCE_ONLY: [(&str, &str); 25] = [
     ("credentials", "only kind = \"pubsub\" has it"),
     ("outstanding_messages", "only kind = \"pubsub\" has it"),
     ("outstanding_bytes", "only kind = \"pubsub\" has it"),
+    ("lease", "only kind = \"pubsub\" has it"),
 ];
 
 pub(super) fn check_source(

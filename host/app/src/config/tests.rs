@@ -692,8 +692,13 @@ fn subscriptions_of_pubsub() {
     check_pulled("project = \"p\"\nsubscription = \"clicks\"", "");
     check_pulled(
         "project = \"p\"\nsubscription = \"clicks\"\ntimeout = \"1m\"\noutstanding_messages = 1000000",
-        "5:11 source.web.timeout: `source.web.timeout` must lie between 100ms and 15s (\"10s\" is usual)
+        "5:11 source.web.timeout: `source.web.timeout` must lie between 100ms and a quarter of `lease`, 15000ms (\"10s\" is usual)
          6:24 source.web.outstanding_messages: `source.web.outstanding_messages` is 100000 at most (1000 is usual)",
+    );
+    check_pulled("project = \"p\"\nsubscription = \"clicks\"\nlease = \"10s\"\ntimeout = \"2s\"", "");
+    check_pulled(
+        "project = \"p\"\nsubscription = \"clicks\"\nlease = \"20500ms\"\ntimeout = \"2s\"",
+        "5:9 source.web.lease: `source.web.lease` must be whole seconds between 10s and 10m (\"60s\" is usual)",
     );
 }
 
@@ -725,7 +730,9 @@ fn pubsub_sinks() {
     let place = "project = \"my-project\"\ntopic = \"sessions\"";
     check_pubsub_sink(place, "");
     check_pubsub_sink(
-        &format!("{place}\nordered = false\ncredentials = \"key.json\"\ntimeout = \"5s\"\nendpoint = \"https://europe-west1-pubsub.googleapis.com\""),
+        &format!(
+            "{place}\nordered = false\ncredentials = \"key.json\"\ntimeout = \"5s\"\nendpoint = \"https://europe-west1-pubsub.googleapis.com\""
+        ),
         "",
     );
     check_pubsub_sink(

@@ -19,10 +19,8 @@ use tonic::{Code, Response, Status, Streaming};
 pub const ID_FIELD: &str = "pubsub_message_id";
 /// What lets in.
 const RIGHTS: &str = "roles/pubsub.subscriber`";
-/// How long a message is ours before it is given to others, s.
-const LEASE_S: i32 = 60;
-/// How often leases are renewed: often enough that one call may fail.
-const RENEW_EVERY: Duration = Duration::from_secs(20);
+/// So often leases are renewed while they last: often enough that one call may fail.
+const RENEWALS: u32 = 3;
 /// How often a full log is asked again, and a wish to stop looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// Acknowledgements of one call: ids have some 200 bytes, and a call may have 512 KiB.
@@ -39,6 +37,8 @@ pub struct Subscription {
     pub outstanding_messages: u32,
     /// Their bytes, at most; one message more may come.
     pub outstanding_bytes: u64,
+    /// How long a message is ours before it is given to others, unless that is renewed; 10 s to 10 min, by the service's own rule.
+    pub lease: Duration,
 }
 
 impl Subscription {
@@ -139,7 +139,7 @@ impl<'a, H: Fn()> Puller<'a, H> {
         let (ask, requests) = mpsc::channel(2);
         let first = api::StreamingPullRequest {
             subscription: of.full_name(),
-            stream_ack_deadline_seconds: LEASE_S,
+            stream_ack_deadline_seconds: seconds(of.lease),
             max_outstanding_messages: i64::from(of.outstanding_messages),
             max_outstanding_bytes: i64::try_from(of.outstanding_bytes).unwrap_or(i64::MAX),
             ..api::StreamingPullRequest::default()
@@ -176,7 +176,7 @@ impl<'a, H: Fn()> Puller<'a, H> {
 
     async fn go_on(&mut self, stop: impl Fn() -> bool) -> Result<(), ConnectError> {
         let mut look = tokio::time::interval(LOOK);
-        let mut renew = tokio::time::interval(RENEW_EVERY);
+        let mut renew = tokio::time::interval(self.of.lease / RENEWALS);
         renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !stop() {
             let reads = self.has_room();
@@ -273,7 +273,7 @@ impl<'a, H: Fn()> Puller<'a, H> {
 
     /// Keeps what is held ours.
     async fn renew(&mut self) -> Result<(), ConnectError> {
-        self.lease(LEASE_S).await?;
+        self.lease(seconds(self.of.lease)).await?;
         // Says that somebody is here. While earlier ones wait to be sent nothing more has to be said.
         let _ = self.ask.try_send(api::StreamingPullRequest::default());
         Ok(())
@@ -315,6 +315,10 @@ impl<H> Drop for Puller<'_, H> {
             coming.abort();
         }
     }
+}
+
+fn seconds(lease: Duration) -> i32 {
+    i32::try_from(lease.as_secs()).unwrap_or(i32::MAX)
 }
 
 /// The next answer. Nothing is lost if it is not waited for to the end.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tidemill_connect::ConnectError;
 use tidemill_connect::source::ingest_log::IngestLog;
 use tidemill_connect::source::pubsub::Subscription;
@@ -13,12 +14,16 @@ use tidemill_connect::source::{Block, Partition as _, Read};
 use tidemill_services::proxy::Proxy;
 use tidemill_services::pubsub::{DENIED, Fault, PubSub, THROTTLED, UNAVAILABLE, pubsub};
 
+/// The shortest that the service has: what was held by a stream that broke comes again after it.
+const LEASE: Duration = Duration::from_secs(10);
+
 fn subscription(address: &str) -> Subscription {
     Subscription {
         project: project(address),
         name: "clicks-sub".to_owned(),
         outstanding_messages: 100,
         outstanding_bytes: 1 << 20,
+        lease: LEASE,
     }
 }
 
