@@ -1,15 +1,15 @@
 //! Clicks of a shop as two data sources send them, and what is wrong with some.
 //!
-//! The web's come as Avro in Confluent's frames, by two versions of a schema; the app's as JSON of another shape. Both are out of
-//! order within [`DISORDER_MS`], one in ten comes again, by either source, and a visitor's are spread over all partitions.
+//! The app's come as JSON; the web's too, or as Avro in Confluent's frames, by two versions of a schema, as the [`Streams`] take them.
+//! Both are out of order within [`DISORDER_MS`], one in ten comes again, by either source, and a visitor's are spread over all
+//! partitions.
 
+use crate::streams::Streams;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use tidemill_services::kafka::Broker;
 use tidemill_tests::avro::{framed, long, optional, text};
 use tidemill_tests::component::Made;
-use tidemill_tests::kafka;
 use tidemill_tests::model::{self, Format, Gap, Log, Row, Source, Unit};
 use tidemill_tests::traffic::{Rng, START_MS};
 
@@ -46,7 +46,7 @@ pub(crate) const SCHEMAS: [(u32, &str); 2] = [
 
 /// What is wrong with a click.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wrong {
+pub(crate) enum Wrong {
     /// The record cannot be read.
     Bytes,
     /// It names a schema that nobody has; the app's only breaks off.
@@ -70,11 +70,11 @@ const WRONGS: [Wrong; 7] = [
 ];
 
 impl Wrong {
-    /// Why the record's letter is written; the web's records are Avro.
-    fn reason(self, of_web: bool) -> &'static str {
+    /// Why the record's letter is written.
+    fn reason(self, is_avro: bool) -> &'static str {
         match self {
-            Wrong::Bytes if of_web => "malformed_avro",
-            Wrong::Schema if of_web => "unknown_schema",
+            Wrong::Bytes if is_avro => "malformed_avro",
+            Wrong::Schema if is_avro => "unknown_schema",
             Wrong::Bytes | Wrong::Schema => "malformed_json",
             Wrong::NoVisitor | Wrong::NoId => "missing_field",
             Wrong::NoAddress => "rejected: missing_field",
@@ -100,14 +100,14 @@ struct Click {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Letter {
     /// Of a record that is no event, or that the validator rejected.
-    Record { partition: String, offset: u64, reason: String },
+    /// Where it was, as its streams tell that.
+    Record { place: String, reason: String },
     /// Of a session that the rule discarded.
     Session(Made),
 }
 
 /// All that is sent, and what is known of it.
 pub(crate) struct Clicks {
-    topics: [String; 2],
     /// Topic by topic, partition by partition.
     parts: Vec<Vec<Vec<u8>>>,
     /// The clicks that are events and not rejected, once each, as JSON lines in the words of the rule.
@@ -123,10 +123,10 @@ pub(crate) fn users(events: u64) -> u64 {
 }
 
 impl Clicks {
-    /// So many, from a seed, for these topics.
-    pub(crate) fn new(seed: u64, events: u64, topics: [String; 2]) -> Clicks {
+    /// So many, from a seed, as these streams take them.
+    pub(crate) fn new(seed: u64, events: u64, streams: &dyn Streams) -> Clicks {
         let parts = vec![Vec::new(); PARTITIONS.iter().sum()];
-        let mut all = Clicks { topics, parts, valid: Vec::new(), events: 0, letters: Vec::new() };
+        let mut all = Clicks { parts, valid: Vec::new(), events: 0, letters: Vec::new() };
         let mut rng = Rng::new(seed);
         let clicks = made(&mut rng, events);
         clicks.iter().for_each(|click| all.expect(click));
@@ -142,10 +142,15 @@ impl Clicks {
         arrivals.sort_by_key(|(at, n, ..)| (*at, *n));
         for (_, _, topic, click) in arrivals {
             let partition = rng.below(PARTITIONS[topic] as u64) as usize;
-            let record = if topic == 0 { as_avro(click, &mut rng) } else { as_json(click) };
-            all.push(topic, partition, record, click.wrong);
+            let is_avro = streams.is_avro(topic);
+            let record = if is_avro { as_avro(click, &mut rng) } else { as_json(click) };
+            if let Some(wrong) = click.wrong {
+                let offset = all.parts[at(topic, partition)].len() as u64;
+                let place = streams.place(topic, partition, offset, &record);
+                all.letters.push(Letter::Record { place, reason: wrong.reason(is_avro).to_owned() });
+            }
+            all.parts[at(topic, partition)].push(record);
         }
-        all.end();
         all
     }
 
@@ -162,41 +167,31 @@ impl Clicks {
         self.valid.push(b'\n');
     }
 
-    fn push(&mut self, topic: usize, partition: usize, record: Vec<u8>, wrong: Option<Wrong>) {
-        let part = &mut self.parts[if topic == 0 { partition } else { PARTITIONS[0] + partition }];
-        if let Some(wrong) = wrong {
-            let partition = format!("{}/{partition}", self.topics[topic]);
-            let reason = wrong.reason(topic == 0).to_owned();
-            self.letters.push(Letter::Record { partition, offset: part.len() as u64, reason });
-        }
-        part.push(record);
-    }
-
-    /// A last click in each partition, long after all others.
-    fn end(&mut self) {
-        let month_ms = 30 * 24 * 3_600_000;
-        let ends = (0..self.parts.len()).map(|n| Click {
-            id: format!("{LAST}{n}"),
-            user: LAST.into(),
-            ts: START_MS + month_ms,
-            kind: "page_view",
-            address: Some("/".into()),
-            campaign: None,
-            amount: None,
-            wrong: None,
-        });
-        for (n, click) in ends.enumerate() {
-            let of_web = n < PARTITIONS[0];
-            self.parts[n].push(if of_web { avro_of(&click, None) } else { as_json(&click) });
-        }
-    }
-
     /// Sends the `n`th of so many pieces, partition by partition.
-    pub(crate) fn produce(&self, broker: &Broker, n: usize, of: usize) {
+    pub(crate) fn send(&self, streams: &dyn Streams, n: usize, of: usize) {
         for (at, part) in self.parts.iter().enumerate() {
-            let (topic, partition) = if at < PARTITIONS[0] { (0, at) } else { (1, at - PARTITIONS[0]) };
-            let piece = &part[part.len() * n / of..part.len() * (n + 1) / of];
-            kafka::produce(broker, &self.topics[topic], partition as i32, piece.iter().map(Vec::as_slice));
+            let (topic, partition) = place(at);
+            streams.send(topic, partition, &part[part.len() * n / of..part.len() * (n + 1) / of]);
+        }
+    }
+
+    /// Sends a last click to each partition, long after all others.
+    pub(crate) fn send_last(&self, streams: &dyn Streams) {
+        let month_ms = 30 * 24 * 3_600_000;
+        for n in 0..self.parts.len() {
+            let click = Click {
+                id: format!("{LAST}{n}"),
+                user: LAST.into(),
+                ts: START_MS + month_ms,
+                kind: "page_view",
+                address: Some("/".into()),
+                campaign: None,
+                amount: None,
+                wrong: None,
+            };
+            let (topic, partition) = place(n);
+            let record = if streams.is_avro(topic) { avro_of(&click, None) } else { as_json(&click) };
+            streams.send(topic, partition, &[record]);
         }
     }
 
@@ -214,6 +209,15 @@ impl Clicks {
         assert!(log.invalid.is_empty(), "{:?}", log.invalid.first());
         (log, &self.valid)
     }
+}
+
+/// Topic and partition of a part.
+fn place(part: usize) -> (usize, usize) {
+    if part < PARTITIONS[0] { (0, part) } else { (1, part - PARTITIONS[0]) }
+}
+
+fn at(topic: usize, partition: usize) -> usize {
+    if topic == 0 { partition } else { PARTITIONS[0] + partition }
 }
 
 fn made(rng: &mut Rng, events: u64) -> Vec<Click> {
@@ -299,9 +303,9 @@ fn avro_of(click: &Click, device: Option<&str>) -> Vec<u8> {
     framed(SCHEMAS[usize::from(device.is_some())].0, &value.concat())
 }
 
-/// A letter as it stands in the topic.
+/// A letter as it stands in the topic; `place` says where its record was.
 #[track_caller]
-pub(crate) fn letter(line: &str) -> Letter {
+pub(crate) fn letter(line: &str, place: impl FnOnce(&Value) -> String) -> Letter {
     let l: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("a letter is no JSON: {e}: {line}"));
     let text = |name: &str| l[name].as_str().unwrap_or_else(|| panic!("no {name} in {line}")).to_owned();
     let number = |name: &str| l[name].as_i64().unwrap_or_else(|| panic!("no {name} in {line}"));
@@ -317,8 +321,7 @@ pub(crate) fn letter(line: &str) -> Letter {
         return Letter::Session(Made { row, fields: l["fields"].to_string() });
     }
     let reason = if l["stage"] == "validate" { format!("rejected: {reason}") } else { reason };
-    let offset = l["position"]["offset"].as_u64().unwrap_or_else(|| panic!("no position in {line}"));
-    Letter::Record { partition: text("partition"), offset, reason }
+    Letter::Record { place: place(&l), reason }
 }
 
 /// How many letters of each reason, in words.

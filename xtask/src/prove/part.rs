@@ -65,7 +65,7 @@ pub(super) const PARTS: [Part; 7] = [
     },
     Part {
         name: "architecture",
-        what: "Kafka to BigQuery and to Postgres, a million events each: kills of the host and the broker, broken streams",
+        what: "Kafka to BigQuery and Pub/Sub to Postgres, a million events each: kills of the host and the broker, broken streams",
         share: 4,
         unit: "records",
         wanted: None,
