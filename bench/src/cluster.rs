@@ -27,10 +27,7 @@ pub(crate) struct Cluster(Broker);
 impl Cluster {
     /// Starts one.
     pub(crate) fn start() -> Outcome<Cluster> {
-        Broker::start().map(Cluster).map_err(|e| match e {
-            Absent::Missing(why) => Failure::usage(format!("there is no Kafka here: {why}")),
-            Absent::Broken(why) => Failure::new(format!("Kafka: {why}")),
-        })
+        there("Kafka", Broker::start()).map(Cluster)
     }
 
     /// As configs have it.

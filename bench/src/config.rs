@@ -61,6 +61,10 @@ pub(crate) enum Sink {
     Topic(u64),
     /// A table of the job's BigQuery, by its number.
     BigQuery(u64),
+    /// A table of the job's Postgres, by its number.
+    Postgres(u64),
+    /// The topic `rows` of the job's Pub/Sub, without order.
+    PubSub,
 }
 
 /// The topic of rows, by its number.
@@ -161,6 +165,10 @@ impl Job {
             Sink::Topic(n) => {
                 format!("kind = \"kafka\"\nbrokers = {at:?}\ntopic = {:?}", topic_of_rows(n))
             }
+            Sink::Postgres(n) => format!("kind = \"postgres\"\nurl = {at:?}\ntable = \"rows_{n}\""),
+            Sink::PubSub => format!(
+                "kind = \"pubsub\"\nproject = \"p\"\ntopic = \"rows\"\nordered = false\ncredentials = \"none\"\nendpoint = {at:?}"
+            ),
             Sink::BigQuery(n) => format!(
                 "kind = \"bigquery\"\nproject = \"p\"\ndataset = \"d\"\ntable = \"rows_{n}\"\ncredentials = \"none\"\n\
                  endpoint = {at:?}\nstorage_endpoint = {at:?}"

@@ -1,6 +1,7 @@
 //! Why a measurement ends: a sentence for whoever runs it.
 
 use std::fmt::{self, Display, Formatter};
+use tidemill_services::Absent;
 
 /// A sentence, and the exit code that goes with it.
 #[derive(Debug)]
@@ -32,6 +33,14 @@ impl Display for Failure {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
+}
+
+/// A service that was started; one that cannot be had ends the measurement.
+pub(crate) fn there<T>(what: &str, started: Result<T, Absent>) -> Outcome<T> {
+    started.map_err(|e| match e {
+        Absent::Missing(why) => Failure::usage(format!("there is no {what} here: {why}")),
+        Absent::Broken(why) => Failure::new(format!("{what}: {why}")),
+    })
 }
 
 /// Adds to an error what was being done.

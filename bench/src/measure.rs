@@ -59,7 +59,7 @@ pub(crate) const ALL: [Measurement; 14] = [
     },
     Measurement {
         name: "sinks",
-        about: "rows a second into each sink: JSON lines, SQLite, Kafka, BigQuery",
+        about: "rows a second into each sink: JSON lines, SQLite, Kafka, BigQuery, Postgres, Pub/Sub",
         seconds: (25, 120),
         run: sinks::run,
     },

@@ -2,8 +2,8 @@
 //!
 //! This file is the harness: it finds or builds the binary, runs, kills and reads what came out. `config` writes configs,
 //! `model` says what must come out and `component` does where the rule is a plugin, `traffic` makes input, `trials` finds the
-//! real logs, `plugins` builds components, `service` is what they look things up in, `postgres` and `kafka` are servers, `bigquery`
-//! and `avro` what stands in tables and topics; what may stand before a server, and Kafka itself, is in `tests/services`.
+//! real logs, `plugins` builds components, `service` is what they look things up in, `kafka` makes topics and reads them, `postgres`,
+//! `bigquery` and `avro` say what stands in tables and topics; servers, and what may stand before one, are in `tests/services`.
 //!
 //! `TIDEMILL_BIN` names a binary; without it `cargo build -p tidemill --profile trial` makes one, once a process.
 //! Waiting is always for a condition, with a deadline, never for a time.

@@ -12,10 +12,11 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tidemill_services::postgres::{self, Database, PASSWORD, USER};
 use tidemill_services::proxy::Proxy;
 use tidemill_tests::api::Api;
 use tidemill_tests::model::{self, Format, Gap, Log, Row, Source, Unit};
-use tidemill_tests::postgres::{self, Database, PASSWORD, USER};
+use tidemill_tests::postgres::table;
 use tidemill_tests::traffic::{Shop, delayed, file_of};
 use tidemill_tests::{
     Case, Config, Follower, Outcome, Plugin, Process, RUN_MAX, current, latest, report, same_table, wait_for,
@@ -99,7 +100,7 @@ fn model_of(bytes: &[u8]) -> (Log, Vec<Row>) {
 /// Both sinks hold the model's rows, and the table no row twice or early.
 #[track_caller]
 fn same(what: &str, expected: &[Row], case: &Case, database: &Database) {
-    let table = database.table("sessions");
+    let table = table(database, "sessions");
     same_table(&format!("{what}, Postgres"), expected, &current(&table));
     same_table(&format!("{what}, JSON lines"), expected, &current(&latest(case.lines("rows.jsonl"))));
     let early = table.iter().find(|s| s.stage == "early");
@@ -446,7 +447,7 @@ fn a_column_that_vanishes_is_named_and_what_may_be_mended_is() {
         rows.sort();
         rows
     };
-    let table = current(&database.table("sessions"));
+    let table = current(&table(&database, "sessions"));
     same_table("mended", &without_reason(rows), &without_reason(table));
 }
 
@@ -561,8 +562,8 @@ fn going_back_takes_back_what_the_table_has() {
     let short = postgres::database().unwrap();
     let alone = case_of(&bytes[..offset], &config, &Sinks::of(&short));
     alone.run().exits(0);
-    let expected = current(&short.table("sessions"));
-    same_table("gone back", &expected, &current(&database.table("sessions")));
+    let expected = current(&table(&short, "sessions"));
+    same_table("gone back", &expected, &current(&table(&database, "sessions")));
     case.put(FILE, &bytes);
     edit(&case, "\"hold\"", "\"close\"");
     case.run().exits(0);
@@ -745,7 +746,7 @@ fn what_passes_is_encrypted_as_the_config_wants_it() {
         let outcome = case.run();
         silent(&outcome);
         if outcome.code == Some(0) {
-            same_table(&more, &rows, &current(&database.table("sessions")));
+            same_table(&more, &rows, &current(&table(&database, "sessions")));
         }
         outcome
     };

@@ -1,6 +1,6 @@
 //! Real services for tests: fetched once, started on free ports of this machine, stopped with the test.
 //!
-//! `kafka` starts a broker, `bigtable` a stand-in of Google's own, `bigquery` and `objects` are services within the process, `proxy`
+//! `kafka` and `postgres` start servers, `bigtable` and `pubsub` stand-ins of Google's own, `bigquery` and `objects` are services within the process, `proxy`
 //! stands between a client and a service and is as bad as a test wants it. Shares no code with the host and knows no client: it is the other side of what is tested.
 //!
 //! Where a service cannot be had (no Java, no Go, no artifacts), tests that ask for it say why in one line and pass, unless
@@ -18,6 +18,7 @@ mod go;
 pub mod kafka;
 #[cfg(feature = "objects")]
 pub mod objects;
+pub mod postgres;
 pub mod proxy;
 #[cfg(feature = "bigquery")]
 pub mod pubsub;

@@ -1,8 +1,9 @@
 //! Where sessions go in the end: one at a time of what an architecture may have there.
 
 use tidemill_services::bigquery::{BigQuery as Service, Fault, Row as Cells};
+use tidemill_services::postgres::{self, Database, PASSWORD, USER};
 use tidemill_services::proxy::Proxy;
-use tidemill_tests::postgres::{self, Database, PASSWORD, USER};
+use tidemill_tests::postgres::table;
 use tidemill_tests::{Case, Stored, bigquery};
 
 /// A table of sessions and the service that has it.
@@ -103,7 +104,7 @@ impl Warehouse for Postgres {
         self.number(&format!("SELECT count(*) FROM sessions WHERE {of} AND key <> '{but}'"))
     }
     fn rows(&self) -> Vec<Stored> {
-        self.database.table("sessions")
+        table(&self.database, "sessions")
     }
     fn break_off(&self) {
         self.proxy.refuse(true);
