@@ -1,6 +1,6 @@
 //! A Kafka for measurements: a broker on this machine, topics in it, and who reads one plainly.
 
-use crate::error::{Doing, Failure, Outcome};
+use crate::error::{Doing, Failure, Outcome, there};
 use crate::figures::of_count;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -13,7 +13,6 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::time::Duration;
-use tidemill_services::Absent;
 use tidemill_services::kafka::Broker;
 
 /// Longest that the broker may take for anything.
