@@ -53,6 +53,20 @@ pub(crate) fn google() -> String {
     }
 }
 
+/// What becomes of the tests that ask Google's own emulators. No wish for services asks for them: the Cloud SDK alone has them.
+pub(crate) fn emulators() -> String {
+    match path().into_iter().map(|f| f.join("gcloud")).find(|p| p.is_file()) {
+        Some(gcloud) => format!(
+            "Google's emulators of Bigtable, Pub/Sub: asked besides, where the SDK of {} has them",
+            gcloud.display()
+        ),
+        None => {
+            "skipping Google's emulators: there is no `gcloud` in the path (https://cloud.google.com/sdk)"
+                .to_owned()
+        }
+    }
+}
+
 fn path() -> Vec<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect()
 }

@@ -72,16 +72,17 @@ fn all(list: &mut Steps) -> Result<(), Failure> {
             say(&format!("\nskipping {what}: there is no {name}, and {variable} names none"));
         }
     }
-    say(&format!("\n{}\n{}\n{}", services::postgres(), services::kafka(), services::google()));
+    let found = [services::postgres(), services::kafka(), services::google(), services::emulators()];
+    say(&format!("\n{}", found.join("\n")));
     let binary = target_dir().join("trial").join("tidemill");
     // What the tests count and measure is part of what they show, and their harness keeps it to itself.
-    let found = target_dir().join("tests-report.txt");
-    steps::doing("the tests' report cannot be written", std::fs::write(&found, ""))?;
+    let report = target_dir().join("tests-report.txt");
+    steps::doing("the tests' report cannot be written", std::fs::write(&report, ""))?;
     let mut tests = cargo(&["test", LOCKED, ALL, FEATURES, PROFILE]);
     tests.envs(runner::variable());
-    let passed = list.step("every test", tests.env("TIDEMILL_BIN", binary).env("TIDEMILL_REPORT", &found));
+    let passed = list.step("every test", tests.env("TIDEMILL_BIN", binary).env("TIDEMILL_REPORT", &report));
     say("\nwhat the tests found:");
-    steps::doing("the tests' report cannot be read", std::fs::read_to_string(&found))?
+    steps::doing("the tests' report cannot be read", std::fs::read_to_string(&report))?
         .lines()
         .for_each(|line| say(&format!("  {line}")));
     passed?;
