@@ -29,8 +29,8 @@ pub(crate) struct Options {
     pub(crate) quick: bool,
     /// Names of those that are planted after the others.
     pub(crate) known: BTreeSet<String>,
-    /// No further patch is begun then.
-    pub(crate) until: Option<Instant>,
+    /// How long patches are begun, once the suites are built and have passed without one.
+    pub(crate) time: Option<Duration>,
 }
 
 /// What became of the bugs that were planted, by name.
@@ -111,8 +111,9 @@ pub(crate) fn plant(options: &Options) -> Result<Planting, Failure> {
             seconds(begun.elapsed())
         ));
     }
+    let until = options.time.map(|time| Instant::now() + time);
     for bug in bugs {
-        if options.until.is_some_and(|until| Instant::now() >= until) {
+        if until.is_some_and(|until| Instant::now() >= until) {
             planting.left.push(bug.name);
             continue;
         }

@@ -338,7 +338,7 @@ fn number_before(line: &str, words: &str) -> Option<u64> {
 fn planted_bugs(prove: &mut Prove, _: &Path, until: Instant) -> Result<(), Failure> {
     let caught = |name: &str| format!("caught:{name}");
     let options = planted::Options {
-        until: Some(until),
+        time: Some(until.saturating_duration_since(Instant::now())),
         // First those that were not caught over these sources.
         known: planted::names()?
             .into_iter()
