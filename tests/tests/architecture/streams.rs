@@ -147,6 +147,8 @@ pub(crate) struct PubSub {
 /// What is held by a host that was killed comes again when its lease has run out: clicks of a piece may stand anywhere in it.
 const PUBSUB_DISORDER: &str = "2h";
 const LETTERS: &str = "letters";
+/// Ordering keys of one partition.
+const KEYS: usize = 300;
 
 impl PubSub {
     pub(crate) fn start() -> Option<PubSub> {
@@ -184,9 +186,11 @@ impl Streams for PubSub {
         false
     }
     fn send(&self, topic: usize, partition: usize, records: &[Vec<u8>]) {
-        let key = ["a", "b", "c"][partition];
-        let text = |record: &Vec<u8>| (key, String::from_utf8(record.clone()).unwrap());
-        self.service.publish(SOURCES[topic], records.iter().map(text));
+        // The app's with ordering keys, of which each waits for what is acknowledged; the web's without.
+        let keys: Vec<String> = (0..KEYS).map(|n| format!("{partition}/{n}")).collect();
+        let key = |n: usize| if topic == 0 { "" } else { keys[n % KEYS].as_str() };
+        let text = |record: &Vec<u8>| String::from_utf8(record.clone()).unwrap();
+        self.service.publish(SOURCES[topic], records.iter().enumerate().map(|(n, r)| (key(n), text(r))));
         self.sent.set(self.sent.get() + records.len() as u64);
     }
     fn is_read(&self) -> bool {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"io"
 	"net"
 	"path"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
@@ -28,8 +30,11 @@ func (bytesCodec) Name() string { return "proto" }
 
 var _ encoding.Codec = bytesCodec{}
 
-// Listens, and passes every call that the gate lets in on to the server behind it.
-func serve(listen string, g *gate, behind *grpc.ClientConn) (string, error) {
+// The library gives a stream one message every 10 ms. So behind each stream that is pulled there are several.
+const pulls = 64
+
+// Listens, and passes every call that the gate lets in on to the server behind it; a stream that is pulled as so many.
+func serve(listen string, g *gate, behind *grpc.ClientConn, streams int) (string, error) {
 	listener, err := net.Listen("tcp", listen)
 	if err != nil {
 		return "", err
@@ -53,7 +58,11 @@ func serve(listen string, g *gate, behind *grpc.ClientConn) (string, error) {
 			}
 			from = &begun{from, request}
 		}
-		err = passOn(from, behind, method)
+		if path.Base(method) == "StreamingPull" {
+			err = passOn(from, behind, method, streams)
+		} else {
+			err = passOn(from, behind, method, 1)
+		}
 		select {
 		case <-time.After(late):
 		case <-from.Context().Done():
@@ -100,33 +109,73 @@ func refused(request []byte) error {
 	return nil
 }
 
-func passOn(from grpc.ServerStream, behind *grpc.ClientConn, method string) error {
+// The first request goes to each of the streams behind, all further ones to the first of them; their answers come as they come.
+func passOn(from grpc.ServerStream, behind *grpc.ClientConn, method string, streams int) error {
+	ctx, cancel := context.WithCancel(from.Context())
+	defer cancel()
 	both := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
-	to, err := behind.NewStream(from.Context(), both, method, grpc.ForceCodec(bytesCodec{}))
-	if err != nil {
-		return err
+	to := make([]grpc.ClientStream, streams)
+	for i := range to {
+		var err error
+		if to[i], err = behind.NewStream(ctx, both, method, grpc.ForceCodec(bytesCodec{})); err != nil {
+			return err
+		}
 	}
 	go func() {
-		for {
+		for first := true; ; first = false {
 			var request []byte
 			if from.RecvMsg(&request) != nil {
 				// Ends the request, or finds the stream ended.
-				_ = to.CloseSend()
+				for _, stream := range to {
+					_ = stream.CloseSend()
+				}
 				return
 			}
-			if to.SendMsg(&request) != nil {
-				return
+			for i, stream := range to {
+				if first || i == 0 {
+					if stream.SendMsg(&request) != nil {
+						return
+					}
+				}
 			}
 		}
 	}()
+	type heard struct {
+		answer  []byte
+		err     error
+		trailer metadata.MD
+	}
+	answers := make(chan heard)
+	for _, stream := range to {
+		go func() {
+			for {
+				var h heard
+				if h.err = stream.RecvMsg(&h.answer); h.err != nil {
+					h.trailer = stream.Trailer()
+				}
+				select {
+				case answers <- h:
+				case <-ctx.Done():
+					return
+				}
+				if h.err != nil {
+					return
+				}
+			}
+		}()
+	}
 	for {
-		var answer []byte
-		if err := to.RecvMsg(&answer); err != nil {
-			from.SetTrailer(to.Trailer())
-			return ended(err)
-		}
-		if err := from.SendMsg(&answer); err != nil {
-			return err
+		select {
+		case h := <-answers:
+			if h.err != nil {
+				from.SetTrailer(h.trailer)
+				return ended(h.err)
+			}
+			if err := from.SendMsg(&h.answer); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
 		}
 	}
 }

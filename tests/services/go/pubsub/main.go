@@ -116,13 +116,15 @@ func main() {
 	g := &gate{}
 	// pstest makes its gRPC server itself: what stands in front of it is a server of ours that passes calls on.
 	var inner *pstest.Server
+	streams := 1
 	if *behind == "" {
 		inner = pstest.NewServerWithAddress("127.0.0.1:0")
 		*behind = inner.Addr
+		streams = pulls
 	}
 	client, err := grpc.NewClient(*behind, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	check(err)
-	address, err := serve(*listen, g, client)
+	address, err := serve(*listen, g, client, streams)
 	check(err)
 	fmt.Println(address)
 	orders := bufio.NewReader(os.Stdin)
