@@ -746,7 +746,7 @@ fn what_passes_is_encrypted_as_the_config_wants_it() {
         let outcome = case.run();
         silent(&outcome);
         if outcome.code == Some(0) {
-            same_table(&more, &rows, &current(&table(&database, "sessions")));
+            same_table(&more, &rows, &current(&table(database, "sessions")));
         }
         outcome
     };

@@ -72,7 +72,7 @@ fn read(service: &PubSub) -> (Vec<Stored>, usize) {
 fn until_same(what: &str, rows: &[Row], service: &PubSub, case: &Case, mut process: Process) -> Outcome {
     wait_for("all sessions to be certain", RUN_MAX, || {
         assert!(!process.ended(), "it has ended:\n{}", process.said_so_far());
-        let table = case.has_table().then(|| case.table()).unwrap_or_default();
+        let table = if case.has_table() { case.table() } else { Vec::new() };
         let certain =
             |all: &[Stored]| all.iter().filter(|s| s.stage == "final" && s.row.key != super::LAST).count();
         (certain(&table) == rows.len() && certain(&latest(read(service).0)) == rows.len()).then_some(())

@@ -142,7 +142,7 @@ fn a_topic_that_is_refused_or_not_there_is_named_and_later_waited_for() {
     service.fault(&Fault { code: DENIED, ..Fault::default() });
     match deliver(&mut sink, 1, &rows(0..1)) {
         Err(ConnectError::Config(why)) => {
-            assert!(why.contains("grant `roles/pubsub.publisher` on the topic"), "{why}")
+            assert!(why.contains("grant `roles/pubsub.publisher` on the topic"), "{why}");
         }
         other => panic!("{other:?}"),
     }
