@@ -739,7 +739,7 @@ fn pubsub_sinks() {
         "project = \"a/b\"\nordered = \"yes\"\ntable = \"t\"",
         "10:7 sink.out.topic: `sink.out.topic` is missing (write `topic = \"sessions\"`; it has to be there)
          12:11 sink.out.project: `a/b` cannot be a name here (use letters, digits and `-`, `.`, `:`)
-         13:11 sink.out.ordered: `sink.out.ordered` must be true or false, not text (write `true` or `false`)
+         13:11 sink.out.ordered: `sink.out.ordered` must be true or false, not a string
          14:1 sink.out.table: `table` means nothing here: only kind = \"sqlite\", \"postgres\" and \"bigquery\" have it",
     );
     check_pubsub_sink(
