@@ -174,6 +174,8 @@ pub fn can_send_again(first_epoch: u64, mut confirmed: impl Iterator<Item = u64>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tidemill_engine::outbox::{SessionRow, Stage, Stages};
+    use tidemill_engine::time::EventTime;
 
     #[test]
     fn a_rotation_takes_every_group_once_and_rests_until_the_log_is_long_again() {
@@ -202,6 +204,47 @@ mod tests {
         assert_eq!(with(&|c| c.rows.push(0)), (false, true));
         assert_eq!(with(&|c| c.enriched.push(0)), (false, true));
         assert_eq!(with(&|c| c.letters.push(0)), (false, true));
+    }
+
+    /// Bug family: a row that is on its way to its lookups leaves as well, or what has come back from them does not.
+    #[test]
+    fn what_needs_lookups_waits_and_what_was_looked_up_leaves() {
+        let mut rows = Vec::new();
+        for (id, stage) in [(1, Stage::Final), (2, Stage::Retracted)] {
+            let row = SessionRow {
+                id: [id; 16],
+                key: "k",
+                start: EventTime::from_ms(0),
+                end: EventTime::from_ms(1),
+                events: 1,
+                stage,
+                reason: None,
+                plugin: "p@1",
+                fields: "{}",
+            };
+            row.encode(&mut rows);
+        }
+        let mut content = Content { rows, letters: b"first\n".to_vec(), ..Content::default() };
+        let mut told = Vec::new();
+        let dead = content.hold_back(|retracted| {
+            told.extend(retracted.iter().copied());
+            Leaving {
+                rows: b"looked up".to_vec(),
+                letters: b"second\n".to_vec(),
+                dead: BTreeMap::from([("lookup_failed".to_owned(), 1)]),
+                resolved: b"places".to_vec(),
+            }
+        });
+        assert_eq!(dead, BTreeMap::from([("lookup_failed".to_owned(), 1)]));
+        assert_eq!(told, [[2; 16]]);
+        let stages = |rows: &[u8]| {
+            let outbox = Outbox::new(1, 1, rows, b"");
+            outbox.sessions(Stages::ALL).map(|(_, row)| (row.id[0], row.stage)).collect::<Vec<_>>()
+        };
+        assert_eq!(stages(&content.rows), [(2, Stage::Retracted)]);
+        assert_eq!(stages(&content.unresolved), [(1, Stage::Final)]);
+        assert_eq!((&*content.enriched, &*content.resolved), (&b"looked up"[..], &b"places"[..]));
+        assert_eq!(content.letters, b"first\nsecond\n");
     }
 
     #[test]

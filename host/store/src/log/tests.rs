@@ -619,3 +619,33 @@ fn records_that_do_not_follow_are_not_put_into_the_log() {
     refuse(&copied(&another, &refs), "does not go on after epoch 4: epoch 5");
     assert_eq!(log.graft(&good).unwrap(), 8);
 }
+
+/// Somebody who only looks: no log is no error, and nothing is made by looking.
+#[test]
+fn the_newest_epoch_is_found_by_looking_alone() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("clicks");
+    assert!(EpochLog::newest(&OsDisk, &dir).unwrap().is_none() && !dir.exists());
+    written(&dir, 7, 400);
+    assert!(list_segments(&OsDisk, &dir).unwrap().len() > 1);
+    let newest = EpochLog::newest(&OsDisk, &dir).unwrap().unwrap();
+    assert_eq!((newest.epoch, newest.incarnation, newest.meta), (7, 1, b"{}".to_vec()));
+}
+
+/// The smallest record that there is proves a commit as well as any other, at the very end of the file too.
+#[test]
+fn a_record_without_sections_after_the_damage_proves_the_commit() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(tmp.path(), &[]).unwrap();
+    let refs: Vec<RecordRef> = (1..=3).map(|e| append(&mut log, e).unwrap()).collect();
+    let smallest = log.append(1, 4, &[]).unwrap();
+    assert_eq!(smallest.len, tidemill_engine::record::RECORD_BYTES_MIN as u64);
+    drop(log);
+    set_marker(tmp.path(), b"");
+    let file = segment_path(tmp.path(), 1);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[refs[2].offset as usize + 40] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let said = refused(tmp.path(), &[], (1, refs[2].offset, 3));
+    assert!(said.contains("epoch 4 stands"), "{said}");
+}
