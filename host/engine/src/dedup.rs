@@ -76,6 +76,17 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_beyond_the_bound_is_forgotten_and_the_oldest_first() {
+        let mut d = Dedup::default();
+        let id = |n: usize| (n as u64).to_le_bytes();
+        (0..HASHES_MAX).for_each(|n| d.accepted(b"k", at(if n < 2 { 0 } else { STEP_MS }), &id(n)));
+        assert!(d.knows(b"k", at(0), &id(0)) && d.knows(b"k", at(STEP_MS), &id(HASHES_MAX - 1)));
+        d.accepted(b"k", at(STEP_MS), &id(HASHES_MAX));
+        assert!(!d.knows(b"k", at(0), &id(0)) && !d.knows(b"k", at(0), &id(1)));
+        assert!(d.knows(b"k", at(STEP_MS), &id(2)) && d.knows(b"k", at(STEP_MS), &id(HASHES_MAX)));
+    }
+
+    #[test]
     fn an_event_is_known_by_key_time_and_id_until_the_horizon_passes() {
         let mut d = Dedup::default();
         d.accepted(b"k", at(25_000), b"1");

@@ -124,6 +124,43 @@ fn a_fault_that_is_never_found_again_is_given_up() {
     }
 }
 
+/// Bug family: what the host says of a rule that it will not ask again is taken for a fault of the event it was asked about last.
+#[test]
+fn a_fault_that_ends_all_is_not_put_on_an_event() {
+    let rule = Altered(gap(), |turns: &Turns, out: &mut Results| {
+        let times: Vec<i64> = turns.inputs.iter().map(|i| i.time.ms()).collect();
+        if times == [2] {
+            out.turns[0] = TurnResult::failed(Fault { fatal: true, ..Fault::unknown("it is gone") });
+        } else if times.contains(&2) {
+            fail(out);
+        }
+    });
+    let mut out = Results::default();
+    Contained::new(rule, 1).call(&turns(&[&[0, 1, 2, 3]]), &mut out);
+    let fault = out.turns[0].fault.clone().unwrap();
+    assert!(fault.fatal && fault.message == "it is gone", "{fault:?}");
+    assert!(out.rejections.is_empty());
+}
+
+/// Bug family: a timer that is not due yet is blamed for what fails, and its session ends before its time.
+#[test]
+fn only_the_fields_of_a_session_that_stays_open_may_be_lost() {
+    let rule = Altered(gap(), |turns: &Turns, out: &mut Results| {
+        if turns.turns[0].report_open {
+            fail(out);
+        }
+    });
+    let mut turns = turns(&[&[0, 5]]);
+    let turn = &mut turns.turns[0];
+    (turn.until, turn.at_end, turn.report_open) = (EventTime::from_ms(6), false, true);
+    let mut out = Results::default();
+    Contained::new(rule, 1).call(&turns, &mut out);
+    let answer = &out.turns[0];
+    assert_eq!((&answer.fault, answer.closings.range().len()), (&None, 0));
+    assert!(answer.end.first.is_some(), "its session is open");
+    assert!(out.rejections.is_empty());
+}
+
 /// A turn of a session that began at 0 and has a timer at 15, with a state that the rule refuses.
 fn with_refused_state(times: &[i64], until: i64, at_end: bool) -> Turns {
     let mut turns = turns(&[times]);
