@@ -253,14 +253,17 @@ impl PubSubSink {
         refused: &mut Vec<u8>,
     ) -> Result<(), ConnectError> {
         let mut items = self.items(outbox).skip(*there).peekable();
-        let mut told = std::mem::take(refused);
-        while let Some(round) = self.round(&mut items, &mut told)? {
+        loop {
+            let told = refused.len();
+            let Some(round) = self.round(&mut items, refused)? else { return Ok(()) };
             let items = round.items;
-            self.publish_round(way, round).await?;
+            if let Err(e) = self.publish_round(way, round).await {
+                // What this round has refused is refused again with it.
+                refused.truncate(told);
+                return Err(e);
+            }
             *there += items;
-            refused.clone_from(&told);
         }
-        Ok(())
     }
 
     fn not_open(&self) -> ConnectError {

@@ -20,23 +20,24 @@ fn sink(address: &str) -> PubSubSink {
     PubSubSink::sessions(topic(address, true), "visits".to_owned(), Stages::ALL)
 }
 
+fn row(id: u8, fields: &str) -> SessionRow<'_> {
+    SessionRow {
+        id: [id; 16],
+        key: "k",
+        start: EventTime::from_ms(0),
+        end: EventTime::from_ms(1),
+        events: 1,
+        stage: Stage::Final,
+        reason: None,
+        plugin: "p@1",
+        fields,
+    }
+}
+
 /// Rows of these sessions.
 fn rows(ids: std::ops::Range<u8>) -> Vec<u8> {
     let mut rows = Vec::new();
-    for id in ids {
-        SessionRow {
-            id: [id; 16],
-            key: "k",
-            start: EventTime::from_ms(0),
-            end: EventTime::from_ms(1),
-            events: 1,
-            stage: Stage::Final,
-            reason: None,
-            plugin: "p@1",
-            fields: "{}",
-        }
-        .encode(&mut rows);
-    }
+    ids.for_each(|id| row(id, "{}").encode(&mut rows));
     rows
 }
 
@@ -219,4 +220,28 @@ fn what_of_an_epoch_was_confirmed_is_not_published_again() {
     assert_eq!(service.published(TOPIC).len(), 1_000);
     epoch(&mut sink).unwrap();
     assert_eq!(service.published(TOPIC).len(), 3_000);
+}
+
+/// Bug family: a dead letter of a part that was published is forgotten when the next part fails twice.
+#[test]
+fn a_row_that_no_message_holds_is_told_once_however_often_the_rest_fails() {
+    let Some(service) = pubsub() else { return };
+    service.topic(TOPIC);
+    let mut sink = PubSubSink::sessions(topic(service.address(), false), "visits".to_owned(), Stages::ALL);
+    sink.open(1, None).unwrap();
+    let mut all = Vec::new();
+    let huge = format!("\"{}\"", "x".repeat(10_000_000));
+    row(200, &huge).encode(&mut all);
+    (0..20).for_each(|_| all.extend(rows(0..100)));
+    let epoch = |sink: &mut PubSubSink| sink.deliver(&Outbox::new(1, 1, &all, b""));
+    // The first of its requests goes through, and the second fails again and again.
+    service.fault(&Fault { method: "Publish", code: UNAVAILABLE, after: 1, times: 3, ..Fault::default() });
+    for _ in 0..3 {
+        assert!(matches!(epoch(&mut sink), Err(ConnectError::Unavailable(_))));
+    }
+    epoch(&mut sink).unwrap();
+    assert_eq!(service.published(TOPIC).len(), 2_000);
+    let told = sink.take_refused();
+    let letter: serde_json::Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!((&letter["reason"], &letter["session_id"]), (&"row_refused".into(), &"c8".repeat(16).into()));
 }
