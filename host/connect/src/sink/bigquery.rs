@@ -14,8 +14,9 @@ mod table;
 
 pub use self::table::{ColumnKind, OwnColumn, SESSION_COLUMNS, TableOptions};
 
-use self::rows::{Batches, Item, Refused, Writer, letters, part};
+use self::rows::{Batches, Refused, Writer, part};
 use self::table::{Mark, Missing, Shape, label};
+use super::content::{Content, Item};
 use super::owned::{Owner, Standing, int};
 use super::{Sink, TakenBack, bounds};
 use crate::bigquery::{Answer, Client, Dataset, Stream};
@@ -31,13 +32,6 @@ use tidemill_engine::outbox::{Outbox, Stages};
 const SCHEMA_TRIES: u32 = 2;
 /// How often the table is looked at again because somebody else has changed it between our look and our change.
 const CLAIM_TRIES: u32 = 5;
-
-/// What the sink takes of an epoch.
-#[derive(Clone, Copy)]
-enum Content {
-    Sessions(Stages),
-    Letters,
-}
 
 /// Writes into one table of BigQuery.
 pub struct BigQuerySink {
@@ -128,15 +122,6 @@ impl BigQuerySink {
             open: None,
             refused: Vec::new(),
             has_claimed: Cell::new(false),
-        }
-    }
-
-    fn items<'a>(&self, outbox: &Outbox<'a>) -> Box<dyn Iterator<Item = Item<'a>> + 'a> {
-        match self.content {
-            Content::Sessions(stages) => {
-                Box::new(outbox.sessions(stages).map(|(r, row)| Item::Session(r, row)))
-            }
-            Content::Letters => Box::new(letters(outbox)),
         }
     }
 
@@ -357,7 +342,7 @@ impl BigQuerySink {
         answers: &mut u64,
     ) -> Result<(), ConnectError> {
         let writer = Writer { pipeline: &self.owner.pipeline, own: self.shape.own() };
-        let mut batches = Batches::new(self.items(outbox).skip(skip), writer);
+        let mut batches = Batches::new(self.content.items(outbox).skip(skip), writer);
         let mut again: VecDeque<Vec<Item<'_>>> = VecDeque::new();
         let mut flying = VecDeque::new();
         let mut bad = Vec::new();
@@ -468,7 +453,7 @@ impl Sink for BigQuerySink {
         if open.standing.has(outbox) {
             return Ok(open.standing.cursor);
         }
-        let with_rows = self.items(outbox).next().is_some();
+        let with_rows = self.content.is_in(outbox);
         if with_rows {
             self.apply(outbox)?;
         }

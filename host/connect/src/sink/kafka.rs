@@ -12,6 +12,7 @@
 //! - An epoch without rows writes nothing; the mark is renewed before brokers forget it.
 //! - Memory: [`QUEUE_KIB`] of messages wait in the client, whatever the epoch's size.
 
+use super::content::{Content, letter_lines};
 use super::{Sink, TakenBack, letters, line};
 use crate::kafka::{Cluster, EVENTS_MAX, Notes, check_topic};
 use crate::{ConnectError, Cursor};
@@ -58,17 +59,12 @@ impl KafkaTarget {
     }
 }
 
-enum Kind {
-    Sessions(Stages),
-    Letters,
-}
-
 /// See the module's documentation.
 pub struct KafkaSink {
     target: KafkaTarget,
     pipeline: String,
     sink: String,
-    kind: Kind,
+    content: Content,
     /// `None` before `open`.
     incarnation: Option<u64>,
     /// `None` after a failure: the next delivery makes a new one, and reads the mark.
@@ -109,21 +105,21 @@ impl KafkaSink {
     /// A topic for the revisions with these stages; `pipeline` and `sink` name whose they are.
     #[must_use]
     pub fn sessions(target: KafkaTarget, pipeline: String, sink: String, stages: Stages) -> KafkaSink {
-        KafkaSink::new(target, pipeline, sink, Kind::Sessions(stages))
+        KafkaSink::new(target, pipeline, sink, Content::Sessions(stages))
     }
 
     /// A topic of dead letters, each as the epoch holds it, without its line end.
     #[must_use]
     pub fn letters(target: KafkaTarget, pipeline: String, sink: String) -> KafkaSink {
-        KafkaSink::new(target, pipeline, sink, Kind::Letters)
+        KafkaSink::new(target, pipeline, sink, Content::Letters)
     }
 
-    fn new(target: KafkaTarget, pipeline: String, sink: String, kind: Kind) -> KafkaSink {
+    fn new(target: KafkaTarget, pipeline: String, sink: String, content: Content) -> KafkaSink {
         KafkaSink {
             target,
             pipeline,
             sink,
-            kind,
+            content,
             incarnation: None,
             writer: None,
             cursor: Cursor::default(),
@@ -328,9 +324,9 @@ impl KafkaSink {
     }
 
     fn send_all(&self, producer: &BaseProducer<Notes>, outbox: &Outbox<'_>) -> Result<(), ConnectError> {
-        match self.kind {
-            Kind::Sessions(stages) => self.send_sessions(producer, outbox, stages),
-            Kind::Letters => self.send_letters(producer, outbox),
+        match self.content {
+            Content::Sessions(stages) => self.send_sessions(producer, outbox, stages),
+            Content::Letters => self.send_letters(producer, outbox),
         }
     }
 
@@ -361,7 +357,7 @@ impl KafkaSink {
     fn send_letters(&self, producer: &BaseProducer<Notes>, outbox: &Outbox<'_>) -> Result<(), ConnectError> {
         let revision = Revision { incarnation: outbox.incarnation, epoch: outbox.epoch };
         let room = self.target.message_bytes_max.saturating_sub(FRAME_BYTES);
-        for (i, letter) in outbox.letters().split(|b| *b == b'\n').filter(|l| !l.is_empty()).enumerate() {
+        for (i, letter) in letter_lines(outbox).enumerate() {
             let cut = (letter.len() > room).then(|| letters::cut(letter, room));
             let letter = match &cut {
                 None => letter,
@@ -410,13 +406,6 @@ impl KafkaSink {
             self.target.message_bytes_max,
             self.target.topic
         ))
-    }
-
-    fn has_work(&self, outbox: &Outbox<'_>) -> bool {
-        match self.kind {
-            Kind::Sessions(stages) => outbox.sessions(stages).next().is_some(),
-            Kind::Letters => !outbox.letters().is_empty(),
-        }
     }
 
     /// The mark beside the store's cursor: it may lie behind the epoch that the store knows, since epochs without rows do not
@@ -552,7 +541,7 @@ impl Sink for KafkaSink {
         }
         let note = MarkNote { incarnation, epoch_of: outbox.incarnation };
         let mut with_rows = self.cursor.length;
-        if self.has_work(outbox) {
+        if self.content.is_in(outbox) {
             self.write(Mark { epoch: outbox.epoch, note }, |sink, producer| sink.send_all(producer, outbox))?;
             with_rows = outbox.epoch;
         } else if self.marked_at.elapsed() > MARK_RENEWED_AFTER {

@@ -3,6 +3,8 @@
 #[cfg(feature = "bigquery")]
 pub mod bigquery;
 pub mod bounds;
+#[cfg(feature = "services")]
+mod content;
 pub mod jsonl;
 #[cfg(feature = "services")]
 pub mod kafka;

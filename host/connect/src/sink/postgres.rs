@@ -14,6 +14,7 @@ mod values;
 
 use self::table::{LETTERS, Names, SESSIONS, Shape, kind_of};
 use super::bounds::{BYTES_AT_ONCE, ROWS_AT_ONCE, SWEEP_MS};
+use super::content::Content;
 use super::owned::{Owner, Standing, begins_at, int};
 use super::{Sink, TakenBack, line};
 use crate::postgres::{Asking, Connection, Server};
@@ -23,13 +24,6 @@ use tidemill_engine::outbox::{Outbox, Revision, SessionRow, Stage, Stages};
 use tokio_postgres::Statement;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::types::ToSql;
-
-/// What the sink takes of an epoch.
-#[derive(Clone, Copy)]
-enum Content {
-    Sessions(Stages),
-    Letters,
-}
 
 /// Writes into one table of a Postgres database.
 pub struct PostgresSink {
@@ -98,13 +92,6 @@ impl PostgresSink {
         match self.content {
             Content::Sessions(_) => &SESSIONS,
             Content::Letters => &LETTERS,
-        }
-    }
-
-    fn has_work(&self, outbox: &Outbox<'_>) -> bool {
-        match self.content {
-            Content::Sessions(stages) => outbox.sessions(stages).next().is_some(),
-            Content::Letters => !outbox.letters().is_empty(),
         }
     }
 
@@ -459,7 +446,7 @@ impl Sink for PostgresSink {
         if open.standing.has(outbox) {
             return Ok(open.standing.cursor);
         }
-        let with_rows = self.has_work(outbox);
+        let with_rows = self.content.is_in(outbox);
         if with_rows {
             self.apply(outbox)?;
         }

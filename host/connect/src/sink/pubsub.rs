@@ -8,6 +8,7 @@
 //! one after another, whatever fails between; of an epoch one round of messages is in memory. Nobody is fenced: what a process
 //! that was replaced still publishes has lower revisions than anything its successor does.
 
+use super::content::{Content, Item};
 use super::owned::Standing;
 use super::{Sink, TakenBack, bounds, letters, line};
 use crate::google::{failure, later};
@@ -15,8 +16,7 @@ use crate::pubsub::{Project, Way};
 use crate::{ConnectError, Cursor};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1 as api;
-use tidemill_engine::letter::RevisionLetter;
-use tidemill_engine::outbox::{Outbox, Revision, SessionRow, Stages};
+use tidemill_engine::outbox::{Outbox, Revision, Stages};
 use tokio::runtime::Runtime;
 use tonic::Code;
 
@@ -47,16 +47,11 @@ impl Topic {
     }
 }
 
-enum Kind {
-    Sessions(Stages),
-    Letters,
-}
-
 /// See the module's documentation.
 pub struct PubSubSink {
     topic: Topic,
     pipeline: String,
-    kind: Kind,
+    content: Content,
     /// `None` before `open`.
     open: Option<Open>,
     /// Dead letters of the last epoch.
@@ -74,13 +69,6 @@ struct Open {
     there: Option<(Revision, usize)>,
 }
 
-/// What becomes a message.
-enum Item<'a> {
-    Session(Revision, SessionRow<'a>),
-    /// A dead letter and its number in its epoch.
-    Letter(Revision, usize, &'a [u8]),
-}
-
 /// Messages that are on their way together.
 #[derive(Default)]
 struct Round {
@@ -95,17 +83,17 @@ impl PubSubSink {
     /// A topic for the revisions with these stages, of this pipeline.
     #[must_use]
     pub fn sessions(topic: Topic, pipeline: String, stages: Stages) -> PubSubSink {
-        PubSubSink::new(topic, pipeline, Kind::Sessions(stages))
+        PubSubSink::new(topic, pipeline, Content::Sessions(stages))
     }
 
     /// A topic of dead letters, each as the epoch holds it, without its line end. They have no order.
     #[must_use]
     pub fn letters(topic: Topic, pipeline: String) -> PubSubSink {
-        PubSubSink::new(topic, pipeline, Kind::Letters)
+        PubSubSink::new(topic, pipeline, Content::Letters)
     }
 
-    fn new(topic: Topic, pipeline: String, kind: Kind) -> PubSubSink {
-        PubSubSink { topic, pipeline, kind, open: None, refused: Vec::new() }
+    fn new(topic: Topic, pipeline: String, content: Content) -> PubSubSink {
+        PubSubSink { topic, pipeline, content, open: None, refused: Vec::new() }
     }
 
     fn runtime(&self) -> Result<Runtime, ConnectError> {
@@ -128,19 +116,6 @@ impl PubSubSink {
             // The right to publish does not bring the right to look: the first message shows it.
             Err(e) if e.code() == Code::PermissionDenied => Ok((way, false)),
             Err(e) => Err(failure(&way.place, RIGHTS, &e)),
-        }
-    }
-
-    fn items<'a>(&self, outbox: &Outbox<'a>) -> Box<dyn Iterator<Item = Item<'a>> + 'a> {
-        match self.kind {
-            Kind::Sessions(stages) => {
-                Box::new(outbox.sessions(stages).map(|(revision, row)| Item::Session(revision, row)))
-            }
-            Kind::Letters => {
-                let revision = Revision { incarnation: outbox.incarnation, epoch: outbox.epoch };
-                let lines = outbox.letters().split(|b| *b == b'\n').filter(|l| !l.is_empty());
-                Box::new(lines.enumerate().map(move |(n, line)| Item::Letter(revision, n, line)))
-            }
         }
     }
 
@@ -203,23 +178,14 @@ impl PubSubSink {
     /// A dead letter of a row that no message can hold.
     fn refuse(&self, item: &Item<'_>, bytes: usize, refused: &mut Vec<u8>) -> Result<(), ConnectError> {
         let most = bounds::PUBSUB_MESSAGE_BYTES_MAX;
-        let Item::Session(revision, row) = item else {
-            let place = self.topic.place();
-            return Err(ConnectError::Failed(format!(
-                "{place}: a dead letter without its record has {bytes} bytes, and a message takes {most}"
-            )));
-        };
         let message = format!("it has {bytes} bytes, and a message of Pub/Sub takes {most}");
-        let letter = RevisionLetter {
-            reason: "row_refused",
-            stage: "sink",
-            message: &message,
-            enricher: None,
-            revision: *revision,
-            row: *row,
-        };
-        letter.write(refused);
-        Ok(())
+        if item.refused(&message, refused) {
+            return Ok(());
+        }
+        let place = self.topic.place();
+        Err(ConnectError::Failed(format!(
+            "{place}: a dead letter without its record has {bytes} bytes, and a message takes {most}"
+        )))
     }
 
     /// Publishes a round; when it returns without an error, each message was confirmed.
@@ -252,7 +218,7 @@ impl PubSubSink {
         there: &mut usize,
         refused: &mut Vec<u8>,
     ) -> Result<(), ConnectError> {
-        let mut items = self.items(outbox).skip(*there).peekable();
+        let mut items = self.content.items(outbox).skip(*there).peekable();
         loop {
             let told = refused.len();
             let Some(round) = self.round(&mut items, refused)? else { return Ok(()) };
@@ -334,7 +300,7 @@ impl Sink for PubSubSink {
     }
 
     fn refuses_rows(&self) -> bool {
-        matches!(self.kind, Kind::Sessions(_))
+        matches!(self.content, Content::Sessions(_))
     }
 
     fn delete_all(&mut self) -> Result<(), ConnectError> {
@@ -364,7 +330,7 @@ impl PubSubSink {
         if there == 0 {
             refused.clear();
         }
-        let with_rows = self.items(outbox).next().is_some();
+        let with_rows = self.content.is_in(outbox);
         if with_rows {
             let way = open.way.take();
             let published = open.runtime.block_on(async {
@@ -389,11 +355,10 @@ impl PubSubSink {
 
 #[cfg(test)]
 mod tests {
+    use super::super::content::row;
     use super::*;
     use crate::pubsub::CredentialsFrom;
     use std::time::Duration;
-    use tidemill_engine::outbox::Stage;
-    use tidemill_engine::time::EventTime;
 
     fn sink(ordered: bool) -> PubSubSink {
         let project = Project {
@@ -403,20 +368,6 @@ mod tests {
             timeout: Duration::from_secs(1),
         };
         PubSubSink::sessions(Topic { project, name: "t".into(), ordered }, "visits".into(), Stages::ALL)
-    }
-
-    fn row(id: u8, fields: &str) -> SessionRow<'_> {
-        SessionRow {
-            id: [id; 16],
-            key: "k",
-            start: EventTime::from_ms(0),
-            end: EventTime::from_ms(1),
-            events: 1,
-            stage: Stage::Final,
-            reason: None,
-            plugin: "p@1",
-            fields,
-        }
     }
 
     fn of(incarnation: u64, epoch: u64, id: u8) -> Item<'static> {

@@ -3,6 +3,7 @@
 //! BigQuery has no instants beyond years 1 to 9999 and no JSON that cannot be read. Neither may cost a row: an instant becomes the
 //! first or the last one, JSON that cannot be read a JSON string of the same text.
 
+use super::super::content::Item;
 use super::super::owned::int;
 use super::super::{bounds, line};
 use super::table::{ColumnKind, OwnColumn};
@@ -10,8 +11,7 @@ use prost::encoding::{bool, double, int64, string};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use tidemill_engine::letter::RevisionLetter;
-use tidemill_engine::outbox::{Outbox, Revision, SessionRow};
+use tidemill_engine::outbox::{Revision, SessionRow};
 use tidemill_engine::time::EventTime;
 
 /// Years 1 to 9999, in microseconds.
@@ -21,14 +21,6 @@ const FRAME_BYTES: usize = 6;
 /// Every row is one: a retraction too, since a deleted key is remembered for some days only.
 const UPSERT: &str = "UPSERT";
 
-/// What becomes a row.
-#[derive(Clone, Copy)]
-pub(super) enum Item<'a> {
-    Session(Revision, SessionRow<'a>),
-    /// A dead letter and its number in its epoch.
-    Letter(Revision, i64, &'a [u8]),
-}
-
 impl Item<'_> {
     /// What two rows of one request must not have in common.
     fn key(&self) -> ([u8; 16], i64) {
@@ -37,13 +29,6 @@ impl Item<'_> {
             Item::Letter(_, number, _) => ([0; 16], *number),
         }
     }
-}
-
-/// The dead letters of an epoch.
-pub(super) fn letters<'a>(outbox: &Outbox<'a>) -> impl Iterator<Item = Item<'a>> + use<'a> {
-    let revision = Revision { incarnation: outbox.incarnation, epoch: outbox.epoch };
-    let lines = outbox.letters().split(|b| *b == b'\n').filter(|l| !l.is_empty());
-    (0..).zip(lines).map(move |(number, line)| Item::Letter(revision, number, line))
 }
 
 /// Writes rows of one table.
@@ -202,18 +187,7 @@ pub(super) struct Refused<'a> {
 impl Refused<'_> {
     /// As a dead letter; none if it is one itself.
     pub(super) fn letter(&self, out: &mut Vec<u8>) -> bool {
-        let Item::Session(revision, row) = self.item else { return false };
-        let message = format!("BigQuery has refused the row: {}", self.why);
-        let letter = RevisionLetter {
-            reason: "row_refused",
-            stage: "sink",
-            message: &message,
-            enricher: None,
-            revision,
-            row,
-        };
-        letter.write(out);
-        true
+        self.item.refused(&format!("BigQuery has refused the row: {}", self.why), out)
     }
 }
 
@@ -276,22 +250,8 @@ impl<'a, I: Iterator<Item = Item<'a>>> Batches<'a, I> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::content::row;
     use super::*;
-    use tidemill_engine::outbox::Stage;
-
-    fn row(id: u8, fields: &str) -> SessionRow<'_> {
-        SessionRow {
-            id: [id; 16],
-            key: "k",
-            start: EventTime::from_ms(0),
-            end: EventTime::from_ms(1),
-            events: 1,
-            stage: Stage::Final,
-            reason: None,
-            plugin: "p@1",
-            fields,
-        }
-    }
 
     const REVISION: Revision = Revision { incarnation: 10, epoch: 255 };
 
