@@ -71,6 +71,15 @@ impl Admin {
         for made in block_on(self.0.create_topics([&topic], &Self::options())).unwrap() {
             made.unwrap();
         }
+        // Made is not known: whoever asks at once is told that there is none.
+        let known = || {
+            let seen = self.0.inner().fetch_metadata(Some(&name), DEADLINE).unwrap();
+            seen.topics().iter().any(|t| t.error().is_none() && t.partitions().len() == partitions as usize)
+        };
+        let begun = Instant::now();
+        while !known() {
+            assert!(begun.elapsed() < DEADLINE, "topic {name} does not get known");
+        }
         name
     }
 
